@@ -1,0 +1,220 @@
+"""
+The tables of the report, from records of results.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from campaign.algorithms import COMPARED, title
+from campaign.records import Cell, Records
+from campaign.statistics import Improvement, judge_updates, steps_to, summarize
+
+N_SEEDS = {"sb3_trpo": 10}
+N_SEEDS_OF_OTHERS = 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    :param claimed: the highest return published for TRPO anywhere, -v2 to -v4; NaN if none
+    :param reach: mean return to reach at 1M steps
+    :param spread: std/mean over seeds to stay under
+    :param thresholds: returns whose steps are counted
+    """
+
+    claimed: float
+    reach: float
+    spread: float
+    thresholds: tuple[int, ...]
+
+
+TARGETS = {
+    "HalfCheetah-v5": Target(8234, 8300, 0.08, (3000, 5000, 7000)),
+    "Walker2d-v5": Target(4933, 5000, 0.12, (2000, 3500, 5000)),
+    "Ant-v5": Target(4982, 5000, 0.09, (2000, 3500, 5000)),
+    "Hopper-v5": Target(3618, 3650, 0.13, (2000, 3000, 3600)),
+    "Humanoid-v5": Target(4123, 4200, 0.15, (1000, 2500, 4000)),
+    "Swimmer-v5": Target(366, 366, 0.02, (100, 200, 350)),
+}
+# Steps in which a threshold should be reached.
+STEP_TARGETS = {("HalfCheetah-v5", 7000): 450_000}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """
+    :return: in Markdown; numbers stand to the right
+    """
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def share(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "–"
+
+
+def seeds(cell: Cell) -> str:
+    """
+    :return: how many seeds there are; marked if some are missing
+    """
+    expected = N_SEEDS.get(cell.variant, N_SEEDS_OF_OTHERS)
+    return str(len(cell.runs)) if len(cell.runs) >= expected else f"**{len(cell.runs)} of {expected}**"
+
+
+def ordered(records: Records) -> list[Cell]:
+    """
+    :return: the compared algorithms' cells, tasks in the order of the targets
+    """
+    tasks = [*TARGETS, *(task for task in records.tasks if task not in TARGETS)]
+    return [records.cells[task, algo] for task in tasks for algo in COMPARED if (task, algo) in records.cells]
+
+
+def targets(records: Records) -> str:
+    """
+    Ours against what was to be reached.
+    """
+    rows = []
+    for task, target in TARGETS.items():
+        row = [task, number(target.claimed), number(target.reach)]
+        cell = records.cells.get((task, "sb3_trpo"))
+        if cell is None:
+            rows.append([*row, "**not run**", "", "", share(target.spread), ""])
+            continue
+        found = summarize(cell.scores)
+        row += [f"{number(found.mean)} ({seeds(cell)})", _verdict(found.mean, target.reach)]
+        spread = "reached" if found.spread <= target.spread else "too high" if found.n > 1 else ""
+        rows.append([*row, share(found.spread), share(target.spread), spread])
+    return table(["task", "highest claimed", "to reach", "mean (seeds)", "", "std/mean", "at most", ""], rows)
+
+
+def _verdict(value: float, goal: float) -> str:
+    return "reached" if value >= goal else f"{(goal - value) / goal:.0%} short"
+
+
+def returns(records: Records) -> str:
+    rows = []
+    for cell in ordered(records):
+        found = summarize(cell.scores)
+        low_high = f"[{number(found.low)}, {number(found.high)}]"
+        training = [run.values["training_score"] for run in cell.runs.values()]
+        numbers = [number(value) for value in (found.mean, found.std, found.iqm)]
+        last = number(float(np.mean([value for value in training if value is not None] or [math.nan])))
+        rows.append([cell.task, title(cell.variant), seeds(cell), *numbers, low_high, share(found.spread), last])
+    header = ["task", "algorithm", "seeds", "mean", "std", "IQM", "95% interval", "std/mean", "training episodes"]
+    return table(header, rows)
+
+
+def stability(records: Records) -> str:
+    """
+    std/mean: one row a task, one column an algorithm.
+    """
+    cells = ordered(records)
+    columns = [algo for algo in COMPARED if any(cell.variant == algo for cell in cells)]
+    rows = []
+    for task in dict.fromkeys(cell.task for cell in cells):
+        row = [task]
+        for algo in columns:
+            cell = records.cells.get((task, algo))
+            row.append(f"{share(summarize(cell.scores).spread)} ({seeds(cell)})" if cell else "–")
+        rows.append(row)
+    return table(["task", *(title(algo) for algo in columns)], rows)
+
+
+def sample_efficiency(records: Records) -> str:
+    """
+    Median over seeds of the steps to each threshold; a seed that never gets there counts as infinity.
+    """
+    rows = []
+    for cell in ordered(records):
+        if cell.task in TARGETS:
+            reached = [_steps(cell, threshold) for threshold in TARGETS[cell.task].thresholds]
+            rows.append([cell.task, title(cell.variant), *reached])
+    return table(["task", "algorithm", "first return", "second return", "third return"], rows)
+
+
+def _steps(cell: Cell, threshold: int) -> str:
+    timesteps, curves = cell.curves()
+    steps = np.array([steps_to(threshold, timesteps, curve) for curve in curves])
+    median = float(np.median(steps))
+    within = f"{median / 1000:.0f}k" if math.isfinite(median) else "–"
+    goal = STEP_TARGETS.get((cell.task, threshold)) if cell.variant == "sb3_trpo" else None
+    aim = f", to reach: {goal / 1000:.0f}k" if goal else ""
+    return f"{threshold}: {within} ({np.isfinite(steps).sum()} of {len(steps)}{aim})"
+
+
+def times(records: Records) -> str:
+    rows = []
+    for cell in ordered(records):
+        per_second = np.median([run.values["training_steps_per_second"] for run in cell.runs.values()])
+        minutes = np.median([run.values["seconds"]["total"] for run in cell.runs.values()]) / 60
+        rows.append([cell.task, title(cell.variant), f"{per_second:.0f}", f"{minutes:.1f}"])
+    return table(["task", "algorithm", "training steps/s", "minutes per run, evaluations included"], rows)
+
+
+def monotonic(records: Records) -> str:
+    rows = []
+    for cell in records.cells.values():
+        before, after = cell.stacked("returns_before"), cell.stacked("returns_after")
+        rows.append([cell.task, title(cell.variant), "all", seeds(cell), *_judged(judge_updates(before, after))])
+        protocol = next(iter(cell.runs.values())).run.protocol
+        stage_of_run = np.repeat(protocol["stages"], protocol["n_updates"])
+        stage = np.tile(stage_of_run, len(cell.runs))
+        for start in protocol["stages"]:
+            judged = judge_updates(before[stage == start], after[stage == start])
+            rows.append(["", "", f"from {start // 1000}k", "", *_judged(judged)])
+    header = ["task", "algorithm", "stage", "seeds", "updates", "J estimated lower", "J lower, p < .05"]
+    return table([*header, "of these, 5% FDR", "J higher, p < .05", "mean change of J"], rows)
+
+
+def _judged(found: Improvement) -> list[str]:
+    low, high = found.worse_interval
+    return [
+        str(found.n),
+        f"{found.lower / found.n:.1%}",
+        f"{found.worse / found.n:.1%} [{low:.1%}, {high:.1%}]",
+        f"{found.worse_corrected / found.n:.1%}",
+        f"{found.better / found.n:.1%}",
+        f"{found.change:+.1f}",
+    ]
+
+
+def against_reference(records: Records, reference: Records, name: str) -> str:
+    """
+    One row a variant, one column a task; above them what they are compared with, on the same seeds.
+
+    :param records: the variants
+    :param reference: the learning campaign
+    :param name: of the reference's row
+    """
+    tasks = records.tasks
+    rows = []
+    full = {}
+    for task in tasks:
+        used = {seed for cell in records.of_task(task) for seed in cell.runs}
+        cell = reference.cells.get((task, "sb3_trpo"))
+        full[task] = cell.restricted_to(used) if cell else Cell(task, "sb3_trpo", {})
+    if reference.cells:
+        rows.append([name, *(_mean_std(full[task]) for task in tasks)])
+    for variant in records.variants:
+        row = [title(variant)]
+        for task in tasks:
+            cell = records.cells.get((task, variant))
+            row.append(_mean_std(cell) if cell else "–")
+        rows.append(row)
+    return table(["variant", *tasks], rows)
+
+
+def _mean_std(cell: Cell) -> str:
+    if not cell.runs:
+        return "–"
+    found = summarize(cell.scores)
+    incomplete = f" ({found.n} of {N_SEEDS_OF_OTHERS})" if found.n < N_SEEDS_OF_OTHERS else ""
+    return f"{number(found.mean)} ± {number(found.std)}{incomplete}"

@@ -1,0 +1,158 @@
+"""
+Make benchmarks/RESULTS.md and docs/images/learning_curves.png from the raw files under benchmarks/results, and from
+nothing else:
+
+    python benchmarks/report.py
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from campaign import tables
+from campaign.pictures import draw_all
+from campaign.records import Records, load
+
+HERE = Path(__file__).parent
+
+HEAD = """# Results
+
+Made by `python benchmarks/report.py` from the files under [results/](results); not to be edited by hand. Each run's
+file names its hyperparameters, versions and the command that repeats it. How the runs are made: [README.md](README.md);
+what was tried on the way to our hyperparameters: [TUNING.md](TUNING.md).
+
+A score is the mean deterministic return of the *final* policy over 100 episodes, on environments of its own with frozen
+normalisation statistics. Intervals are 95% bootstrap intervals of the mean over seeds (percentile, 9999 resamples), std
+has n − 1 in its denominator, IQM is the interquartile mean. A **number of seeds in bold** marks an incomplete cell.
+"""
+
+TARGETS = """
+Ours, one set of hyperparameters for all tasks (γ may differ for Swimmer), against what was to be reached at 1M steps.
+"""
+RETURNS = """
+Peers have RL Zoo's hyperparameters. The last column is the mean of the last 100 training episodes, with exploration.
+"""
+SAMPLE_EFFICIENCY = """
+Steps at the first evaluation (20 episodes) whose mean reaches a return: the median over seeds, where a seed that never
+gets there counts as infinity (how many seeds got there).
+"""
+STABILITY = """
+std/mean of the scores over seeds (number of seeds).
+"""
+TIME = """
+Median over the runs above: two side by side on two cores, one thread each.
+"""
+MONOTONIC = """
+The true return J of the stochastic policy before and after single updates, on the same episodes (common random
+numbers); one-sided paired t-tests, each update by itself, and corrected for their number (false discovery rate of 5%).
+If no update changed J, 5% of the tests at p < .05 would still say that it fell. To reach: under 1% worse.
+"""
+SENSITIVITY = """
+Score, mean ± std over seeds, with one hyperparameter changed.
+"""
+ABLATIONS = """
+Score, mean ± std over seeds, with one part taken out, replaced or added.
+"""
+
+LEARNING = (
+    ("Targets", TARGETS, tables.targets),
+    ("Returns at 1M steps", RETURNS, tables.returns),
+    ("Sample efficiency", SAMPLE_EFFICIENCY, tables.sample_efficiency),
+    ("Stability", STABILITY, tables.stability),
+    ("Time", TIME, tables.times),
+)
+
+
+def learning_sections(records: Records) -> list[str]:
+    """
+    :param records: of the learning campaign
+    :return: a section for each question
+    """
+    sections = []
+    for heading, text, make in LEARNING:
+        sections.append(_section(heading, text, make, records))
+        if heading == "Returns at 1M steps":
+            sections.append("![Learning curves](../docs/images/learning_curves.png)\n")
+    return sections
+
+
+def comparison_sections(results: Path, reference: Records) -> tuple[list[str], list[Records]]:
+    """
+    :param results: folder of all campaigns
+    :param reference: the learning campaign
+    :return: a section for each campaign, and what they were made from
+    """
+    monotonic = load(results / "monotonic")
+    sensitivity = load(results / "sensitivity")
+    ablations = load(results / "ablations")
+
+    def against(name: str) -> Callable[[Records], str]:
+        return lambda records: tables.against_reference(records, reference, name)
+
+    sections = [
+        _section("Monotonic improvement", MONOTONIC, tables.monotonic, monotonic),
+        _section("Sensitivity", SENSITIVITY, against("our hyperparameters"), sensitivity),
+        _section("Ablations", ABLATIONS, against("full"), ablations),
+    ]
+    return sections, [monotonic, sensitivity, ablations]
+
+
+def other_sections(results: Path) -> list[str]:
+    """
+    :param results: folder of all campaigns
+    :return: the tables that other benchmarks keep beside their raw files, as ``TABLE.md``
+    """
+    return [path.read_text().strip() + "\n" for path in sorted(results.glob("*/TABLE.md"))]
+
+
+def remarks(all_records: list[Records]) -> list[str]:
+    """
+    :return: what cannot be seen from the tables: files left out, and results from more than one state of the software
+    """
+    lines = [f"- {problem}" for records in all_records for problem in records.problems]
+    for subject, key in (("states of the package's sources", "sources"), ("sets of versions", "versions")):
+        states: dict[str, int] = {}
+        for records in all_records:
+            for run in records.runs():
+                values = run.values[key]
+                name = values["sb3_trpo_sha256"] if key == "sources" else ", ".join(map(" ".join, values.items()))
+                states[name] = states.get(name, 0) + 1
+        if len(states) > 1:
+            listed = "; ".join(f"{name} ({count} runs)" for name, count in states.items())
+            lines.append(f"- The runs come from {len(states)} {subject}: {listed}.")
+    return ["## Remarks\n\n" + "\n".join(lines) + "\n"] if lines else []
+
+
+def _section(heading: str, text: str, make: Callable[[Records], str], records: Records) -> str:
+    body = make(records) if records.cells else "No runs yet."
+    return f"## {heading}\n{text}\n{body}\n"
+
+
+def make_report(results: Path, report: Path, picture: Path) -> list[Path]:
+    """
+    :param results: folder of all campaigns
+    :param report: the Markdown file to write
+    :param picture: the learning curves to write, if there are any
+    :return: what was written
+    """
+    learning = load(results / "learning")
+    reach = {task: target.reach for task, target in tables.TARGETS.items()}
+    drawn = draw_all(learning, [*tables.TARGETS], reach, picture)
+    sections, others = comparison_sections(results, learning)
+    parts = [HEAD, *learning_sections(learning), *sections, *other_sections(results), *remarks([learning, *others])]
+    report.write_text("\n".join(part for part in parts if drawn or not part.startswith("![")))
+    return [report, picture] if drawn else [report]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of all campaigns")
+    parser.add_argument("--report", type=Path, default=HERE / "RESULTS.md")
+    parser.add_argument("--picture", type=Path, default=HERE.parent / "docs/images/learning_curves.png")
+    options = parser.parse_args()
+    for path in make_report(options.results, options.report, options.picture):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

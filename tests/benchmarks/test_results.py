@@ -1,0 +1,199 @@
+"""
+A result is read as it was written, or not at all; a report says what it left out.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report
+from campaign import results
+from campaign.records import load
+from campaign.results import Status
+from campaign.specification import RunSpecification
+
+PROTOCOL = {"eval_freq": 500, "n_eval_episodes": 4, "n_final_episodes": 6}
+RUN = RunSpecification("learning", "Hopper-v5", "sb3_trpo", 0, 1000, {"policy": "MlpPolicy", "gamma": 0.99}, PROTOCOL)
+
+
+def save(out: Path, run: RunSpecification = RUN, score: float = 100.0) -> Path:
+    path = run.path(out)
+    rng = np.random.default_rng(run.seed)
+    noise = rng.normal(size=6).round(3)
+    returns = (score + noise - noise.mean()).tolist()
+    values = {
+        "score": float(np.mean(returns)),
+        "final_returns": returns,
+        "training_score": score / 2,
+        "training_steps_per_second": 5000.0,
+        "seconds": {"total": 90.0},
+        "versions": {"torch": "2.13.0"},
+        "sources": {"commit": "unknown", "sb3_trpo_sha256": "0"},
+    }
+    results.write(path, run, values, curve(score, rng))
+    return path
+
+
+def curve(score: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        "timesteps": np.array([512, 1024]),
+        "results": score * np.array([[0.5], [1.0]]) + rng.normal(size=(2, 4)),
+        "ep_lengths": np.full((2, 4), 7),
+    }
+
+
+def test_what_was_written_is_read(tmp_path):
+    result = results.read(save(tmp_path))
+    assert result.run == RUN
+    assert result.values["score"] == pytest.approx(100.0)
+    # The layout of EvalCallback's evaluations.npz, which RL Zoo's plots read.
+    assert result.arrays.keys() == {"timesteps", "results", "ep_lengths"}
+    assert results.status(RUN.path(tmp_path), RUN) == (Status.FINISHED, "")
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def damage_truncated_json(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def damage_empty_json(path: Path) -> None:
+    path.write_text("")
+
+
+def damage_missing_arrays(path: Path) -> None:
+    path.with_suffix(".npz").unlink()
+
+
+def damage_truncated_arrays(path: Path) -> None:
+    arrays = path.with_suffix(".npz")
+    arrays.write_bytes(arrays.read_bytes()[:-1])
+
+
+def damage_arrays_of_another_run(path: Path) -> None:
+    other = save(path.parent / "other", replace(RUN, seed=9)).with_suffix(".npz")
+    other.replace(path.with_suffix(".npz"))
+
+
+def damage_changed_configuration(path: Path) -> None:
+    path.write_text(path.read_text().replace('"gamma": 0.99', '"gamma": 0.98'))
+
+
+def damage_changed_score(path: Path) -> None:
+    edit(path, score=1e6)
+
+
+def damage_missing_episode(path: Path) -> None:
+    edit(path, final_returns=json.loads(path.read_text())["final_returns"][:-1])
+
+
+def damage_nan_return(path: Path) -> None:
+    edit(path, final_returns=[None] * 6)
+
+
+def damage_missing_key(path: Path) -> None:
+    values = json.loads(path.read_text())
+    del values["final_returns"]
+    path.write_text(json.dumps(values))
+
+
+def damage_json_only_arrays_left(path: Path) -> None:
+    path.unlink()
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "damage", [function for name, function in sorted(globals().items()) if name.startswith("damage_")]
+)
+def test_a_damaged_result_is_found_out_and_never_averaged_in(tmp_path, damage):
+    learning = tmp_path / "learning"
+    path = save(learning, score=5000.0)
+    for seed in (1, 2):
+        save(learning, replace(RUN, seed=seed), score=100.0)
+    damage(path)
+
+    status, reason = results.status(path, RUN)
+    assert status is Status.BROKEN
+    assert reason
+
+    records = load(learning)
+    assert list(records.cells[RUN.task, RUN.variant].runs) == [1, 2]
+    assert any("seed-0" in problem for problem in records.problems)
+
+    text = make_report(tmp_path)
+    assert "100.0 (**2 of 10**)" in text
+    assert "seed-0" in text.partition("## Remarks")[2]
+
+
+def test_a_run_with_other_settings_is_told_apart_and_the_difference_named(tmp_path):
+    path = save(tmp_path)
+    wanted = replace(RUN, hyperparams={"policy": "MlpPolicy", "gamma": 0.98, "n_envs": 8})
+    status, reason = results.status(path, wanted)
+    assert status is Status.DIFFERENT
+    assert reason == "hyperparams.gamma 0.99 there, 0.98 here, hyperparams.n_envs unset there, 8 here"
+
+
+def test_runs_with_different_settings_are_not_averaged(tmp_path):
+    save(tmp_path)
+    save(tmp_path, replace(RUN, seed=1, hyperparams={"policy": "MlpPolicy", "gamma": 0.98}))
+    records = load(tmp_path)
+    assert not records.cells
+    assert "different settings" in records.problems[0]
+
+
+def make_report(results_folder: Path) -> str:
+    target = results_folder / "RESULTS.md"
+    report.make_report(results_folder, target, results_folder / "picture.png")
+    return target.read_text()
+
+
+def test_an_empty_folder_makes_a_report_that_says_so(tmp_path):
+    text = make_report(tmp_path)
+    assert text.count("No runs yet.") == 8
+    assert "![" not in text
+
+
+def test_a_complete_cell_is_judged_by_its_target(tmp_path):
+    for seed in range(10):
+        save(tmp_path / "learning", replace(RUN, seed=seed), score=3700.0 + 10 * seed)
+        save(tmp_path / "learning", replace(RUN, seed=seed, algo="ppo"), score=2000.0)
+    text = make_report(tmp_path)
+    assert "| Hopper-v5 | 3618 | 3650 | 3745 (10) | reached | 0.01 | 0.13 | reached |" in text
+    # Half of 3700 at the first evaluation, all of it at the second.
+    assert "2000: 1k (10 of 10) | 3000: 1k (10 of 10) | 3600: 1k (10 of 10)" in text
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert "**" not in text.partition("| Hopper-v5 | TRPO")[2].partition("\n")[0]
+
+
+def test_the_same_files_make_the_same_report(tmp_path):
+    save(tmp_path / "learning")
+    save(tmp_path / "learning", replace(RUN, seed=1), score=120.0)
+    texts = {make_report(tmp_path) for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_what_differs_in_software_is_said(tmp_path):
+    save(tmp_path / "learning")
+    path = save(tmp_path / "learning", replace(RUN, seed=1))
+    edit(path, sources={"commit": "unknown", "sb3_trpo_sha256": "1"})
+    assert "2 states of the package's sources: 0 (1 runs); 1 (1 runs)" in make_report(tmp_path)
+
+
+def test_labelled_runs_are_compared_with_the_standard_setting_on_their_seeds(tmp_path):
+    for seed in range(4):
+        save(tmp_path / "learning", replace(RUN, seed=seed), score=100.0 * (1 + seed))
+    for seed in range(2):
+        save(tmp_path / "sensitivity", replace(RUN, seed=seed, label="target_kl=0.05"), score=50.0)
+    section = make_report(tmp_path).partition("## Sensitivity")[2]
+    assert "| our hyperparameters | 150.0 ± 70.7 (2 of 5) |" in section
+    assert "| TRPO (sb3_trpo), target_kl=0.05 | 50.0 ± 0.0 (2 of 5) |" in section
+
+
+def test_tables_of_other_benchmarks_are_taken_over(tmp_path):
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed/TABLE.md").write_text("## Speed\n\nfast\n")
+    assert "## Speed\n\nfast\n" in make_report(tmp_path)

@@ -1,0 +1,156 @@
+"""
+What decides a run, and what its hyperparameters are read from.
+"""
+
+import argparse
+from dataclasses import replace
+
+import pytest
+from campaign import overrides
+from campaign.algorithms import ALGORITHMS, COMPARED, allowed_keys, read_hyperparameters, title
+from campaign.command_line import MUJOCO_TASKS, parse_seeds
+from campaign.experiment import Experiment
+from campaign.specification import RunSpecification
+
+PEERS = ("sb3_contrib", "ppo")
+
+
+def specification(**changes) -> RunSpecification:
+    hyperparams = {"policy": "MlpPolicy", "gamma": 0.99, "policy_kwargs": {"log_std_init": -1}}
+    run = RunSpecification("learning", "CartPole-v1", "ppo", 0, 1000, hyperparams, {"eval_freq": 500})
+    return replace(run, **changes)
+
+
+class TestRunSpecification:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"task": "Acrobot-v1"},
+            {"algo": "sb3_contrib"},
+            {"n_timesteps": 2000},
+            {"hyperparams": {"policy": "MlpPolicy", "gamma": 0.98, "policy_kwargs": {"log_std_init": -1}}},
+            {"protocol": {"eval_freq": 100}},
+            {"vec_env": "envpool"},
+        ],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_whatever_decides_the_outcome_changes_both_hashes(self, change):
+        run, other = specification(), specification(**change)
+        assert other.settings_hash != run.settings_hash
+        assert other.configuration_hash != run.configuration_hash
+        assert run.differences(other).startswith(next(iter(change)))
+
+    def test_the_seed_changes_the_configuration_but_not_the_settings(self):
+        run, other = specification(), specification(seed=1)
+        assert other.settings_hash == run.settings_hash
+        assert other.configuration_hash != run.configuration_hash
+
+    @pytest.mark.parametrize("change", [{"label": "a"}, {"source": "a file"}, {"command": "python x.py"}])
+    def test_what_is_only_recorded_changes_neither(self, change):
+        assert specification(**change).configuration_hash == specification().configuration_hash
+
+    def test_the_order_of_keys_does_not_matter(self):
+        run = specification()
+        turned = replace(run, hyperparams=dict(reversed(run.hyperparams.items())))
+        assert turned.configuration_hash == run.configuration_hash
+
+    def test_survives_its_dictionary(self):
+        assert RunSpecification.from_dict(specification(label="x").to_dict()) == specification(label="x")
+
+    @pytest.mark.parametrize("label", ["a/b", "..\\x", "a b"])
+    def test_a_label_that_is_no_folder_name_is_refused(self, label):
+        with pytest.raises(ValueError, match="label="):
+            specification(label=label)
+
+
+class TestHyperparameters:
+    @pytest.mark.parametrize("algo", PEERS)
+    @pytest.mark.parametrize("task", MUJOCO_TASKS)
+    def test_peers_have_an_entry_of_rl_zoo_for_every_task(self, algo, task):
+        hyperparams, source = read_hyperparameters(algo, task)
+        assert source.endswith(task.replace("-v5", "-v4"))
+        assert hyperparams["normalize"] is True
+        assert "n_timesteps" not in hyperparams
+
+    def test_ours_are_one_set_for_all_mujoco_tasks_but_for_swimmers_discount(self):
+        entries = [{**read_hyperparameters("sb3_trpo", task)[0], "gamma": None} for task in MUJOCO_TASKS]
+        assert all(entry == entries[0] for entry in entries)
+
+    def test_a_task_without_entry_gets_the_default(self):
+        assert read_hyperparameters("ppo", "Taxi-v3")[1].endswith("default")
+
+    @pytest.mark.parametrize("algo", PEERS)
+    def test_every_key_of_an_entry_may_be_set(self, algo):
+        for task in MUJOCO_TASKS:
+            assert read_hyperparameters(algo, task)[0].keys() <= allowed_keys(algo)
+
+    def test_compared_algorithms_are_registered(self):
+        assert set(COMPARED) <= set(ALGORITHMS)
+        assert title("ppo@clip_range=0.1") == "PPO (SB3), clip_range=0.1"
+
+    def test_rl_zoo_builds_the_model_that_the_entry_describes(self):
+        hyperparams, source = read_hyperparameters("ppo", "CartPole-v1")
+        run = RunSpecification("learning", "CartPole-v1", "ppo", 3, 5000, hyperparams, {}, source=source)
+        model = Experiment(run).make_model()
+        assert (model.n_envs, model.n_steps, model.n_epochs, model.seed) == (8, 32, 20, 3)
+        # lin_0.2: half of it in the middle of training.
+        assert model.clip_range(0.5) == pytest.approx(0.1)
+
+    def test_target_kl_may_have_a_schedule(self):
+        hyperparams, _ = read_hyperparameters("ppo", "CartPole-v1")
+        processed = Experiment._preprocess_schedules({**hyperparams, "target_kl": "lin_0.04"})
+        assert processed["target_kl"](0.5) == pytest.approx(0.02)
+
+
+class TestOverrides:
+    ALLOWED = frozenset({"gamma", "n_envs", "policy_kwargs", "normalize", "learning_rate"})
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            ("1e-3", 1e-3),
+            ("8", 8),
+            ("true", True),
+            ("False", False),
+            ("null", None),
+            ("[256, 256]", [256, 256]),
+            ("{'norm_obs': False}", {"norm_obs": False}),
+            ("lin_0.001", "lin_0.001"),
+        ],
+    )
+    def test_values_mean_what_they_look_like(self, text, value):
+        assert overrides.parse(text) == value
+        assert type(overrides.parse(text)) is type(value)
+
+    def test_nested_values_change_what_they_name_and_nothing_else(self):
+        before = {"gamma": 0.9, "policy_kwargs": {"log_std_init": -1, "net_arch": {"pi": [64], "vf": [64]}}}
+        after = overrides.apply(before, ["policy_kwargs.net_arch.pi=[8]", "policy_kwargs.log_std_init=0"], self.ALLOWED)
+        assert after == {"gamma": 0.9, "policy_kwargs": {"log_std_init": 0, "net_arch": {"pi": [8], "vf": [64]}}}
+        assert before["policy_kwargs"]["log_std_init"] == -1
+
+    @pytest.mark.parametrize("current", ["dict(log_std_init=-2, ortho_init=False)", {"log_std_init": -2}, None])
+    def test_inside_an_expression_they_do_as_well(self, current):
+        before = {} if current is None else {"policy_kwargs": current}
+        settings = ["policy_kwargs.log_std_init=-1", "policy_kwargs.activation_fn=nn.ReLU"]
+        text = overrides.apply(before, settings, self.ALLOWED)["policy_kwargs"]
+        nn = argparse.Namespace(ReLU="the class")
+        value = eval(text, {"nn": nn})
+        assert (value["log_std_init"], value["activation_fn"]) == (-1, "the class")
+
+    @pytest.mark.parametrize("setting", ["gamma", "=1", "policy_kwargs.=1", "gama=0.9"])
+    def test_what_cannot_be_set_is_refused_by_name(self, setting):
+        with pytest.raises(ValueError, match="--set '"):
+            overrides.apply({}, [setting], self.ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("7", [7]), ("5,0-2,1", [5, 0, 1, 2]), ("100-101", [100, 101])]
+)
+def test_seeds_are_numbers_and_ranges(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2"])
+def test_other_seeds_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_seeds(text)

@@ -1,0 +1,86 @@
+"""
+The figures of the tables, against textbook answers.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from campaign.statistics import interval, judge_updates, steps_to, summarize
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_known_sample():
+    summary = summarize([0, 1, 2, 3, 4, 5, 6, 7, 8, 1000])
+    assert summary.mean == pytest.approx(103.6)
+    # Two of ten fall off at either end.
+    assert summary.iqm == pytest.approx(np.mean([2, 3, 4, 5, 6, 7]))
+    assert summary.std == pytest.approx(np.std([*range(9), 1000], ddof=1))
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=10))
+def test_the_interval_holds_the_mean_and_lies_within_the_sample(sample):
+    low, high = interval(np.array(sample))
+    slack = 1e-9 * max(map(abs, sample))
+    assert min(sample) - slack <= low <= np.mean(sample) + slack
+    assert np.mean(sample) - slack <= high <= max(sample) + slack
+
+
+def test_intervals_cover_the_true_mean_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    covered = [low <= 0 <= high for low, high in (interval(rng.normal(size=10)) for _ in range(200))]
+    # Percentile intervals of ten values are known to be somewhat too narrow.
+    assert 0.85 <= np.mean(covered) <= 0.97
+
+
+def test_one_value_has_no_spread():
+    summary = summarize([5.0])
+    assert summary.mean == summary.iqm == 5.0
+    assert math.isnan(summary.std)
+    assert math.isnan(summary.low)
+
+
+def test_steps_to_a_threshold_are_those_of_the_first_evaluation_that_reached_it():
+    steps, returns = np.array([50, 100, 150]), np.array([1.0, 7.0, 5.0])
+    assert steps_to(6.0, steps, returns) == 100
+    assert steps_to(8.0, steps, returns) == math.inf
+
+
+class TestJudgeUpdates:
+    N_UPDATES, N_EPISODES = 400, 50
+
+    def judge(self, change: float):
+        rng = np.random.default_rng(0)
+        before = rng.normal(100, 30, size=(self.N_UPDATES, self.N_EPISODES))
+        return judge_updates(before, before + change + rng.normal(0, 10, size=before.shape))
+
+    def test_no_change_is_called_worse_in_one_test_of_twenty(self):
+        found = self.judge(0.0)
+        low, high = found.worse_interval
+        assert low < 0.05 < high
+        assert found.worse_corrected == 0
+
+    def test_a_clear_fall_is_seen_in_every_update(self):
+        # 10 in units of 10 / sqrt(50) = 1.4.
+        found = self.judge(-10.0)
+        assert found.worse == found.worse_corrected == found.lower == self.N_UPDATES
+        assert found.better == 0
+
+    def test_a_clear_rise_is_never_called_a_fall(self):
+        found = self.judge(10.0)
+        assert found.worse == found.lower == 0
+        assert found.better == self.N_UPDATES
+        assert found.change == pytest.approx(10.0, abs=1.0)
+
+    def test_common_random_numbers_find_what_independent_episodes_do_not(self):
+        rng = np.random.default_rng(0)
+        before = rng.normal(100, 30, size=(self.N_UPDATES, self.N_EPISODES))
+        paired = judge_updates(before, before - 5 + rng.normal(0, 10, size=before.shape))
+        independent = judge_updates(before, rng.normal(95, 30, size=before.shape))
+        assert paired.worse > 3 * independent.worse
+
+    def test_an_update_that_was_rejected_is_not_worse(self):
+        returns = np.random.default_rng(0).normal(size=(3, 10))
+        found = judge_updates(returns, returns)
+        assert (found.worse, found.lower, found.change) == (0, 0, 0.0)
