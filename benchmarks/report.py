@@ -3,6 +3,8 @@ Make benchmarks/RESULTS.md and docs/images/learning_curves.png from the raw file
 nothing else:
 
     python benchmarks/report.py
+
+With `--list FOLDER` it prints one line for each variant in a campaign's folder instead, best first: for tuning.
 """
 
 import argparse
@@ -149,7 +151,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of all campaigns")
     parser.add_argument("--report", type=Path, default=HERE / "RESULTS.md")
     parser.add_argument("--picture", type=Path, default=HERE.parent / "docs/images/learning_curves.png")
+    parser.add_argument("--list", type=Path, metavar="FOLDER", help="only print what lies in one campaign's folder")
     options = parser.parse_args()
+    if options.list is not None:
+        records = load(options.list)
+        print("\n".join([tables.listing(records), *records.problems]))
+        return
     for path in make_report(options.results, options.report, options.picture):
         print(path)
 

@@ -159,6 +159,31 @@ def times(records: Records) -> str:
     return table(["task", "algorithm", "training steps/s", "minutes per run, evaluations included"], rows)
 
 
+def listing(records: Records) -> str:
+    """
+    Every cell, whatever its label, with the end of its training log: for tuning.
+    """
+    logged = ("train/std", "train/explained_variance", "train/kl_divergence_loss", "rollout/ep_len_mean")
+    rows = []
+    for cell in sorted(records.cells.values(), key=lambda cell: (cell.task, -cell.scores.mean())):
+        found = summarize(cell.scores)
+        last = [[run.values["diagnostics"].get(key, [None])[-1] for run in cell.runs.values()] for key in logged]
+        means = [np.mean([value for value in values if value is not None] or [math.nan]) for values in last]
+        training = [run.values["training_score"] or math.nan for run in cell.runs.values()]
+        rows.append(
+            [
+                cell.task,
+                cell.variant,
+                ",".join(str(seed) for seed in cell.runs),
+                f"{number(found.mean)} ± {number(found.std)}",
+                number(float(np.mean(training))),
+                *(f"{mean:.3g}" for mean in means),
+                f"{np.median([run.values['training_steps_per_second'] for run in cell.runs.values()]):.0f}",
+            ]
+        )
+    return table(["task", "variant", "seeds", "score", "training", *logged, "steps/s"], rows)
+
+
 def monotonic(records: Records) -> str:
     rows = []
     for cell in records.cells.values():
