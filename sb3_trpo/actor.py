@@ -1,0 +1,70 @@
+"""
+Which of its linearisations a policy gets.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_trpo.mlp import extract_features, plain_actor
+from sb3_trpo.trust_region.flat import FlatParameters
+from sb3_trpo.trust_region.linearization import GraphLinearization, Linearization, MlpLinearization
+
+# Distributions that the network's outputs, and perhaps log σ, determine.
+_PLAIN = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+
+
+class Actor:
+    """
+    z(θ) of a policy, for the duration of one update.
+
+    :param policy: in evaluation mode
+    :param distribution_of: evaluates the policy on rollout samples
+    :param is_builtin: whether ``distribution_of`` is nothing but the policy's ``get_distribution``
+    """
+
+    def __init__(
+        self, policy: ActorCriticPolicy, distribution_of: Callable[[Any], Distribution], is_builtin: bool
+    ) -> None:
+        self._policy = policy
+        self._distribution_of = distribution_of
+        self._parameters: FlatParameters | None = None
+        self._mlp = plain_actor(policy) if is_builtin and type(policy.action_dist) in _PLAIN else None
+        self._log_std = policy.log_std if type(policy.action_dist) is DiagGaussianDistribution else None
+        if self._mlp is not None:
+            parameters: list[Any] = [*self._mlp.parameters, *self._more_parameters()]
+            if all(parameter.requires_grad for parameter in parameters):
+                self._parameters = FlatParameters(parameters)
+            else:
+                # With a frozen layer the Jacobian has fewer columns; that is autograd's business.
+                self._mlp = None
+
+    def _more_parameters(self) -> list[nn.Parameter]:
+        return [] if self._log_std is None else [self._log_std]
+
+    def linearize(self, samples: Any) -> Linearization:
+        """
+        :param samples: a chunk of rollout samples
+        :return: z(θ) on it, linearised at the present θ
+        """
+        if self._mlp is None:
+            linearization = GraphLinearization(lambda: self._distribution_of(samples), self._policy, self._parameters)
+            self._parameters = linearization.parameters
+            return linearization
+        assert self._parameters is not None
+        with th.no_grad():
+            features = extract_features(self._policy, samples.observations, self._policy.pi_features_extractor)
+        return MlpLinearization(self._mlp, features, self._distribution_from, self._parameters, self._log_std)
+
+    def _distribution_from(self, outputs: th.Tensor) -> Distribution:
+        return self._policy.action_dist.proba_distribution(outputs, *self._more_parameters())

@@ -1,0 +1,274 @@
+"""
+Regression of the critic on the returns.
+
+Only parameters that the action distribution does not depend on are moved: the trust region bounds the policy's change,
+and a critic step on shared parameters would change it again behind its back.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from sb3_trpo.mlp import PlainMlp, extract_features, plain_critic
+from sb3_trpo.samples import chunks, select
+
+# Samples at a time when features are extracted, to bound the memory of an image policy.
+FEATURES_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class CriticFit:
+    """
+    :param losses: mean squared error of each minibatch, before the step that it led to, (number of steps,)
+    """
+
+    losses: th.Tensor
+
+    @property
+    def mean_loss(self) -> float:
+        return float(self.losses.mean()) if len(self.losses) else 0.0
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """
+    :param n_epochs: passes over the data
+    :param batch_size: samples of a minibatch
+    :param max_grad_norm: the gradient is scaled down to this Euclidean norm; None leaves it as it is
+    """
+
+    n_epochs: int
+    batch_size: int
+    max_grad_norm: float | None
+
+
+def fit_critic(
+    policy: ActorCriticPolicy,
+    predict_values: Callable[[Any], th.Tensor],
+    samples: Any,
+    actor_parameters: Iterable[nn.Parameter],
+    settings: CriticSettings,
+    is_builtin: bool,
+) -> CriticFit:
+    """
+    Minimise E[(V(s) − R)²] over the critic's own parameters by minibatches, with the policy's optimizer.
+
+    :param policy: whose critic it is
+    :param predict_values: values of samples, (N, 1)
+    :param samples: the rollout: N states, as ``predict_values`` takes them, and their returns R, (N,)
+    :param actor_parameters: not to be moved
+    :param settings: see there
+    :param is_builtin: whether ``predict_values`` is nothing but the policy's
+    :return: the losses
+    """
+    returns = samples.returns
+    fixed = {id(parameter) for parameter in actor_parameters}
+    free = [p for p in policy.parameters() if p.requires_grad and id(p) not in fixed]
+    network = plain_critic(policy) if is_builtin else None
+    if network is not None and _features_are_fixed(policy, free) and _is_flat_adam(policy.optimizer, network, free):
+        features = th.cat([_fixed_features(policy, chunk.observations) for chunk in chunks(samples, FEATURES_CHUNK)])
+        return _fit_plain(network, policy.optimizer, features, returns, settings)
+    with _TrainingMode(policy, fixed):
+        return _fit_any(predict_values, free, policy.optimizer, samples, returns, settings)
+
+
+def _minibatches(
+    n_samples: int, settings: CriticSettings, device: th.device
+) -> Iterator[tuple[th.Tensor, list[slice]]]:
+    """
+    :return: for each epoch, a permutation of the samples and the slices of it that are minibatches
+    """
+    slices = [slice(i, i + settings.batch_size) for i in range(0, n_samples, settings.batch_size)]
+    for _ in range(settings.n_epochs):
+        yield th.randperm(n_samples, device=device), slices
+
+
+def _fit_any(
+    predict_values: Callable[[Any], th.Tensor],
+    parameters: Sequence[nn.Parameter],
+    optimizer: th.optim.Optimizer,
+    samples: Any,
+    returns: th.Tensor,
+    settings: CriticSettings,
+) -> CriticFit:
+    losses: list[th.Tensor] = []
+    for order, slices in _minibatches(len(returns), settings, returns.device):
+        for minibatch in slices:
+            index = order[minibatch]
+            loss = mse_loss(predict_values(select(samples, index)).flatten(), returns[index])
+            losses.append(loss.detach())
+            optimizer.zero_grad()
+            if loss.requires_grad:
+                for parameter, grad in zip(
+                    parameters, th.autograd.grad(loss, parameters, allow_unused=True), strict=True
+                ):
+                    parameter.grad = grad
+            if settings.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            optimizer.step()
+    optimizer.zero_grad()
+    return CriticFit(th.stack(losses) if losses else th.zeros(0))
+
+
+def _features_are_fixed(policy: ActorCriticPolicy, free: Iterable[nn.Parameter]) -> bool:
+    """
+    :param policy: whose ``predict_values`` is SB3's
+    :param free: the parameters that the critic may move
+    :return: whether none of them is in the critic's features extractor, so that features need computing only once
+    """
+    extractor = {id(parameter) for parameter in policy.vf_features_extractor.parameters()}
+    # A module that behaves differently in training (dropout) gives other features at each pass.
+    always_same = policy.vf_features_extractor is policy.pi_features_extractor or not extractor
+    return always_same and not any(id(parameter) in extractor for parameter in free)
+
+
+@th.no_grad()
+def _fixed_features(policy: ActorCriticPolicy, observations: Any) -> th.Tensor:
+    return extract_features(policy, observations, policy.vf_features_extractor)
+
+
+class _TrainingMode:
+    """
+    Puts the critic's modules into training mode while it is open, for dropout and batch-norm. A module in which there
+    are parameters of the actor, or none at all, stays as it is: batch statistics of the actor must not move.
+
+    :param policy: in evaluation mode
+    :param actor_parameters: ids
+    """
+
+    def __init__(self, policy: nn.Module, actor_parameters: set[int]) -> None:
+        self._policy = policy
+        self._actor_parameters = actor_parameters
+
+    def __enter__(self) -> None:
+        self._train(self._policy)
+
+    def __exit__(self, *_: object) -> None:
+        self._policy.train(False)
+
+    def _train(self, module: nn.Module) -> None:
+        parameters = {id(parameter) for parameter in module.parameters()}
+        if parameters and not parameters & self._actor_parameters:
+            module.train(True)
+        else:
+            for child in module.children():
+                self._train(child)
+
+
+def _is_flat_adam(optimizer: th.optim.Optimizer, network: PlainMlp, free: Iterable[nn.Parameter]) -> bool:
+    """
+    :return: whether one Adam step over one vector does what the optimizer would do with the network's parameters
+    """
+    if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
+        return False
+    group = optimizer.param_groups[0]
+    unusual = (
+        group["amsgrad"] or group["maximize"] or group.get("differentiable") or group.get("decoupled_weight_decay")
+    )
+    own, movable = {id(p) for p in network.parameters}, {id(p) for p in free}
+    known = {id(p) for p in group["params"]}
+    with_state = {id(p) for p in optimizer.state if id(p) in own}
+    steps = {float(optimizer.state[p]["step"]) for p in optimizer.state if id(p) in own}
+    # All of the network or nothing: one count of steps for all its parameters.
+    same_age = with_state in (set(), own) and len(steps) <= 1
+    return not unusual and own <= movable & known and same_age
+
+
+class _FlatAdam:
+    """
+    ``torch.optim.Adam`` on a network's parameters, gathered into one vector; the same arithmetic in one kernel a step.
+
+    The network's own parameters, and the optimizer's state, stay as they were until ``commit``.
+
+    :param network: whose parameters to move
+    :param optimizer: whose settings and state to use
+    """
+
+    def __init__(self, network: PlainMlp, optimizer: th.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._parameters = network.parameters
+        self._shapes = [parameter.shape for parameter in self._parameters]
+        self._sizes = [parameter.numel() for parameter in self._parameters]
+        group = optimizer.param_groups[0]
+        self._fused_adam = functools.partial(
+            th._fused_adam_,
+            lr=float(group["lr"]),
+            beta1=float(group["betas"][0]),
+            beta2=float(group["betas"][1]),
+            weight_decay=float(group["weight_decay"]),
+            eps=float(group["eps"]),
+            amsgrad=False,
+            maximize=False,
+        )
+        state = optimizer.state
+        self._vector = self._gather([parameter.detach() for parameter in self._parameters])
+        if self._parameters[0] in state:
+            self._moments = [
+                self._gather([state[p][name] for p in self._parameters]) for name in ("exp_avg", "exp_avg_sq")
+            ]
+            self._step = state[self._parameters[0]]["step"].detach().clone().to(self._vector.device)
+        else:
+            self._moments = [th.zeros_like(self._vector), th.zeros_like(self._vector)]
+            self._step = th.zeros((), dtype=th.float32, device=self._vector.device)
+        self.values = self._views(self._vector)
+        self.gradient = th.zeros_like(self._vector)
+        self.gradients = self._views(self.gradient)
+
+    def step(self, max_grad_norm: float | None) -> None:
+        """
+        :param max_grad_norm: the gradient is scaled down to this norm; None leaves it as it is
+        """
+        if max_grad_norm is not None:
+            # As in torch's clip_grad_norm_, so that both ways give the same numbers.
+            self.gradient.mul_((max_grad_norm / (self.gradient.norm() + 1e-6)).clamp(max=1.0))
+        self._step += 1
+        exp_avg, exp_avg_sq = self._moments
+        self._fused_adam([self._vector], [self.gradient], [exp_avg], [exp_avg_sq], [], [self._step])
+
+    @th.no_grad()
+    def commit(self) -> None:
+        """
+        Write parameters and state back, the parameters in place.
+        """
+        moments = [self._views(moment) for moment in self._moments]
+        for i, parameter in enumerate(self._parameters):
+            parameter.copy_(self.values[i])
+            self._optimizer.state[parameter] = {
+                "step": self._step.detach().clone().cpu(),
+                "exp_avg": moments[0][i].clone(),
+                "exp_avg_sq": moments[1][i].clone(),
+            }
+
+    def _gather(self, tensors: Sequence[th.Tensor]) -> th.Tensor:
+        return th.cat([tensor.reshape(-1) for tensor in tensors])
+
+    def _views(self, vector: th.Tensor) -> list[th.Tensor]:
+        return [piece.view(shape) for piece, shape in zip(vector.split(self._sizes), self._shapes, strict=True)]
+
+
+@th.no_grad()
+def _fit_plain(
+    network: PlainMlp, optimizer: th.optim.Optimizer, features: th.Tensor, returns: th.Tensor, settings: CriticSettings
+) -> CriticFit:
+    """
+    As ``_fit_any``, with the backward pass written out, on features that do not change.
+    """
+    adam = _FlatAdam(network, optimizer)
+    working_copy = network.with_parameters(adam.values)
+    losses: list[th.Tensor] = []
+    for order, slices in _minibatches(len(returns), settings, returns.device):
+        shuffled_features, shuffled_returns = features[order], returns[order].unsqueeze(1)
+        for minibatch in slices:
+            inputs = working_copy.layer_inputs(shuffled_features[minibatch])
+            error = working_copy.last_layer(inputs[-1]).sub_(shuffled_returns[minibatch])
+            losses.append(error.flatten().dot(error.flatten()) / len(error))
+            working_copy.vjp(inputs, error.mul_(2.0 / len(error)), out=adam.gradients)
+            adam.step(settings.max_grad_norm)
+    adam.commit()
+    return CriticFit(th.stack(losses) if losses else th.zeros(0))

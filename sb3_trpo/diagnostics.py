@@ -1,0 +1,91 @@
+"""
+Advice on runs that go wrong: one warning for each kind of trouble, when it has lasted, with what to change.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+
+from gymnasium import spaces
+
+# Updates in a row before a symptom is reported: single ones are ordinary.
+PATIENCE = 5
+# A relative residual above which CG has hardly begun to solve for the natural gradient.
+FAR_FROM_SOLVED = 0.5
+# Below it the critic's error is more than twice the returns' own variance.
+DIVERGED_EXPLAINED_VARIANCE = -1.0
+MIN_SAMPLES_PER_ACTION_DIMENSION = 32
+
+
+@dataclass
+class Advice:
+    """
+    Counts symptoms, and warns once of each.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    given: set[str] = field(default_factory=set)
+
+    def observe(self, symptom: str, is_present: bool, message: str, patience: int = PATIENCE) -> None:
+        """
+        :param symptom: its name
+        :param is_present: in this update
+        :param message: what it is, and what to do about it
+        :param patience: updates in a row that it takes
+        """
+        self.counts[symptom] = self.counts.get(symptom, 0) + 1 if is_present else 0
+        if self.counts[symptom] >= patience and symptom not in self.given:
+            self.given.add(symptom)
+            warnings.warn(f"TRPO: {message} (This is said once.)", UserWarning, stacklevel=2)
+
+    def on_policy_step(self, cg_residual: float, is_line_search_success: bool) -> None:
+        """
+        :param cg_residual: relative
+        :param is_line_search_success: whether the update moved the policy
+        """
+        self.observe(
+            "conjugate gradient",
+            cg_residual > FAR_FROM_SOLVED,
+            f"conjugate gradient stops with a relative residual above {FAR_FROM_SOLVED}, so that the step is hardly a "
+            "natural gradient step: raise cg_max_steps or cg_damping.",
+        )
+        self.observe(
+            "line search",
+            not is_line_search_success,
+            f"the line search has failed in {PATIENCE} updates in a row, so that the policy does not change: collect "
+            "more steps per update (n_steps or environments), raise cg_damping, or lower target_kl.",
+        )
+
+    def on_critic_step(self, explained_variance: float) -> None:
+        """
+        :param explained_variance: of the returns by the critic's values during the rollout
+        """
+        self.observe(
+            "critic",
+            explained_variance < DIVERGED_EXPLAINED_VARIANCE,
+            "the critic diverges (its error exceeds twice the variance of the returns): lower learning_rate or "
+            "n_critic_updates, set max_grad_norm, or normalise rewards (VecNormalize).",
+            patience=2 * PATIENCE,
+        )
+
+    def on_setup(self, n_samples: int, action_space: spaces.Space) -> None:
+        """
+        :param n_samples: steps in a rollout, over all environments
+        :param action_space: the environment's
+        """
+        dimensions = action_dimensions(action_space)
+        needed = MIN_SAMPLES_PER_ACTION_DIMENSION * dimensions
+        self.observe(
+            "batch size",
+            n_samples < needed,
+            f"n_steps * n_envs = {n_samples} is a very small batch for an action space of {dimensions} dimensions, "
+            f"too small to estimate KL and its curvature: collect at least {needed} steps per update.",
+            patience=1,
+        )
+
+
+def action_dimensions(action_space: spaces.Space) -> int:
+    """
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :return: the number of independent sub-actions
+    """
+    return 1 if isinstance(action_space, spaces.Discrete) or not action_space.shape else int(action_space.shape[0])

@@ -1,0 +1,218 @@
+"""
+Plain multilayer perceptrons, with their derivatives written out.
+
+Most policies that people train are small fully connected networks, for which calling autograd costs more than the
+matrix products themselves. ``plain_actor`` and ``plain_critic`` say whether a policy's networks are of that kind, and
+only if what they would compute is exactly what the policy itself computes: anything else (overridden methods, hooks,
+other layers) is left to the general path, which works for every policy.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Activation:
+    """
+    An elementwise function whose derivative can be read off its output, so that the input need not be kept.
+
+    :param apply: y = f(x)
+    :param backward: from a gradient with respect to y, and y, the gradient with respect to x; the function is
+        elementwise, so the same multiplication by f'(x) carries tangents forward
+    """
+
+    apply: Callable[[th.Tensor], th.Tensor]
+    backward: Callable[[th.Tensor, th.Tensor], th.Tensor]
+
+
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Tanh: Activation(th.tanh, th.ops.aten.tanh_backward),
+    nn.Sigmoid: Activation(th.sigmoid, th.ops.aten.sigmoid_backward),
+    nn.ReLU: Activation(th.relu, lambda grad, y: th.ops.aten.threshold_backward(grad, y, 0)),
+}
+
+
+class PlainMlp:
+    """
+    Linear layers with an elementwise activation between each two of them.
+
+    :param parameters: weight (m, n) and bias (m,) of each layer in turn
+    :param activations: what follows each layer but the last
+    """
+
+    def __init__(self, parameters: Sequence[th.Tensor], activations: Sequence[Activation]) -> None:
+        assert len(parameters) == 2 * len(activations) + 2
+        self.parameters = tuple(parameters)
+        self.weights = self.parameters[::2]
+        self.biases = self.parameters[1::2]
+        self.activations = tuple(activations)
+
+    def with_parameters(self, parameters: Sequence[th.Tensor]) -> "PlainMlp":
+        """
+        :param parameters: shaped as this network's
+        :return: a network of the same form
+        """
+        return PlainMlp(parameters, self.activations)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: inputs, (N, n_in)
+        :return: outputs, (N, n_out)
+        """
+        return self.last_layer(self.layer_inputs(x)[-1])
+
+    def last_layer(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: the last of ``layer_inputs``
+        :return: outputs, (N, n_out)
+        """
+        return th.addmm(self.biases[-1], x, self.weights[-1].t())
+
+    def layer_inputs(self, x: th.Tensor) -> list[th.Tensor]:
+        """
+        :param x: inputs, (N, n_in)
+        :return: what enters each layer: the inputs, then each activation's output
+        """
+        inputs = [x]
+        for i, activation in enumerate(self.activations):
+            inputs.append(activation.apply(th.addmm(self.biases[i], inputs[i], self.weights[i].t())))
+        return inputs
+
+    def jvp(self, inputs: Sequence[th.Tensor], tangents: Sequence[th.Tensor]) -> th.Tensor:
+        """
+        Directional derivative of the outputs: J v.
+
+        :param inputs: ``layer_inputs`` of the point
+        :param tangents: v, shaped as ``parameters``
+        :return: (N, n_out)
+        """
+        out = th.addmm(tangents[1], inputs[0], tangents[0].t())
+        for i, activation in enumerate(self.activations, start=1):
+            weight_tangent, bias_tangent = tangents[2 * i], tangents[2 * i + 1]
+            hidden = activation.backward(out, inputs[i])
+            out = th.addmm(bias_tangent, inputs[i], weight_tangent.t())
+            out.addmm_(hidden, self.weights[i].t())
+        return out
+
+    def backward(self, inputs: Sequence[th.Tensor], grad: th.Tensor) -> Iterator[tuple[int, th.Tensor]]:
+        """
+        Gradients with respect to each layer's output, last layer first.
+
+        :param inputs: ``layer_inputs`` of the point
+        :param grad: gradient with respect to the outputs, (N, n_out)
+        :return: the layer's number and the gradient with respect to its output, (N, its width)
+        """
+        last = len(self.weights) - 1
+        for i in range(last, -1, -1):
+            if i < last:
+                grad = self.activations[i].backward(grad.mm(self.weights[i + 1]), inputs[i + 1])
+            yield i, grad
+
+    def vjp(self, inputs: Sequence[th.Tensor], grad: th.Tensor, out: Sequence[th.Tensor]) -> None:
+        """
+        Gradient with respect to the parameters: Jᵀ u.
+
+        :param inputs: ``layer_inputs`` of the point
+        :param grad: u, (N, n_out)
+        :param out: where the result goes, shaped as ``parameters``
+        """
+        for i, grad_i in self.backward(inputs, grad):
+            th.mm(grad_i.t(), inputs[i], out=out[2 * i])
+            th.sum(grad_i, dim=0, out=out[2 * i + 1])
+
+
+def plain_actor(policy: nn.Module) -> PlainMlp | None:
+    """
+    :param policy: a policy
+    :return: the network from features to mean actions or logits, if it is a plain one and ``get_distribution`` is SB3's
+    """
+    if not _is_builtin(policy, "get_distribution", "_get_action_dist_from_latent"):
+        return None
+    assert isinstance(policy, ActorCriticPolicy)
+    if type(policy.pi_features_extractor) is not FlattenExtractor or _has_hooks(policy.pi_features_extractor):
+        return None
+    return _plain_mlp([policy.mlp_extractor.policy_net, policy.action_net])
+
+
+def plain_critic(policy: nn.Module) -> PlainMlp | None:
+    """
+    :param policy: a policy
+    :return: the network from the critic's features to values, if it is a plain one and ``predict_values`` is SB3's
+    """
+    if not _is_builtin(policy, "predict_values"):
+        return None
+    assert isinstance(policy, ActorCriticPolicy)
+    return _plain_mlp([policy.mlp_extractor.value_net, policy.value_net])
+
+
+def _is_builtin(policy: nn.Module, *methods: str) -> bool:
+    """
+    :param policy: a policy
+    :param methods: names of methods
+    :return: whether these methods, and the ones they call, are SB3's own ones on SB3's own modules
+    """
+    if not isinstance(policy, ActorCriticPolicy) or _has_hooks(policy):
+        return False
+    called = {name: getattr(ActorCriticPolicy, name) for name in methods}
+    called["extract_features"] = ActorCriticPolicy.extract_features
+    return (
+        all(getattr(type(policy), name) is function for name, function in called.items())
+        and not any(name in policy.__dict__ for name in called)
+        and type(policy.mlp_extractor) is MlpExtractor
+        and not _has_hooks(policy.mlp_extractor)
+    )
+
+
+def _plain_mlp(modules: Sequence[nn.Module]) -> PlainMlp | None:
+    """
+    :param modules: linear layers, activations and sequences of these, in the order of evaluation
+    :return: the network that they form; None if it is not a plain one
+    """
+    layers: list[nn.Linear] = []
+    activations: list[Activation] = []
+    for module in _leaves(modules):
+        if _has_hooks(module):
+            return None
+        if type(module) is nn.Linear and module.bias is not None and len(layers) == len(activations):
+            layers.append(module)
+        elif type(module) in _ACTIVATIONS and len(layers) == len(activations) + 1:
+            activations.append(_ACTIVATIONS[type(module)])
+        else:
+            return None
+    if len(layers) != len(activations) + 1:
+        return None
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    tied = len({id(parameter) for parameter in parameters}) < len(parameters)
+    one_dtype = len({parameter.dtype for parameter in parameters}) == 1
+    return PlainMlp(parameters, activations) if one_dtype and not tied else None
+
+
+def _leaves(modules: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    for module in modules:
+        if type(module) is nn.Sequential and not _has_hooks(module):
+            yield from _leaves(list(module))
+        else:
+            yield module
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def extract_features(policy: ActorCriticPolicy, obs: th.Tensor, extractor: nn.Module) -> th.Tensor:
+    """
+    The inputs of a policy's network, as SB3 prepares them (one-hot, scaled images, flattened).
+
+    :param policy: a policy that ``plain_actor`` or ``plain_critic`` accepts
+    :param obs: a batch of observations, (N, ...)
+    :param extractor: the policy's features extractor
+    :return: features, (N, features_dim)
+    """
+    features = BasePolicy.extract_features(policy, obs, extractor)  # type: ignore[arg-type]
+    assert isinstance(features, th.Tensor)
+    return features

@@ -1,0 +1,64 @@
+"""
+RL Zoo with this package's TRPO: importing this module puts it, and its hyperparameters, in the place of ``trpo``.
+
+    python -m rl_zoo3.train --algo trpo --env HalfCheetah-v5 --gym-packages sb3_trpo.rl_zoo
+
+RL Zoo imports the modules named by ``--gym-packages`` after it has parsed its arguments, so a new algorithm name would
+come too late to be accepted, while the existing name can still be given another class. ``python -m rl_zoo3.train``
+runs that file as ``__main__``, a second copy of the module ``rl_zoo3.train`` with names of its own, so replacing the
+names of a module would miss it. What both copies share are the objects: the dictionary ``rl_zoo3.ALGOS`` and the class
+``ExperimentManager``. These two are changed in place, and nothing else is.
+"""
+
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+
+try:
+    import rl_zoo3
+    from rl_zoo3.exp_manager import ExperimentManager
+except ImportError as error:
+    raise ImportError(
+        f"sb3_trpo.rl_zoo needs RL Zoo ({error}): install it with `pip install 'sb3-trpo[zoo]'`."
+    ) from error
+
+from sb3_trpo.trpo import TRPO
+
+ALGO = "trpo"
+HYPERPARAMETERS = Path(__file__).parent / "hyperparams" / "trpo.yml"
+
+
+def register() -> None:
+    """
+    Make ``trpo`` mean this package's TRPO in RL Zoo, with this package's hyperparameters.
+    """
+    rl_zoo3.ALGOS[ALGO] = TRPO
+    _default_to_own_hyperparameters(ExperimentManager)
+
+
+def _default_to_own_hyperparameters(manager_class: type[ExperimentManager]) -> None:
+    """
+    Let a manager of ``trpo`` experiments read ``HYPERPARAMETERS`` unless the user names a file (``--conf-file``).
+
+    RL Zoo chooses its file inside the constructor and has no table of files that could be changed instead.
+
+    :param manager_class: RL Zoo's experiment manager, whose constructor is wrapped
+    """
+    rl_zoo_init = manager_class.__init__
+    if getattr(rl_zoo_init, "reads_sb3_trpo_hyperparameters", False):
+        return
+    signature = inspect.signature(rl_zoo_init)
+
+    @functools.wraps(rl_zoo_init)
+    def init(self: ExperimentManager, *args: Any, **kwargs: Any) -> None:
+        rl_zoo_init(self, *args, **kwargs)
+        users_file = signature.bind(self, *args, **kwargs).arguments.get("config")
+        if self.algo == ALGO and not users_file:
+            self.config = str(HYPERPARAMETERS)
+
+    init.reads_sb3_trpo_hyperparameters = True  # type: ignore[attr-defined]
+    manager_class.__init__ = init  # type: ignore[method-assign]
+
+
+register()

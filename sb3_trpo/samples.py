@@ -1,0 +1,51 @@
+"""
+Rollout data in parts: SB3's samples are named tuples of tensors, or of dictionaries of tensors.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch as th
+
+Index = th.Tensor | slice
+Samples = TypeVar("Samples", bound=tuple[Any, ...])
+
+
+def select(samples: Samples, index: Index) -> Samples:
+    """
+    :param samples: a named tuple; its fields are tensors of N rows, dictionaries of such, tuples of such, or None
+    :param index: which rows
+    :return: the same with these rows only
+    """
+    return type(samples)(*(_rows(field, index) for field in samples))
+
+
+def chunks(samples: Samples, size: int | None) -> Sequence[Samples]:
+    """
+    :param samples: as for ``select``
+    :param size: rows of a chunk; None is all of them
+    :return: the samples in consecutive chunks
+    """
+    n_samples = n_rows(samples)
+    if size is None or size >= n_samples:
+        return [samples]
+    return [select(samples, slice(i, i + size)) for i in range(0, n_samples, size)]
+
+
+def n_rows(samples: tuple[Any, ...]) -> int:
+    """
+    :param samples: as for ``select``
+    :return: N
+    """
+    first = samples[0]
+    while isinstance(first, dict):
+        first = next(iter(first.values()))
+    return len(first)
+
+
+def _rows(field: Any, index: Index) -> Any:
+    if field is None:
+        return None
+    if isinstance(field, dict):
+        return {key: _rows(value, index) for key, value in field.items()}
+    return field[index]

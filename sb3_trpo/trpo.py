@@ -1,0 +1,510 @@
+"""
+Trust region policy optimization (Schulman et al. 2015, https://arxiv.org/abs/1502.05477).
+
+Start reading at ``TRPO.train``.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo import rollouts
+from sb3_trpo.actor import Actor
+from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
+from sb3_trpo.diagnostics import Advice
+from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.samples import chunks, select
+from sb3_trpo.transaction import NonFiniteError, Transaction, no_distribution_checks
+from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
+from sb3_trpo.trust_region.fisher import Fisher
+from sb3_trpo.trust_region.flat import FlatParameters
+from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_line_search
+from sb3_trpo.trust_region.linearization import Linearizations
+from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
+from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate
+from sb3_trpo.validation import check_action_space, check_choice, check_integer, check_real, check_schedule
+
+SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
+
+# Adaptive KL: δ changes by this factor, and stays within this factor's fourth power of target_kl.
+KL_ADAPTATION = 1.5
+MAX_KL_SCALE = KL_ADAPTATION**4
+
+
+@dataclass(frozen=True)
+class PolicyStep:
+    """
+    What the policy step did.
+
+    :param parameters: θ, which the critic step must not move
+    :param surrogate: L(θ)
+    :param grad_norm: Euclidean norm of ∇L(θ_old)
+    :param solution: of F x = ∇L
+    :param expected_improvement: ∇L · step, for the full step
+    :param line_search: its result
+    """
+
+    parameters: FlatParameters
+    surrogate: Surrogate
+    grad_norm: float
+    solution: Solution
+    expected_improvement: float
+    line_search: LineSearchResult
+
+
+class TRPO(OnPolicyAlgorithm):
+    """
+    Trust region policy optimization (TRPO).
+
+    Each update maximises the surrogate E[π_θ(a|s)/π_old(a|s) A(s, a)] subject to E[KL(π_old(·|s) ‖ π_θ(·|s))] ≤ δ, by
+    one natural gradient step and a line search, and fits the critic by regression.
+
+    The arguments up to ``_init_setup_model`` are those of sb3-contrib's TRPO; the others can be given by name only.
+
+    :param policy: the policy to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
+    :param env: the environment to learn from (if registered in Gymnasium, can be a string)
+    :param learning_rate: the critic's; a number, or a function of the remaining progress (from 1 to 0)
+    :param n_steps: steps of each environment per update; an update sees ``n_steps * n_envs`` of them
+    :param batch_size: minibatch size of the critic
+    :param gamma: discount factor
+    :param cg_max_steps: maximum number of conjugate gradient iterations
+    :param cg_damping: λ in (F + λ I) x = g, the system that conjugate gradient solves; the step's length is taken from
+        F alone, so that damping does not use up the trust region
+    :param line_search_shrinking_factor: largest reduction of the step from one try of the line search to the next
+    :param line_search_max_iter: maximum number of tries
+    :param n_critic_updates: epochs of the critic per update
+    :param gae_lambda: λ of generalised advantage estimation
+    :param use_sde: whether to use generalised state-dependent exploration (gSDE)
+    :param sde_sample_freq: with gSDE, draw a new noise matrix every so many steps; -1 draws one per rollout
+    :param rollout_buffer_class: rollout buffer class to use; None chooses by the observation space
+    :param rollout_buffer_kwargs: keyword arguments of the rollout buffer
+    :param normalize_advantage: whether to give the advantages of an update mean 0 and standard deviation 1
+    :param target_kl: δ, the bound on E[KL(π_old ‖ π_new)] in nats, summed over action dimensions; a number, or a
+        function of the remaining progress
+    :param sub_sampling_factor: compute the Fisher product on every so-manieth state only; gradient and line search see
+        all of them
+    :param stats_window_size: episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder for TensorBoard; None writes none
+    :param policy_kwargs: additional arguments of the policy
+    :param verbose: 0 no output, 1 info, 2 debug
+    :param seed: of the pseudo-random generators
+    :param device: cpu, cuda, ...; auto takes the GPU if there is one
+    :param _init_setup_model: whether to build the network at once
+    :param cg_residual_tol: conjugate gradient stops when the residual has fallen to this share of the gradient (in the
+        preconditioner's norm)
+    :param cg_warm_start: whether conjugate gradient starts from the last update's direction
+    :param ent_coef: coefficient of the entropy in the surrogate
+    :param max_grad_norm: bound on the norm of the critic's gradient; None leaves it as it is
+    :param adaptive_kl: whether to adapt δ: it grows by a factor of 1.5 when KL stayed below δ/1.5, shrinks by it when
+        the line search had to back off or failed, and stays within a factor of 5 of ``target_kl``
+    :param fisher_chunk_size: states at a time in gradient, Fisher product and line search, to bound the memory; None
+        takes all at once, which is faster
+    :param preconditioner: of conjugate gradient; ``"kfac"`` reaches in two or three iterations what takes 15 without
+        (see ``benchmarks/RESULTS.md``); None uses none
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float | Schedule = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        cg_residual_tol: float = 0.1,
+        cg_warm_start: bool = False,
+        ent_coef: float = 0.0,
+        max_grad_norm: float | None = None,
+        adaptive_kl: bool = False,
+        fisher_chunk_size: int | None = None,
+        preconditioner: str | None = "kfac",
+    ) -> None:
+        self.batch_size = batch_size
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.cg_residual_tol = cg_residual_tol
+        self.cg_warm_start = cg_warm_start
+        self.preconditioner = preconditioner
+        self.fisher_chunk_size = fisher_chunk_size
+        self.sub_sampling_factor = sub_sampling_factor
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.target_kl = target_kl
+        self.adaptive_kl = adaptive_kl
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        # What the base class will hold; set here so that everything is checked before an environment is made.
+        self.learning_rate, self.n_steps, self.gamma, self.gae_lambda = learning_rate, n_steps, gamma, gae_lambda
+        self.ent_coef, self.max_grad_norm = ent_coef, max_grad_norm  # type: ignore[assignment]
+        self._check_hyperparameters()
+
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=0.0,  # the critic has a loss of its own
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+        )
+        # The last search direction, for warm starts, (P,).
+        self.cg_direction: th.Tensor | None = None
+        # What adaptive KL multiplies target_kl by.
+        self.kl_scale = 1.0
+        self._advice = Advice()
+
+        if self.env is not None:
+            self._check_environment(self.env)
+        if _init_setup_model:
+            self._setup_model()
+
+    def train(self) -> None:
+        """
+        Update the policy with the current rollout: one trust-region step for the actor, a regression for the critic.
+
+        Whatever goes wrong on the way, the policy is put back to what it was before.
+        """
+        self.policy.set_training_mode(False)
+        self._update_learning_rate(self.policy.optimizer)
+        transaction = Transaction(self.policy)
+        try:
+            with no_distribution_checks(), transaction:
+                samples = self._rollout_samples()
+                policy_step = self._improve_policy(samples)
+                critic_fit = self._fit_critic(samples, policy_step.parameters)
+                transaction.check_finite()
+        except NonFiniteError as error:
+            self._report_failure(error)
+        else:
+            self._adapt_kl(policy_step.line_search)
+            self._record(policy_step, critic_fit)
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _improve_policy(self, samples: Any) -> PolicyStep:
+        """
+        One step of the paper's algorithm (section 6 and appendix C).
+
+        :param samples: the rollout
+        :return: what was done
+        """
+        batches = self._policy_batches(samples)
+        actor = Actor(self.policy, self._action_distribution, self._is_action_distribution_builtin())
+        linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
+
+        # g = ∇L(θ_old)
+        surrogate = Surrogate(self._action_distribution, batches, self.ent_coef)
+        g = surrogate.gradient(linearizations)
+        # x ≈ (F + λI)⁻¹ g
+        fisher = self._fisher(actor, linearizations, samples)
+        solution = self._search_direction(fisher, g)
+        # θ = θ_old + √(2δ / xᵀFx) x, and back from there until KL ≤ δ and L has improved
+        full_step = self._scale_to_trust_region(fisher, solution)
+        result = backtracking_line_search(
+            surrogate.evaluate,
+            fisher.parameters,
+            full_step,
+            max_kl=self._max_kl(),
+            shrinking_factor=self.line_search_shrinking_factor,
+            max_iter=self.line_search_max_iter,
+        )
+        return PolicyStep(fisher.parameters, surrogate, float(g.norm()), solution, float(g.dot(full_step)), result)
+
+    def _action_distribution(self, samples: Any) -> Distribution:
+        """
+        The only thing that the policy step asks of the policy.
+
+        :param samples: rollout samples of N states
+        :return: π(·|s) for each of them
+        """
+        return self.policy.get_distribution(samples.observations)
+
+    def _is_action_distribution_builtin(self) -> bool:
+        return type(self)._action_distribution is TRPO._action_distribution
+
+    def _values(self, samples: Any) -> th.Tensor:
+        """
+        :param samples: rollout samples of N states
+        :return: V(s), (N, 1)
+        """
+        return self.policy.predict_values(samples.observations)
+
+    def _rollout_samples(self) -> Any:
+        """
+        :return: the whole rollout, as tensors
+        """
+        return next(iter(self.rollout_buffer.get(batch_size=None)))
+
+    def _policy_batches(self, samples: Any) -> list[PolicyBatch]:
+        """
+        :param samples: the rollout
+        :return: states, actions and advantages, in chunks
+        """
+        advantages = samples.advantages
+        if self.normalize_advantage:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        actions = samples.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        parts = chunks(samples, self.fisher_chunk_size)
+        sizes = [len(part.advantages) for part in parts]
+        return list(map(PolicyBatch, parts, actions.split(sizes), advantages.split(sizes)))
+
+    def _fisher(self, actor: Actor, linearizations: Linearizations, samples: Any) -> Fisher:
+        """
+        :param actor: makes linearisations
+        :param linearizations: of all samples
+        :param samples: the rollout
+        :return: F over every ``sub_sampling_factor``-th state
+        """
+        if self.sub_sampling_factor > 1:
+            thinned = select(samples, slice(None, None, self.sub_sampling_factor))
+            linearizations = Linearizations(actor.linearize, chunks(thinned, self.fisher_chunk_size))
+        return Fisher(linearizations)
+
+    def _search_direction(self, fisher: Fisher, g: th.Tensor) -> Solution:
+        """
+        :param fisher: F
+        :param g: ∇L, (P,)
+        :return: x ≈ (F + λI)⁻¹ g
+        """
+        solution = conjugate_gradient(
+            lambda v: (fisher @ v).add_(v, alpha=self.cg_damping),
+            g,
+            max_steps=self.cg_max_steps,
+            residual_tol=self.cg_residual_tol,
+            preconditioner=self._preconditioner(fisher),
+            x0=self.cg_direction if self.cg_warm_start and self._fits(self.cg_direction, g) else None,
+        )
+        if solution.stop is Stop.NOT_FINITE:
+            raise NonFiniteError("the surrogate's gradient or the search direction is not finite")
+        if self.cg_warm_start:
+            self.cg_direction = solution.x
+        return solution
+
+    @staticmethod
+    def _fits(direction: th.Tensor | None, g: th.Tensor) -> bool:
+        return direction is not None and direction.shape == g.shape and direction.device == g.device
+
+    def _preconditioner(self, fisher: Fisher) -> Operator | None:
+        """
+        :param fisher: F
+        :return: r -> P⁻¹ r with P ≈ F + λI; None if there is to be none, or it can't be had
+        """
+        if self.preconditioner is None:
+            return None
+        try:
+            return kronecker_preconditioner(fisher.linearizations.first(), self.cg_damping)
+        except PreconditionerError as error:
+            self.logger.warn(f"Conjugate gradient goes without its preconditioner in this update: {error}.")
+            return None
+
+    def _scale_to_trust_region(self, fisher: Fisher, solution: Solution) -> th.Tensor:
+        """
+        :param fisher: F
+        :param solution: x
+        :return: √(2δ / xᵀFx) x, where ½ (step)ᵀF(step) = δ; zeros if no step can be told, (P,)
+        """
+        curvature = fisher.quadratic_form(solution, self.cg_damping)
+        if not 0.0 < curvature < math.inf:
+            return th.zeros_like(solution.x)
+        return solution.x * math.sqrt(2.0 * self._max_kl() / curvature)
+
+    def _fit_critic(self, samples: Any, actor_parameters: FlatParameters) -> CriticFit:
+        settings = CriticSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm or None)
+        is_builtin = type(self)._values is TRPO._values
+        return fit_critic(self.policy, self._values, samples, actor_parameters, settings, is_builtin)
+
+    def _max_kl(self) -> float:
+        """
+        :return: δ of this update
+        """
+        target_kl = self.target_kl_schedule(self._current_progress_remaining)
+        check_real("target_kl", target_kl, "at least 0 throughout training", lambda x: x >= 0)
+        return target_kl * (self.kl_scale if self.adaptive_kl else 1.0)
+
+    def _adapt_kl(self, result: LineSearchResult) -> None:
+        """
+        :param result: of this update's line search
+        """
+        if result.fraction <= self.line_search_shrinking_factor:
+            self.kl_scale = max(self.kl_scale / KL_ADAPTATION, 1.0 / MAX_KL_SCALE)
+        elif result.kl < self._max_kl() / KL_ADAPTATION:
+            self.kl_scale = min(self.kl_scale * KL_ADAPTATION, MAX_KL_SCALE)
+
+    def _record(self, step: PolicyStep, critic_fit: CriticFit) -> None:
+        """
+        Log what the update did: first sb3-contrib's keys, then our own.
+
+        :param step: of the policy
+        :param critic_fit: of the critic
+        """
+        search = step.line_search
+        explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
+        self.logger.record("train/policy_objective", step.surrogate.objective + search.improvement)
+        self.logger.record("train/value_loss", critic_fit.mean_loss)
+        self.logger.record("train/kl_divergence_loss", search.kl)
+        self.logger.record("train/explained_variance", explained)
+        self.logger.record("train/is_line_search_success", float(search.success))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+        self.logger.record("train/entropy", step.surrogate.entropy)
+        self.logger.record("train/cg_iterations", step.solution.iterations)
+        self.logger.record("train/cg_residual", step.solution.residual)
+        self.logger.record("train/line_search_steps", search.n_evaluations)
+        self.logger.record("train/step_fraction", search.fraction)
+        self.logger.record("train/grad_norm", step.grad_norm)
+        self.logger.record("train/expected_improvement", step.expected_improvement)
+        self.logger.record("train/surrogate_improvement", search.improvement)
+        self.logger.record("train/target_kl", self._max_kl())
+
+        self._advice.on_policy_step(step.solution.residual, search.success)
+        self._advice.on_critic_step(float(explained))
+
+    def _report_failure(self, error: Exception) -> None:
+        """
+        :param error: why the update was undone
+        """
+        self.logger.record("train/is_line_search_success", 0.0)
+        self.logger.record("train/kl_divergence_loss", 0.0)
+        message = f"Update {self._n_updates + 1} was undone, the policy is as it was before: {error}."
+        self.logger.warn(message)
+        self._advice.observe("undone update", True, message, patience=1)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Fill the buffer with steps of the current policy (see ``sb3_trpo.rollouts``).
+
+        :param env: the training environments
+        :param callback: called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: to be filled
+        :param n_rollout_steps: steps of each environment
+        :return: whether the rollout is complete, rather than ended by the callback
+        """
+        return rollouts.collect(self, env, callback, rollout_buffer, n_rollout_steps)
+
+    def learn(
+        self: SelfTRPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "TRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfTRPO:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_model(self) -> None:
+        self._check_hyperparameters()
+        super()._setup_model()
+        self.target_kl_schedule = FloatSchedule(self.target_kl)
+
+    def _check_hyperparameters(self) -> None:
+        """
+        :raises ValueError: naming the first argument that is not allowed
+        """
+        for name in ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
+            check_integer(name, getattr(self, name), minimum=1)
+        check_integer("n_critic_updates", self.n_critic_updates, minimum=0)
+        if self.fisher_chunk_size is not None:
+            check_integer("fisher_chunk_size", self.fisher_chunk_size, minimum=1)
+        check_schedule("learning_rate", self.learning_rate)
+        check_schedule("target_kl", self.target_kl)
+        for name in ("gamma", "gae_lambda"):
+            check_real(name, getattr(self, name), "between 0 and 1", lambda x: 0 <= x <= 1)
+        for name in ("cg_damping", "cg_residual_tol", "ent_coef"):
+            check_real(name, getattr(self, name), "at least 0", lambda x: x >= 0)
+        check_real(
+            "line_search_shrinking_factor",
+            self.line_search_shrinking_factor,
+            "above 0 and below 1",
+            lambda x: 0 < x < 1,
+        )
+        if self.max_grad_norm is not None:
+            # 0 is what sb3-contrib's saved models hold, for none.
+            check_real("max_grad_norm", self.max_grad_norm, "above 0, or None", lambda x: x >= 0)
+        check_choice("preconditioner", self.preconditioner, ("kfac", None))
+
+    def _check_environment(self, env: VecEnv) -> None:
+        """
+        :param env: the training environments
+        :raises ValueError: if the algorithm can't work with them
+        """
+        check_action_space(env.action_space)
+        n_samples = self.n_steps * env.num_envs
+        # As in SB3's PPO, whose users rely on the type of the error.
+        assert n_samples > 1 or not self.normalize_advantage, (
+            "`n_steps * n_envs` must be greater than 1 to normalise advantages. "
+            f"Currently n_steps={self.n_steps} and n_envs={env.num_envs}"
+        )
+        allowed = f"at most n_steps * n_envs = {n_samples}"
+        check_real("sub_sampling_factor", self.sub_sampling_factor, allowed, lambda x: x <= n_samples)
+        if n_samples % self.batch_size > 0:
+            warnings.warn(
+                f"batch_size = {self.batch_size} does not divide n_steps * n_envs = {n_samples}: the last minibatch of "
+                f"each epoch of the critic has {n_samples % self.batch_size} samples.",
+                stacklevel=2,
+            )
+        self._advice.on_setup(n_samples, env.action_space)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_advice", "target_kl_schedule", "cg_direction"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, _ = super()._get_torch_save_params()
+        return state_dicts, ["cg_direction"]

@@ -1,0 +1,131 @@
+"""
+Preconditioned conjugate gradient.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import torch as th
+
+Operator = Callable[[th.Tensor], th.Tensor]
+
+
+class Stop(Enum):
+    """Why the iteration ended."""
+
+    TOLERANCE = "the residual is below the tolerance"
+    MAX_ITERATIONS = "the maximum number of iterations was reached"
+    CURVATURE = "a direction with non-positive curvature was met"
+    NOT_FINITE = "a value was not finite"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """
+    :param x: the solution, (P,)
+    :param product: A x, by recursion rather than by one more product, (P,)
+    :param iterations: products with A that were used, not counting the one that a non-zero start takes
+    :param residual: ‖b − A x‖ / ‖b‖, in the norm of the tolerance
+    :param stop: why the iteration ended
+    """
+
+    x: th.Tensor
+    product: th.Tensor
+    iterations: int
+    residual: float
+    stop: Stop
+
+
+def conjugate_gradient(
+    operator: Operator,
+    b: th.Tensor,
+    *,
+    max_steps: int,
+    residual_tol: float,
+    preconditioner: Operator | None = None,
+    x0: th.Tensor | None = None,
+) -> Solution:
+    """
+    Solve A x = b for symmetric positive definite A (Nocedal & Wright, Algorithm 5.3).
+
+    The stopping rule is relative: ‖r‖ ≤ ``residual_tol`` ‖b‖, so that the result does not depend on the scale of b.
+    With a preconditioner P the norm is that of P⁻¹, √(rᵀP⁻¹r), in which the iteration takes place anyway, and which
+    for P ≈ A is close to the error that matters, √(eᵀAe). (SciPy's ``cg`` measures ‖r‖₂ in both cases.)
+
+    Non-positive curvature, pᵀAp ≤ 0, and anything that is not finite end the iteration at the last good x: for a start
+    at zero each iterate is an ascent direction for b, so that stopping early never hurts. No random numbers are used.
+
+    :param operator: v -> A v
+    :param b: right-hand side, (P,)
+    :param max_steps: maximum number of iterations
+    :param residual_tol: relative tolerance
+    :param preconditioner: r -> P⁻¹ r, symmetric positive definite; None is the identity
+    :param x0: start; None is zero
+    :return: the solution with its statistics
+    """
+    # Dividing b by its largest element keeps the squares of very large or very small gradients in range.
+    scale = b.abs().max()
+    if not th.isfinite(scale) or scale == 0:
+        stop = Stop.TOLERANCE if scale == 0 else Stop.NOT_FINITE
+        zero = th.zeros_like(b)
+        return Solution(zero, zero, 0, 0.0 if scale == 0 else math.nan, stop)
+    precondition = preconditioner or (lambda residual: residual)
+
+    r = b / scale
+    x, product = th.zeros_like(r), th.zeros_like(r)
+    y = precondition(r)
+    norm_b = rho = float(r.dot(y))
+    if x0 is not None:
+        start = _best_multiple(operator, x0, r)
+        if start is not None:
+            x, product = start
+            r = r - product
+            y = precondition(r)
+            rho = float(r.dot(y))
+    p = y.clone()
+
+    iterations, stop = 0, Stop.MAX_ITERATIONS
+    while True:
+        if not (math.isfinite(rho) and rho >= 0 and norm_b > 0):
+            stop = Stop.NOT_FINITE if not math.isfinite(rho) else Stop.CURVATURE
+            break
+        if rho <= residual_tol**2 * norm_b:
+            stop = Stop.TOLERANCE
+            break
+        if iterations == max_steps:
+            break
+        a_p = operator(p)
+        iterations += 1
+        curvature = float(p.dot(a_p))
+        if not math.isfinite(curvature) or curvature <= 0:
+            stop = Stop.CURVATURE if math.isfinite(curvature) else Stop.NOT_FINITE
+            break
+        alpha = rho / curvature
+        x.add_(p, alpha=alpha)
+        product.add_(a_p, alpha=alpha)
+        r = r.sub(a_p, alpha=alpha)
+        y = precondition(r)
+        rho_next = float(r.dot(y))
+        p.mul_(rho_next / rho).add_(y)
+        rho = rho_next
+
+    residual = math.sqrt(max(rho, 0.0) / norm_b) if norm_b > 0 and math.isfinite(rho) else math.nan
+    return Solution(x * scale, product * scale, iterations, residual, stop)
+
+
+def _best_multiple(operator: Operator, x0: th.Tensor, b: th.Tensor) -> tuple[th.Tensor, th.Tensor] | None:
+    """
+    The multiple of a start that is nearest to the solution, so that a start of the wrong length does no harm.
+
+    :param operator: v -> A v
+    :param x0: start
+    :param b: right-hand side
+    :return: c x₀ and A (c x₀) with c = bᵀx₀ / x₀ᵀAx₀; None if the start points away from the solution
+    """
+    product = operator(x0)
+    curvature, overlap = float(x0.dot(product)), float(b.dot(x0))
+    if not (math.isfinite(curvature) and curvature > 0 and overlap > 0):
+        return None
+    return x0 * (overlap / curvature), product * (overlap / curvature)

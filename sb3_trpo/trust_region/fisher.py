@@ -1,0 +1,52 @@
+"""
+The Fisher information of a policy, as a product with vectors.
+"""
+
+import torch as th
+
+from sb3_trpo.trust_region.conjugate_gradient import Solution
+from sb3_trpo.trust_region.linearization import Linearizations
+
+CANCELLATION = 1e-2
+
+
+class Fisher:
+    """
+    F = E_s[Jᵀ M(z) J], the Hessian of E_s[KL(π_old ‖ π_θ)] at θ_old (TRPO paper, appendix C.1).
+
+    This Gauss-Newton form of the Hessian is exact, for KL's gradient in z vanishes at z_old, and is positive
+    semi-definite whatever rounding does. No second derivative is taken.
+
+    :param linearizations: of the states that the expectation is over
+    """
+
+    def __init__(self, linearizations: Linearizations) -> None:
+        self.linearizations = linearizations
+        self.parameters = linearizations.first().parameters
+
+    def __matmul__(self, v: th.Tensor) -> th.Tensor:
+        """
+        :param v: (P,)
+        :return: F v, (P,)
+        """
+        total: th.Tensor | None = None
+        n_samples = 0
+        for linearization in self.linearizations:
+            product = linearization.vjp(linearization.family.metric(linearization.z, linearization.jvp(v)))
+            n_samples += len(linearization)
+            total = product if total is None else total.add_(product)
+        assert total is not None
+        return total.div_(n_samples)
+
+    def quadratic_form(self, solution: Solution, damping: float) -> float:
+        """
+        :param solution: x of (F + λ I) x = b
+        :param damping: λ
+        :return: xᵀ F x
+        """
+        x = solution.x
+        damped = float(x.dot(solution.product))
+        undamped = damped - damping * float(x.dot(x))
+        # The solver knows A x without a further product; but where damping is nearly all of it, the difference has too
+        # few digits left.
+        return undamped if undamped > CANCELLATION * damped else float(x.dot(self @ x))
