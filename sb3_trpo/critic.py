@@ -267,7 +267,7 @@ def _fit_plain(
         for minibatch in slices:
             inputs = working_copy.layer_inputs(shuffled_features[minibatch])
             error = working_copy.last_layer(inputs[-1]).sub_(shuffled_returns[minibatch])
-            losses.append(error.flatten().dot(error.flatten()) / len(error))
+            losses.append(error.square().mean())
             working_copy.vjp(inputs, error.mul_(2.0 / len(error)), out=adam.gradients)
             adam.step(settings.max_grad_norm)
     adam.commit()

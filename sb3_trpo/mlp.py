@@ -21,19 +21,31 @@ class Activation:
     """
     An elementwise function whose derivative can be read off its output, so that the input need not be kept.
 
-    :param apply: y = f(x)
-    :param backward: from a gradient with respect to y, and y, the gradient with respect to x; the function is
-        elementwise, so the same multiplication by f'(x) carries tangents forward
+    :param apply: x -> f(x), as the module of this name computes it
+    :param apply_: c x -> f(x) in place, to rounding
+    :param scale: c, which the matrix product before it supplies at no cost
+    :param backward: from a gradient with respect to y = f(x), and y, the gradient with respect to x; as this is a
+        multiplication by f'(x), it carries tangents forward just as well
     """
 
     apply: Callable[[th.Tensor], th.Tensor]
+    apply_: Callable[[th.Tensor], th.Tensor]
+    scale: float
     backward: Callable[[th.Tensor, th.Tensor], th.Tensor]
 
 
+_MINUS_ONE = th.tensor(-1.0)
+
+
+def _tanh_of_half_(x: th.Tensor) -> th.Tensor:
+    # tanh x = 2 sigmoid(2x) - 1, which takes a third of the time of torch's tanh on a CPU, to an error of 2e-7.
+    return th.add(_MINUS_ONE, x.sigmoid_(), alpha=2.0, out=x)
+
+
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(th.tanh, th.ops.aten.tanh_backward),
-    nn.Sigmoid: Activation(th.sigmoid, th.ops.aten.sigmoid_backward),
-    nn.ReLU: Activation(th.relu, lambda grad, y: th.ops.aten.threshold_backward(grad, y, 0)),
+    nn.Tanh: Activation(th.tanh, _tanh_of_half_, 2.0, th.ops.aten.tanh_backward.default),
+    nn.Sigmoid: Activation(th.sigmoid, th.sigmoid_, 1.0, th.ops.aten.sigmoid_backward.default),
+    nn.ReLU: Activation(th.relu, th.relu_, 1.0, lambda grad, y: th.ops.aten.threshold_backward.default(grad, y, 0)),
 }
 
 
@@ -41,15 +53,17 @@ class PlainMlp:
     """
     Linear layers with an elementwise activation between each two of them.
 
-    :param parameters: weight (m, n) and bias (m,) of each layer in turn
+    :param parameters: weight (m, n) and bias (m,) of each layer in turn; the network follows them when they are changed
+        in place
     :param activations: what follows each layer but the last
     """
 
     def __init__(self, parameters: Sequence[th.Tensor], activations: Sequence[Activation]) -> None:
         assert len(parameters) == 2 * len(activations) + 2
         self.parameters = tuple(parameters)
-        self.weights = self.parameters[::2]
-        self.biases = self.parameters[1::2]
+        self.weights = tuple(weight.detach() for weight in self.parameters[::2])
+        self.biases = tuple(bias.detach() for bias in self.parameters[1::2])
+        self._transposed = tuple(weight.t() for weight in self.weights)
         self.activations = tuple(activations)
 
     def with_parameters(self, parameters: Sequence[th.Tensor]) -> "PlainMlp":
@@ -61,27 +75,35 @@ class PlainMlp:
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
+        The network as SB3 evaluates it, bit for bit.
+
         :param x: inputs, (N, n_in)
         :return: outputs, (N, n_out)
         """
-        return self.last_layer(self.layer_inputs(x)[-1])
+        for i, activation in enumerate(self.activations):
+            x = activation.apply(th.addmm(self.biases[i], x, self._transposed[i]))
+        return self.last_layer(x)
+
+    def layer_inputs(self, x: th.Tensor) -> list[th.Tensor]:
+        """
+        The same, faster, up to rounding.
+
+        :param x: inputs, (N, n_in)
+        :return: what enters each layer: the inputs, then each activation's output
+        """
+        inputs = [x]
+        for i, activation in enumerate(self.activations):
+            c = activation.scale
+            scaled = th.addmm(self.biases[i], inputs[i], self._transposed[i], beta=c, alpha=c)
+            inputs.append(activation.apply_(scaled))
+        return inputs
 
     def last_layer(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: the last of ``layer_inputs``
         :return: outputs, (N, n_out)
         """
-        return th.addmm(self.biases[-1], x, self.weights[-1].t())
-
-    def layer_inputs(self, x: th.Tensor) -> list[th.Tensor]:
-        """
-        :param x: inputs, (N, n_in)
-        :return: what enters each layer: the inputs, then each activation's output
-        """
-        inputs = [x]
-        for i, activation in enumerate(self.activations):
-            inputs.append(activation.apply(th.addmm(self.biases[i], inputs[i], self.weights[i].t())))
-        return inputs
+        return th.addmm(self.biases[-1], x, self._transposed[-1])
 
     def jvp(self, inputs: Sequence[th.Tensor], tangents: Sequence[th.Tensor]) -> th.Tensor:
         """
@@ -96,7 +118,7 @@ class PlainMlp:
             weight_tangent, bias_tangent = tangents[2 * i], tangents[2 * i + 1]
             hidden = activation.backward(out, inputs[i])
             out = th.addmm(bias_tangent, inputs[i], weight_tangent.t())
-            out.addmm_(hidden, self.weights[i].t())
+            out.addmm_(hidden, self._transposed[i])
         return out
 
     def backward(self, inputs: Sequence[th.Tensor], grad: th.Tensor) -> Iterator[tuple[int, th.Tensor]]:

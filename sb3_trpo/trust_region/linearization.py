@@ -207,7 +207,8 @@ class MlpLinearization(Linearization):
     @th.no_grad()
     def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
         for i, cotangents in self._mlp.backward(self._inputs, u[0]):
-            yield LayerPass(self._mlp.weights[i], self._mlp.biases[i], None, self._inputs[i], cotangents)
+            weight, bias = self._mlp.parameters[2 * i : 2 * i + 2]
+            yield LayerPass(weight, bias, None, self._inputs[i], cotangents)
 
     @th.no_grad()
     def _pull_back(self, on_outputs: th.Tensor, on_log_std: Sequence[th.Tensor]) -> th.Tensor:
