@@ -18,9 +18,6 @@ from torch.nn.functional import mse_loss
 from sb3_trpo.mlp import PlainMlp, extract_features, plain_critic
 from sb3_trpo.samples import chunks, select
 
-# Samples at a time when features are extracted, to bound the memory of an image policy.
-FEATURES_CHUNK = 1024
-
 
 @dataclass(frozen=True)
 class CriticFit:
@@ -72,7 +69,7 @@ def fit_critic(
     free = [p for p in policy.parameters() if p.requires_grad and id(p) not in fixed]
     network = plain_critic(policy) if is_builtin else None
     if network is not None and _features_are_fixed(policy, free) and _is_flat_adam(policy.optimizer, network, free):
-        features = th.cat([_fixed_features(policy, chunk.observations) for chunk in chunks(samples, FEATURES_CHUNK)])
+        features = th.cat([_fixed_features(policy, chunk.observations) for chunk in chunks(samples, None)])
         return _fit_plain(network, policy.optimizer, features, returns, settings)
     with _TrainingMode(policy, fixed):
         return _fit_any(predict_values, free, policy.optimizer, samples, returns, settings)

@@ -110,7 +110,7 @@ class TRPO(OnPolicyAlgorithm):
     :param adaptive_kl: whether to adapt δ: it grows by a factor of 1.5 when KL stayed below δ/1.5, shrinks by it when
         the line search had to back off or failed, and stays within a factor of 5 of ``target_kl``
     :param fisher_chunk_size: states at a time in gradient, Fisher product and line search, to bound the memory; None
-        takes all at once, which is faster
+        takes all at once, unless their observations are as large as images
     :param preconditioner: of conjugate gradient; ``"kfac"`` reaches in two or three iterations what takes 15 without
         (see ``benchmarks/RESULTS.md``); None uses none
     """

@@ -14,6 +14,8 @@ from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 
 # The factors are only a preconditioner: beyond so many elements of a layer's inputs, some samples stand for all.
 MAX_FACTOR_ELEMENTS = 2**23
+# The eigenvectors of a factor beyond this size would cost more than they save: so many samples have to do.
+MAX_EXACT_SIZE = 1024
 _SIGN_SEED = 0
 
 
@@ -22,28 +24,76 @@ class PreconditionerError(Exception):
 
 
 @dataclass(frozen=True)
+class _Factor:
+    """
+    A Kronecker factor E[rows rowsᵀ], by its eigenvectors.
+
+    :param values: eigenvalues that are not zero for want of rows, (k,)
+    :param basis: their eigenvectors, (n, k)
+    """
+
+    values: th.Tensor
+    basis: th.Tensor
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the eigenvectors span the whole space."""
+        return self.basis.shape[0] == self.basis.shape[1]
+
+    @classmethod
+    def of(cls, rows: th.Tensor, total: float) -> "_Factor":
+        """
+        :param rows: (R, n)
+        :param total: what the sum over rows is divided by
+        :return: the factor rowsᵀ rows / total
+        """
+        size = rows.shape[1]
+        if size > MAX_EXACT_SIZE:
+            total *= min(1.0, MAX_EXACT_SIZE / len(rows))
+            rows = rows[:MAX_EXACT_SIZE]
+        if len(rows) >= size:
+            values, basis = th.linalg.eigh(rows.t() @ rows / total)
+            return cls(values.clamp(min=0), basis)
+        # Fewer rows than columns: rows rowsᵀ has the same eigenvalues, but for zeros, and is smaller.
+        values, basis = th.linalg.eigh(rows @ rows.t() / total)
+        kept = values > th.finfo(values.dtype).eps * len(rows) * values[-1]
+        values, basis = values[kept], basis[:, kept]
+        return cls(values, rows.t() @ basis / (values * total).sqrt())
+
+
 class _LayerBlock:
     """
-    (A ⊗ G + λ I)⁻¹ for one layer, from the eigenvectors of A and G.
+    (A ⊗ G + λ I)⁻¹ for one layer, exactly, from the eigenvectors of A and G.
 
     :param weight: where the weight lies in θ
     :param bias: where the bias lies in θ, or None
-    :param input_basis: eigenvectors of A, (n, n), n counting the bias
-    :param output_basis: eigenvectors of G, (m, m)
-    :param inverse: 1 / (eigenvalues of G × eigenvalues of A + λ), (m, n)
+    :param inputs: A, of size n, which counts the bias
+    :param outputs: G, of size m
+    :param damping: λ
     """
 
-    weight: int
-    bias: int | None
-    input_basis: th.Tensor
-    output_basis: th.Tensor
-    inverse: th.Tensor
+    def __init__(self, weight: int, bias: int | None, inputs: _Factor, outputs: _Factor, damping: float) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.inputs = inputs
+        self.outputs = outputs
+        curvature = th.outer(outputs.values, inputs.values).add_(damping)
+        smallest, largest = (float(bound) for bound in curvature.aminmax())
+        if not (inputs.is_complete and outputs.is_complete):
+            smallest = damping
+        if not (largest < float("inf") and smallest > th.finfo(curvature.dtype).eps * largest):
+            raise PreconditionerError("the Kronecker factors of a layer are singular or not finite")
+        # In a direction outside of the bases there is no curvature but λ.
+        self.outside = 0.0 if inputs.is_complete and outputs.is_complete else 1.0 / damping
+        self.inside = curvature.reciprocal_().sub_(self.outside)
 
     def solve(self, pieces: list[th.Tensor], solution: list[th.Tensor]) -> None:
         weight = pieces[self.weight].flatten(1)
         matrix = weight if self.bias is None else th.cat([weight, pieces[self.bias].unsqueeze(1)], dim=1)
-        rotated = self.output_basis.t() @ matrix @ self.input_basis
-        result = self.output_basis @ rotated.mul_(self.inverse) @ self.input_basis.t()
+        rotated = self.outputs.basis.t() @ matrix @ self.inputs.basis
+        result = self.outputs.basis @ rotated.mul_(self.inside) @ self.inputs.basis.t()
+        if self.outside > 0:
+            result.add_(matrix, alpha=self.outside)
         solution[self.weight].copy_(result[:, : weight.shape[1]].view_as(solution[self.weight]))
         if self.bias is not None:
             solution[self.bias].copy_(result[:, -1])
@@ -115,22 +165,10 @@ def _layer_block(layer: LayerPass, position: dict[int, int], damping: float) -> 
         inputs = th.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
     # For convolutions, A sums over positions and G averages over them: inputs and derivatives are taken to be
     # independent of each other and from position to position.
-    input_factor = inputs.t() @ inputs / n_samples
-    output_factor = cotangents.t() @ cotangents / len(cotangents)
-    input_values, input_basis = th.linalg.eigh(input_factor)
-    output_values, output_basis = th.linalg.eigh(output_factor)
-    curvature = th.outer(output_values.clamp(min=0), input_values.clamp(min=0)).add_(damping)
-    if not _invertible(curvature):
-        raise PreconditionerError(
-            f"the factors of a layer of shape {tuple(layer.weight.shape)} are singular or not finite"
-        )
+    input_factor = _Factor.of(inputs, n_samples)
+    output_factor = _Factor.of(cotangents, len(cotangents))
     bias = None if layer.bias is None else position[id(layer.bias)]
-    return _LayerBlock(position[id(layer.weight)], bias, input_basis, output_basis, curvature.reciprocal_())
-
-
-def _invertible(curvature: th.Tensor) -> bool:
-    smallest, largest = (float(bound) for bound in curvature.aminmax())
-    return largest < float("inf") and smallest > th.finfo(curvature.dtype).eps * largest
+    return _LayerBlock(position[id(layer.weight)], bias, input_factor, output_factor, damping)
 
 
 def _positions(layer: LayerPass) -> tuple[th.Tensor, th.Tensor, int]:
