@@ -6,6 +6,7 @@ from either side: the surrogate's gradient is one Jᵀu, a Fisher-vector product
 one Jᵀu. ``GraphLinearization`` takes them from autograd, for any policy; ``MlpLinearization`` has them written out.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class Linearization(ABC):
     """
 
     def __init__(self, distribution: Distribution, parameters: FlatParameters) -> None:
-        self.distribution = distribution
+        # A policy uses one distribution object for everything, and sets it anew at each evaluation.
+        self.distribution = copy.copy(distribution)
         self.family = family_of(distribution)
         self.parameters = parameters
         # z, each (N, ·)
