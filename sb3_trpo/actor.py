@@ -62,9 +62,22 @@ class Actor:
             self._parameters = linearization.parameters
             return linearization
         assert self._parameters is not None
-        with th.no_grad():
-            features = extract_features(self._policy, samples.observations, self._policy.pi_features_extractor)
+        features = self._features(samples)
         return MlpLinearization(self._mlp, features, self._distribution_from, self._parameters, self._log_std)
+
+    @th.no_grad()
+    def distribution(self, samples: Any) -> Distribution:
+        """
+        :param samples: a chunk of rollout samples
+        :return: π(·|s) at the present θ, by the same arithmetic as in ``linearize``
+        """
+        if self._mlp is None:
+            return self._distribution_of(samples)
+        return self._distribution_from(self._mlp.last_layer(self._mlp.layer_inputs(self._features(samples))[-1]))
+
+    @th.no_grad()
+    def _features(self, samples: Any) -> th.Tensor:
+        return extract_features(self._policy, samples.observations, self._policy.pi_features_extractor)
 
     def _distribution_from(self, outputs: th.Tensor) -> Distribution:
         return self._policy.action_dist.proba_distribution(outputs, *self._more_parameters())

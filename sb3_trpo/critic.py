@@ -75,15 +75,12 @@ def fit_critic(
         return _fit_any(predict_values, free, policy.optimizer, samples, returns, settings)
 
 
-def _minibatches(
-    n_samples: int, settings: CriticSettings, device: th.device
-) -> Iterator[tuple[th.Tensor, list[slice]]]:
+def _epochs(returns: th.Tensor, settings: CriticSettings) -> Iterator[th.Tensor]:
     """
-    :return: for each epoch, a permutation of the samples and the slices of it that are minibatches
+    :return: for each epoch, the order of the samples
     """
-    slices = [slice(i, i + settings.batch_size) for i in range(0, n_samples, settings.batch_size)]
     for _ in range(settings.n_epochs):
-        yield th.randperm(n_samples, device=device), slices
+        yield th.randperm(len(returns), device=returns.device)
 
 
 def _fit_any(
@@ -95,9 +92,8 @@ def _fit_any(
     settings: CriticSettings,
 ) -> CriticFit:
     losses: list[th.Tensor] = []
-    for order, slices in _minibatches(len(returns), settings, returns.device):
-        for minibatch in slices:
-            index = order[minibatch]
+    for order in _epochs(returns, settings):
+        for index in order.split(settings.batch_size):
             loss = mse_loss(predict_values(select(samples, index)).flatten(), returns[index])
             losses.append(loss.detach())
             optimizer.zero_grad()
@@ -258,14 +254,20 @@ def _fit_plain(
     """
     adam = _FlatAdam(network, optimizer)
     working_copy = network.with_parameters(adam.values)
-    losses: list[th.Tensor] = []
-    for order, slices in _minibatches(len(returns), settings, returns.device):
-        shuffled_features, shuffled_returns = features[order], returns[order].unsqueeze(1)
-        for minibatch in slices:
-            inputs = working_copy.layer_inputs(shuffled_features[minibatch])
-            error = working_copy.last_layer(inputs[-1]).sub_(shuffled_returns[minibatch])
-            losses.append(error.square().mean())
+    squared_errors, sizes = [], []
+    for order in _epochs(returns, settings):
+        batches = zip(
+            features[order].split(settings.batch_size),
+            returns[order].unsqueeze(1).split(settings.batch_size),
+            strict=True,
+        )
+        for batch_features, batch_returns in batches:
+            inputs = working_copy.layer_inputs(batch_features)
+            error = working_copy.last_layer(inputs[-1]).sub_(batch_returns)
+            flat_error = error.view(-1)
+            squared_errors.append(flat_error.dot(flat_error))
+            sizes.append(len(error))
             working_copy.vjp(inputs, error.mul_(2.0 / len(error)), out=adam.gradients)
             adam.step(settings.max_grad_norm)
     adam.commit()
-    return CriticFit(th.stack(losses) if losses else th.zeros(0))
+    return CriticFit(th.stack(squared_errors) / th.tensor(sizes, device=returns.device) if sizes else th.zeros(0))

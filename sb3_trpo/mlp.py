@@ -121,19 +121,18 @@ class PlainMlp:
             out.addmm_(hidden, self._transposed[i])
         return out
 
-    def backward(self, inputs: Sequence[th.Tensor], grad: th.Tensor) -> Iterator[tuple[int, th.Tensor]]:
+    def backward(self, inputs: Sequence[th.Tensor], grad: th.Tensor) -> list[th.Tensor]:
         """
-        Gradients with respect to each layer's output, last layer first.
+        Gradients with respect to each layer's output.
 
         :param inputs: ``layer_inputs`` of the point
-        :param grad: gradient with respect to the outputs, (N, n_out)
-        :return: the layer's number and the gradient with respect to its output, (N, its width)
+        :param grad: gradient with respect to the last layer's, (N, n_out)
+        :return: first layer to last, each (N, the layer's width)
         """
-        last = len(self.weights) - 1
-        for i in range(last, -1, -1):
-            if i < last:
-                grad = self.activations[i].backward(grad.mm(self.weights[i + 1]), inputs[i + 1])
-            yield i, grad
+        grads = [grad]
+        for i in range(len(self.activations), 0, -1):
+            grads.append(self.activations[i - 1].backward(grads[-1].mm(self.weights[i]), inputs[i]))
+        return grads[::-1]
 
     def vjp(self, inputs: Sequence[th.Tensor], grad: th.Tensor, out: Sequence[th.Tensor]) -> None:
         """
@@ -143,7 +142,7 @@ class PlainMlp:
         :param grad: u, (N, n_out)
         :param out: where the result goes, shaped as ``parameters``
         """
-        for i, grad_i in self.backward(inputs, grad):
+        for i, grad_i in enumerate(self.backward(inputs, grad)):
             th.mm(grad_i.t(), inputs[i], out=out[2 * i])
             th.sum(grad_i, dim=0, out=out[2 * i + 1])
 

@@ -245,7 +245,7 @@ class TRPO(OnPolicyAlgorithm):
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
 
         # g = ∇L(θ_old)
-        surrogate = Surrogate(self._action_distribution, batches, self.ent_coef)
+        surrogate = Surrogate(actor.distribution, batches, self.ent_coef)
         g = surrogate.gradient(linearizations)
         # x ≈ (F + λI)⁻¹ g
         fisher = self._fisher(actor, linearizations, samples)

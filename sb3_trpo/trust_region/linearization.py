@@ -208,7 +208,7 @@ class MlpLinearization(Linearization):
 
     @th.no_grad()
     def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
-        for i, cotangents in self._mlp.backward(self._inputs, u[0]):
+        for i, cotangents in enumerate(self._mlp.backward(self._inputs, u[0])):
             weight, bias = self._mlp.parameters[2 * i : 2 * i + 2]
             yield LayerPass(weight, bias, None, self._inputs[i], cotangents)
 
