@@ -1,11 +1,41 @@
 """
-Collection of rollouts.
+Collection of rollouts: what SB3's ``collect_rollouts`` does, in a fraction of the time.
+
+For small policies SB3 spends more time around each step than in the simulation: distribution objects, values and
+log-probabilities of one state at a time, deep copies. Here only the actor is evaluated at each step; values,
+log-probabilities and the values that truncated episodes are bootstrapped with are computed for the whole rollout at
+once. Actions and random numbers are SB3's bit for bit, and so are observations, rewards and episodes; values and
+log-probabilities agree to rounding, for a matrix product of many rows may sum in another order than one of few.
+
+Policies, buffers and options that this does not cover are left to SB3's own loop. A callback that is not one of SB3's
+or RL Zoo's might read the values of each step: they are then computed at each step, unless the callback has the
+attribute ``reads_values = False``.
 """
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common import callbacks as sb3_callbacks
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EventCallback
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.mlp import PlainMlp, extract_features, plain_actor, plain_critic
+from sb3_trpo.vec_steps import FiniteVecEnv, check_finite, lean_step
+
+Sampler = Callable[[th.Tensor], th.Tensor]
 
 
 def collect(
@@ -22,5 +52,264 @@ def collect(
     :param rollout_buffer: to be filled
     :param n_rollout_steps: steps of each environment
     :return: whether the rollout is complete, rather than ended by the callback
+    :raises ValueError: if an observation or reward is not finite
     """
-    return OnPolicyAlgorithm.collect_rollouts(algorithm, env, callback, rollout_buffer, n_rollout_steps)
+    assert algorithm._last_obs is not None, "No previous observation was provided"
+    check_finite(algorithm._last_obs, None, algorithm.num_timesteps)
+    if _is_lean(algorithm, rollout_buffer, n_rollout_steps):
+        return _Rollout(algorithm, env, callback, rollout_buffer, n_rollout_steps).collect()
+    watched = FiniteVecEnv(env, algorithm.num_timesteps)
+    return OnPolicyAlgorithm.collect_rollouts(algorithm, watched, callback, rollout_buffer, n_rollout_steps)
+
+
+def _is_lean(algorithm: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+    policy = algorithm.policy
+    return (
+        isinstance(algorithm.observation_space, spaces.Box)
+        and type(rollout_buffer) is RolloutBuffer
+        and n_rollout_steps == rollout_buffer.buffer_size
+        and type(policy).forward is ActorCriticPolicy.forward
+        and "forward" not in policy.__dict__
+        and type(policy.action_dist) in _SAMPLERS
+        and plain_actor(policy) is not None
+        and plain_critic(policy) is not None
+    )
+
+
+class _Rollout:
+    """
+    One rollout of a plain policy.
+    """
+
+    def __init__(
+        self,
+        algorithm: OnPolicyAlgorithm,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> None:
+        self.algorithm = algorithm
+        self.policy = algorithm.policy
+        self.env = env
+        self.callback = callback
+        self.buffer = rollout_buffer
+        self.n_rollout_steps = n_rollout_steps
+        actor, critic = plain_actor(self.policy), plain_critic(self.policy)
+        assert actor is not None
+        assert critic is not None
+        self.actor: PlainMlp = actor
+        self.critic: PlainMlp = critic
+        self.reads_values = any(map(_reads_values, _leaves(callback)))
+        self.step = env.step if self.reads_values else lean_step(env)
+        self.features_are_obs = not is_image_space(algorithm.observation_space, check_channels=False)
+        # The actor's outputs at each step, for the log-probabilities.
+        self.outputs: list[th.Tensor] = []
+        # Step, environment and last observation of truncated episodes.
+        self.truncations: list[tuple[int, int, np.ndarray]] = []
+
+    @th.no_grad()
+    def collect(self) -> bool:
+        """
+        :return: whether the rollout is complete
+        """
+        algorithm, buffer, callback, env = self.algorithm, self.buffer, self.callback, self.env
+        self.policy.set_training_mode(False)
+        buffer.reset()
+        callback.on_rollout_start()
+        sample = _SAMPLERS[type(self.policy.action_dist)](self.policy, env.num_envs)
+        act = self._act_as_sb3 if self.reads_values else self._act
+        to_env = _action_converter(algorithm.action_space)
+        scope = {
+            "self": algorithm,
+            "env": env,
+            "callback": callback,
+            "rollout_buffer": buffer,
+            "n_rollout_steps": self.n_rollout_steps,
+        }
+        obs: Any = algorithm._last_obs
+        for n_steps in range(self.n_rollout_steps):
+            obs_tensor = th.as_tensor(obs, device=algorithm.device)
+            actions, step_values = act(n_steps, obs_tensor, sample)
+            clipped_actions = to_env(actions)
+            new_obs, rewards, dones, infos = self.step(clipped_actions)
+            algorithm.num_timesteps += env.num_envs
+            check_finite(new_obs, rewards, algorithm.num_timesteps)
+
+            scope.update(
+                step_values,
+                n_steps=n_steps,
+                obs_tensor=obs_tensor,
+                actions=actions,
+                clipped_actions=clipped_actions,
+                new_obs=new_obs,
+                rewards=rewards,
+                dones=dones,
+                infos=infos,
+            )
+            callback.update_locals(scope)
+            if not callback.on_step():
+                self._fill_in(n_steps)
+                return False
+            algorithm._update_info_buffer(infos, dones)
+
+            buffer.observations[n_steps] = obs
+            buffer.actions[n_steps] = actions.reshape(env.num_envs, buffer.action_dim)
+            buffer.rewards[n_steps] = rewards
+            buffer.episode_starts[n_steps] = algorithm._last_episode_starts
+            if dones.any():
+                self._note_truncations(n_steps, dones, infos)
+            obs = new_obs
+            algorithm._last_obs = obs
+            algorithm._last_episode_starts = dones
+
+        self._fill_in(self.n_rollout_steps)
+        values = self.policy.predict_values(th.as_tensor(new_obs, device=algorithm.device))
+        buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        callback.update_locals({**scope, "values": values, "n_steps": self.n_rollout_steps})
+        callback.on_rollout_end()
+        return True
+
+    def _act(self, _: int, obs: th.Tensor, sample: Sampler) -> tuple[np.ndarray, dict[str, th.Tensor]]:
+        """
+        :param obs: observations, (n_envs, ...)
+        :param sample: draws actions from network outputs
+        :return: actions, (n_envs, ...), and nothing of the values
+        """
+        outputs = self.actor.forward(self._features(obs, self.policy.pi_features_extractor))
+        self.outputs.append(outputs)
+        return sample(outputs).cpu().numpy(), {}
+
+    def _act_as_sb3(self, step: int, obs: th.Tensor, _: Sampler) -> tuple[np.ndarray, dict[str, th.Tensor]]:
+        """
+        :param step: number of the step
+        :param obs: observations, (n_envs, ...)
+        :return: actions, and values and log-probabilities by their names in SB3's loop
+        """
+        actions, values, log_probs = self.policy(obs)
+        self.buffer.values[step] = values.cpu().numpy().flatten()
+        self.buffer.log_probs[step] = log_probs.cpu().numpy()
+        return actions.cpu().numpy(), {"values": values, "log_probs": log_probs}
+
+    def _features(self, obs: th.Tensor, extractor: th.nn.Module) -> th.Tensor:
+        if self.features_are_obs:
+            # What SB3's preprocessing and a FlattenExtractor come to here.
+            return obs.float().flatten(1)
+        return extract_features(self.policy, obs, extractor)
+
+    def _note_truncations(self, step: int, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        for i in dones.nonzero()[0]:
+            terminal_obs = infos[i].get("terminal_observation")
+            if terminal_obs is not None and infos[i].get("TimeLimit.truncated", False):
+                self.truncations.append((step, int(i), terminal_obs))
+
+    def _fill_in(self, n_steps: int) -> None:
+        """
+        Compute what was left out during the steps.
+
+        :param n_steps: steps in the buffer
+        """
+        buffer = self.buffer
+        buffer.pos = n_steps
+        buffer.full = n_steps == buffer.buffer_size
+        if n_steps == 0:
+            return
+        if not self.reads_values:
+            obs = buffer.observations[:n_steps].reshape(n_steps * buffer.n_envs, *buffer.obs_shape)
+            actions = th.as_tensor(buffer.actions[:n_steps], dtype=th.float32, device=self.algorithm.device)
+            log_probs = self._log_probs(th.cat(self.outputs[:n_steps]), actions.flatten(0, 1))
+            buffer.values[:n_steps] = self._values(obs).reshape(n_steps, -1)
+            buffer.log_probs[:n_steps] = log_probs.cpu().numpy().reshape(n_steps, -1)
+        if self.truncations:
+            steps, envs, terminal_obs = zip(*self.truncations, strict=True)
+            # The rest of a truncated episode's return is what the critic expects of it (SB3 issue #633).
+            buffer.rewards[steps, envs] += self.algorithm.gamma * self._values(np.stack(terminal_obs))
+
+    def _values(self, obs: np.ndarray) -> np.ndarray:
+        """
+        :param obs: (N, ...)
+        :return: (N,)
+        """
+        obs_tensor = th.as_tensor(obs, device=self.algorithm.device)
+        return (
+            self.critic.forward(self._features(obs_tensor, self.policy.vf_features_extractor)).flatten().cpu().numpy()
+        )
+
+    def _log_probs(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param outputs: of the actor's network, (N, ·)
+        :param actions: (N, action_dim)
+        :return: (N,)
+        """
+        distribution = self.policy.action_dist
+        if isinstance(distribution, DiagGaussianDistribution):
+            return distribution.proba_distribution(outputs, self.policy.log_std).log_prob(actions)
+        if isinstance(distribution, CategoricalDistribution):
+            actions = actions.flatten()
+        return distribution.proba_distribution(outputs).log_prob(actions)
+
+
+def _gaussian(policy: ActorCriticPolicy, n_envs: int) -> Sampler:
+    std = policy.log_std.exp().expand(n_envs, -1)
+    noise = th.empty_like(std, memory_format=th.contiguous_format)
+    # What torch's Normal.rsample does.
+    return lambda mean: mean + noise.normal_() * std
+
+
+def _categorical(_: ActorCriticPolicy, __: int) -> Sampler:
+    return _sample_category
+
+
+def _sample_category(logits: th.Tensor) -> th.Tensor:
+    # What torch's Categorical does: its logits are normalised first.
+    probs = (logits - logits.logsumexp(dim=-1, keepdim=True)).softmax(dim=-1)
+    return th.multinomial(probs, 1, replacement=True).flatten()
+
+
+def _multi_categorical(policy: ActorCriticPolicy, _: int) -> Sampler:
+    sizes = policy.action_dist.action_dims  # type: ignore[attr-defined]
+    return lambda logits: th.stack([_sample_category(part) for part in logits.split(list(sizes), dim=1)], dim=1)
+
+
+def _bernoulli(_: ActorCriticPolicy, __: int) -> Sampler:
+    return lambda logits: th.bernoulli(logits.sigmoid())
+
+
+_SAMPLERS: dict[type, Callable[[ActorCriticPolicy, int], Sampler]] = {
+    DiagGaussianDistribution: _gaussian,
+    CategoricalDistribution: _categorical,
+    MultiCategoricalDistribution: _multi_categorical,
+    BernoulliDistribution: _bernoulli,
+}
+
+
+def _action_converter(action_space: spaces.Space) -> Callable[[np.ndarray], np.ndarray]:
+    """
+    :param action_space: the algorithm's
+    :return: what is done to actions before the environment gets them
+    """
+    shape = (-1, *(action_space.shape or ()))
+    if not isinstance(action_space, spaces.Box):
+        return lambda actions: actions.reshape(shape)
+    low, high = action_space.low, action_space.high
+    return lambda actions: np.minimum(np.maximum(actions.reshape(shape), low), high)
+
+
+def _leaves(callback: BaseCallback) -> Iterator[BaseCallback]:
+    """
+    :param callback: possibly a list of callbacks, or one with children
+    :return: it and all below it
+    """
+    yield callback
+    children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
+    for child in [*children, *(callback.callbacks if isinstance(callback, CallbackList) else [])]:
+        if isinstance(child, BaseCallback):
+            yield from _leaves(child)
+
+
+def _reads_values(callback: BaseCallback) -> bool:
+    if isinstance(callback, ConvertCallback):
+        return callback.callback is not None
+    if type(callback).__module__ in (sb3_callbacks.__name__, EventCallback.__module__, "rl_zoo3.callbacks"):
+        return False
+    return bool(getattr(callback, "reads_values", True))
