@@ -53,7 +53,8 @@ format: .venv/dev.stamp
 clean:
 	rm -rf .venv build dist *.egg-info .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.venv/train.stamp: setup.cfg constraints.txt | .venv/bin/python
+# A stamp is written when its installation is complete: after an interruption, `make` goes on where it was.
+.venv/train.stamp: setup.cfg constraints.txt | .venv/venv.stamp
 	@echo 'Installing sb3-trpo, PyTorch, MuJoCo and RL Zoo into .venv (minutes, the first time) ...'
 	@$(PIP_INSTALL) -e '.[zoo,mujoco]'
 	@touch $@
@@ -63,9 +64,10 @@ clean:
 	@$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
-# Debian's python3 has no ensurepip unless python3-venv is installed; its pip can still fill a venv from outside.
-.venv/bin/python:
+# Debian's python3 has no ensurepip unless python3-venv is installed; its pip, run by the new Python, then installs pip.
+.venv/venv.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sb3-trpo needs Python >= 3.10, but $(PYTHON) is %d.%d; name another with PYTHON=..." % sys.version_info[:2])'
-	@$(PYTHON) -m venv .venv > /dev/null 2>&1 \
-		|| { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python .venv/bin/python install --quiet pip; } \
-		|| { rm -rf .venv; exit 1; }
+	@$(PYTHON) -m venv --clear .venv > /dev/null 2>&1 || { $(PYTHON) -m venv --clear --without-pip .venv \
+		&& PYTHONPATH=$$($(PYTHON) -c 'import pathlib, pip; print(pathlib.Path(pip.__file__).parents[1])') \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --ignore-installed pip; }
+	@touch $@

@@ -8,8 +8,8 @@ once. Actions and random numbers are SB3's bit for bit, and so are observations,
 log-probabilities agree to rounding, for a matrix product of many rows may sum in another order than one of few.
 
 Policies, buffers and options that this does not cover are left to SB3's own loop. A callback that is not one of SB3's
-or RL Zoo's might read the values of each step: they are then computed at each step, unless the callback has the
-attribute ``reads_values = False``.
+or RL Zoo's might read each step's tensors (``obs_tensor``, ``values``, ``log_probs``): they are then computed at each
+step, unless the callback has the attribute ``reads_values = False``.
 """
 
 from collections.abc import Callable, Iterator
@@ -101,8 +101,14 @@ class _Rollout:
         self.actor: PlainMlp = actor
         self.critic: PlainMlp = critic
         self.reads_values = any(map(_reads_values, _leaves(callback)))
+        self.sample = _SAMPLERS[type(self.policy.action_dist)](self.policy, env.num_envs)
         self.step = env.step if self.reads_values else lean_step(env)
-        self.features_are_obs = not is_image_space(algorithm.observation_space, check_channels=False)
+        # Where SB3's preprocessing and a FlattenExtractor come to a conversion, it is made in place.
+        self.obs_are_features = self.policy.device.type == "cpu" and not is_image_space(
+            algorithm.observation_space, check_channels=False
+        )
+        self.features_array = np.empty((env.num_envs, self.policy.features_dim), dtype=np.float32)
+        self.features = th.from_numpy(self.features_array)
         # The actor's outputs at each step, for the log-probabilities.
         self.outputs: list[th.Tensor] = []
         # Step, environment and last observation of truncated episodes.
@@ -117,7 +123,6 @@ class _Rollout:
         self.policy.set_training_mode(False)
         buffer.reset()
         callback.on_rollout_start()
-        sample = _SAMPLERS[type(self.policy.action_dist)](self.policy, env.num_envs)
         act = self._act_as_sb3 if self.reads_values else self._act
         to_env = _action_converter(algorithm.action_space)
         scope = {
@@ -129,17 +134,15 @@ class _Rollout:
         }
         obs: Any = algorithm._last_obs
         for n_steps in range(self.n_rollout_steps):
-            obs_tensor = th.as_tensor(obs, device=algorithm.device)
-            actions, step_values = act(n_steps, obs_tensor, sample)
+            actions, step_tensors = act(n_steps, obs)
             clipped_actions = to_env(actions)
             new_obs, rewards, dones, infos = self.step(clipped_actions)
             algorithm.num_timesteps += env.num_envs
             check_finite(new_obs, rewards, algorithm.num_timesteps)
 
             scope.update(
-                step_values,
+                step_tensors,
                 n_steps=n_steps,
-                obs_tensor=obs_tensor,
                 actions=actions,
                 clipped_actions=clipped_actions,
                 new_obs=new_obs,
@@ -157,7 +160,7 @@ class _Rollout:
             buffer.actions[n_steps] = actions.reshape(env.num_envs, buffer.action_dim)
             buffer.rewards[n_steps] = rewards
             buffer.episode_starts[n_steps] = algorithm._last_episode_starts
-            if dones.any():
+            if np.count_nonzero(dones):
                 self._note_truncations(n_steps, dones, infos)
             obs = new_obs
             algorithm._last_obs = obs
@@ -170,32 +173,34 @@ class _Rollout:
         callback.on_rollout_end()
         return True
 
-    def _act(self, _: int, obs: th.Tensor, sample: Sampler) -> tuple[np.ndarray, dict[str, th.Tensor]]:
+    def _act(self, _: int, obs: np.ndarray) -> tuple[np.ndarray, dict[str, th.Tensor]]:
         """
         :param obs: observations, (n_envs, ...)
-        :param sample: draws actions from network outputs
-        :return: actions, (n_envs, ...), and nothing of the values
+        :return: actions, (n_envs, ...), and nothing else
         """
-        outputs = self.actor.forward(self._features(obs, self.policy.pi_features_extractor))
+        if self.obs_are_features:
+            self.features_array[:] = obs.reshape(self.features_array.shape)
+            features = self.features
+        else:
+            features = self._features(obs, self.policy.pi_features_extractor)
+        outputs = self.actor.forward(features)
         self.outputs.append(outputs)
-        return sample(outputs).cpu().numpy(), {}
+        return self.sample(outputs).cpu().numpy(), {}
 
-    def _act_as_sb3(self, step: int, obs: th.Tensor, _: Sampler) -> tuple[np.ndarray, dict[str, th.Tensor]]:
+    def _act_as_sb3(self, step: int, obs: np.ndarray) -> tuple[np.ndarray, dict[str, th.Tensor]]:
         """
         :param step: number of the step
         :param obs: observations, (n_envs, ...)
-        :return: actions, and values and log-probabilities by their names in SB3's loop
+        :return: actions, and each step's tensors by their names in SB3's loop
         """
-        actions, values, log_probs = self.policy(obs)
+        obs_tensor = th.as_tensor(obs, device=self.algorithm.device)
+        actions, values, log_probs = self.policy(obs_tensor)
         self.buffer.values[step] = values.cpu().numpy().flatten()
         self.buffer.log_probs[step] = log_probs.cpu().numpy()
-        return actions.cpu().numpy(), {"values": values, "log_probs": log_probs}
+        return actions.cpu().numpy(), {"obs_tensor": obs_tensor, "values": values, "log_probs": log_probs}
 
-    def _features(self, obs: th.Tensor, extractor: th.nn.Module) -> th.Tensor:
-        if self.features_are_obs:
-            # What SB3's preprocessing and a FlattenExtractor come to here.
-            return obs.float().flatten(1)
-        return extract_features(self.policy, obs, extractor)
+    def _features(self, obs: np.ndarray, extractor: th.nn.Module) -> th.Tensor:
+        return extract_features(self.policy, th.as_tensor(obs, device=self.algorithm.device), extractor)
 
     def _note_truncations(self, step: int, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         for i in dones.nonzero()[0]:
@@ -230,10 +235,7 @@ class _Rollout:
         :param obs: (N, ...)
         :return: (N,)
         """
-        obs_tensor = th.as_tensor(obs, device=self.algorithm.device)
-        return (
-            self.critic.forward(self._features(obs_tensor, self.policy.vf_features_extractor)).flatten().cpu().numpy()
-        )
+        return self.critic.forward(self._features(obs, self.policy.vf_features_extractor)).flatten().cpu().numpy()
 
     def _log_probs(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
@@ -250,7 +252,7 @@ class _Rollout:
 
 
 def _gaussian(policy: ActorCriticPolicy, n_envs: int) -> Sampler:
-    std = policy.log_std.exp().expand(n_envs, -1)
+    std = policy.log_std.detach().exp().expand(n_envs, -1)
     noise = th.empty_like(std, memory_format=th.contiguous_format)
     # What torch's Normal.rsample does.
     return lambda mean: mean + noise.normal_() * std
@@ -292,7 +294,12 @@ def _action_converter(action_space: spaces.Space) -> Callable[[np.ndarray], np.n
     if not isinstance(action_space, spaces.Box):
         return lambda actions: actions.reshape(shape)
     low, high = action_space.low, action_space.high
-    return lambda actions: np.minimum(np.maximum(actions.reshape(shape), low), high)
+
+    def clip(actions: np.ndarray) -> np.ndarray:
+        clipped = np.maximum(actions.reshape(shape), low)
+        return np.minimum(clipped, high, out=clipped)
+
+    return clip
 
 
 def _leaves(callback: BaseCallback) -> Iterator[BaseCallback]:

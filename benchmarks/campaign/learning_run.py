@@ -32,6 +32,9 @@ class EvaluationCallback(BaseCallback):
     :param report: is told the number of steps done, once an update
     """
 
+    # So that rollouts need not compute them step by step.
+    reads_values = False
+
     def __init__(self, experiment: Experiment, protocol: dict[str, int], report: Report) -> None:
         super().__init__()
         self.protocol = protocol
