@@ -3,7 +3,8 @@
 
 Every option is RL Zoo's own. What is added: ``--algo trpo`` need not be typed, and ``train`` ends with an evaluation of
 the final policy and a picture of the learning curve. RL Zoo's ``record_training`` and ``benchmark`` are left out: they
-start other scripts as processes of their own, which a registration in this process does not reach.
+start other scripts as processes of their own, which a registration in this process does not reach. So is
+``push_to_hub``: that of RL Zoo 2.9.2 imports a function that no sb3-team-hf-integration it allows has.
 """
 
 import importlib
@@ -48,7 +49,6 @@ COMMANDS = {
     "all-plots": Command("plot evaluations, make tables", "rl_zoo3.plots.all_plots", "all_plots", ("--algos", "trpo")),
     "plot-from-file": Command("plot what all-plots saved", "rl_zoo3.plots.plot_from_file", "plot_from_file", ()),
     "record-video": Command("record a video of a trained policy", "rl_zoo3.record_video"),
-    "push-to-hub": Command("upload a trained policy", "rl_zoo3.push_to_hub"),
     "load-from-hub": Command("download a trained policy", "rl_zoo3.load_from_hub"),
 }
 

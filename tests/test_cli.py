@@ -1,0 +1,219 @@
+"""
+The command line, run for real: one short training, and every other command on what it left behind.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
+
+import matplotlib.pyplot as plt
+import rl_zoo3
+from stable_baselines3.common.save_util import load_from_zip_file
+
+from sb3_trpo import TRPO, __version__
+from sb3_trpo.cli import COMMANDS, main
+from sb3_trpo.rl_zoo import HYPERPARAMETERS
+from sb3_trpo.run_report import EVAL_SEED_OFFSET, N_EVAL_EPISODES, ReportingExperimentManager, draw_learning_curve
+
+TASK = "MountainCarContinuous-v0"
+TASKS = yaml.safe_load(HYPERPARAMETERS.read_text())
+SHORT = ["--seed", "0", "--num-threads", "1", "--device", "cpu", "--verbose", "0"]
+RUN = Path("logs") / "trpo" / f"{TASK}_1"
+
+# The plots are shown at the end; not on the screen of whoever runs the tests.
+plt.switch_backend("Agg")
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory) -> tuple[Path, str]:
+    """
+    :return: the folder in which ``train`` was run, and what it printed
+    """
+    folder = tmp_path_factory.mktemp("training")
+    train = ["train", "--env", TASK, "-n", "8192", "--eval-freq", "4096", "--eval-episodes", "2", *SHORT]
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.chdir(folder)
+        main(train)
+    return folder, output.getvalue()
+
+
+@pytest.fixture
+def trained(training, monkeypatch) -> None:
+    """Work where ``train`` was run."""
+    monkeypatch.chdir(training[0])
+
+
+@pytest.fixture
+def in_temporary_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("trained")
+def test_train_leaves_the_files_that_tools_expect():
+    for file in ("best_model.zip", f"{TASK}.zip", "0.monitor.csv", "7.monitor.csv"):
+        assert (RUN / file).stat().st_size > 0
+    for file in ("config.yml", "args.yml", "vecnormalize.pkl"):
+        assert (RUN / TASK / file).stat().st_size > 0
+    with np.load(RUN / "evaluations.npz") as evaluations:
+        assert evaluations["timesteps"].tolist() == [4096, 8192]
+        assert evaluations["results"].shape == (2, 2)
+    assert (RUN / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    for model in ("best_model.zip", f"{TASK}.zip"):
+        assert TRPO.load(RUN / model, device="cpu").target_kl == TASKS[TASK]["target_kl"]
+
+
+def test_train_ends_with_the_return_and_says_where_everything_is(training):
+    report = training[1].splitlines()[-4:]
+    assert re.search(rf"deterministic, {N_EVAL_EPISODES} episodes: return -?\d+\.\d ± \d+\.\d$", report[0])
+    for line, path in zip(report[1:], (RUN / f"{TASK}.zip", RUN, RUN / "learning_curve.png"), strict=True):
+        assert line.endswith(f" {path}")
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["enjoy", "--env", TASK, "-f", "logs", "--no-render", "-n", "10"], f"Loading {RUN / TASK}.zip"),
+        (["enjoy", "--env", TASK, "-f", "logs", "--no-render", "-n", "10", "--load-best"], "best_model.zip"),
+        (["all-plots", "--env", TASK, "-f", "logs"], "TRPO"),
+    ],
+)
+def test_trpo_is_taken_for_granted(arguments, said, capsys):
+    main(arguments)
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("trained")
+def test_plot_train():
+    main(["plot-train", "--env", TASK, "-f", "logs", "--episode-window", "2"])
+    assert plt.gca().lines
+    plt.close("all")
+
+
+@pytest.mark.usefixtures("trained")
+def test_record_video():
+    pytest.importorskip("pygame", reason="needs sb3-trpo[box2d]")
+    main(["record-video", "--env", TASK, "-f", "logs", "-n", "10", "-o", "videos"])
+    assert list(Path("videos").glob("*.mp4"))
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_users_conf_file_wins(capsys):
+    Path("mine.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 64, n_steps: 64, target_kl: 0.0123}\n")
+    main(["train", "--env", "CartPole-v1", "--conf-file", "mine.yml", "--eval-freq", "-1", *SHORT])
+    data, _, _ = load_from_zip_file("logs/trpo/CartPole-v1_1/CartPole-v1.zip")
+    assert data["target_kl"] == 0.0123
+    assert "Loading hyperparameters from: mine.yml" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_other_algorithms_keep_their_class_and_hyperparameters(capsys):
+    assert rl_zoo3.ALGOS["ppo"].__module__.startswith("stable_baselines3.")
+    short_run = ["-params", "n_steps:16", "n_envs:1", "batch_size:16", "--eval-freq", "-1", "-n", "16"]
+    main(["train", "--algo", "ppo", "--env", "CartPole-v1", *short_run, *SHORT])
+    assert Path("logs/ppo/CartPole-v1_1/CartPole-v1.zip").exists()
+    assert str(HYPERPARAMETERS) not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_final_evaluation_uses_the_training_statistics_and_leaves_them_alone():
+    manager = ReportingExperimentManager(
+        argparse.Namespace(env="Pendulum-v1"),
+        "trpo",
+        "Pendulum-v1",
+        "logs",
+        n_timesteps=1024,
+        eval_freq=-1,
+        hyperparams={"normalize": True},
+        seed=0,
+        log_interval=1,
+        verbose=0,
+        device="cpu",
+    )
+    model, _ = manager.setup_experiment()
+    manager.learn(model)
+    statistics = model.get_vec_normalize_env().obs_rms
+    count, mean = statistics.count, statistics.mean.copy()
+
+    result = manager.evaluate(model)
+    assert manager.evaluate(model) == result
+    # A step of Pendulum costs at most 16.28, an episode has 200; the normalised return would be far smaller.
+    assert -200 * 16.28 < result[0] < -200
+    assert statistics.count == count
+    np.testing.assert_array_equal(statistics.mean, mean)
+
+    statistics.mean += 3
+    assert manager.evaluate(model) != result
+
+
+def test_evaluation_seeds_are_far_from_training_seeds():
+    assert max(task["n_envs"] for task in TASKS.values()) < EVAL_SEED_OFFSET
+
+
+def test_no_episode_no_learning_curve(tmp_path):
+    assert draw_learning_curve(tmp_path, title="nothing yet") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    assert "--help" in capsys.readouterr().out
+
+
+def test_help_lists_the_commands(capsys):
+    main([])
+    without_arguments = capsys.readouterr().out
+    main(["--help"])
+    assert capsys.readouterr().out == without_arguments
+    assert all(name in without_arguments for name in COMMANDS)
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["trian"], "'trian'"),
+        (["train", "--env", "HalfCheeta-v5"], "HalfCheetah-v5"),
+        (["train", "--trained-agent", "nowhere.zip"], "trained_agent"),
+    ],
+)
+def test_bad_input_gets_one_sentence(arguments, named):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert isinstance(end.value.code, str)
+    assert "\n" not in end.value.code
+    assert named in end.value.code
+
+
+@pytest.mark.parametrize("statement", ["from sb3_trpo.cli import main; main(['train'])", "import sb3_trpo.rl_zoo"])
+def test_without_rl_zoo_the_extra_is_named(statement):
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['rl_zoo3'] = None; {statement}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert result.returncode == 1
+    assert "pip install 'sb3-trpo[zoo]'" in result.stderr.splitlines()[-1]
+    if "main" in statement:
+        assert len(result.stderr.splitlines()) == 1
