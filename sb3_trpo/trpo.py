@@ -252,14 +252,7 @@ class TRPO(OnPolicyAlgorithm):
         solution = self._search_direction(fisher, g)
         # θ = θ_old + √(2δ / xᵀFx) x, and back from there until KL ≤ δ and L has improved
         full_step = self._scale_to_trust_region(fisher, solution)
-        result = backtracking_line_search(
-            surrogate.evaluate,
-            fisher.parameters,
-            full_step,
-            max_kl=self._max_kl(),
-            shrinking_factor=self.line_search_shrinking_factor,
-            max_iter=self.line_search_max_iter,
-        )
+        result = self._line_search(surrogate, fisher.parameters, full_step)
         return PolicyStep(fisher.parameters, surrogate, float(g.norm()), solution, float(g.dot(full_step)), result)
 
     def _action_distribution(self, samples: Any) -> Distribution:
@@ -361,6 +354,22 @@ class TRPO(OnPolicyAlgorithm):
         if not 0.0 < curvature < math.inf:
             return th.zeros_like(solution.x)
         return solution.x * math.sqrt(2.0 * self._max_kl() / curvature)
+
+    def _line_search(self, surrogate: Surrogate, parameters: FlatParameters, full_step: th.Tensor) -> LineSearchResult:
+        """
+        :param surrogate: L(θ) and KL(θ_old ‖ θ)
+        :param parameters: θ, moved by the accepted share of the step
+        :param full_step: the longest step to try, (P,)
+        :return: what was done
+        """
+        return backtracking_line_search(
+            surrogate.evaluate,
+            parameters,
+            full_step,
+            max_kl=self._max_kl(),
+            shrinking_factor=self.line_search_shrinking_factor,
+            max_iter=self.line_search_max_iter,
+        )
 
     def _fit_critic(self, samples: Any, actor_parameters: FlatParameters) -> CriticFit:
         settings = CriticSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm or None)

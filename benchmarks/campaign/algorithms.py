@@ -53,6 +53,9 @@ ALGORITHMS = {
     "sb3_contrib": Algorithm("TRPO (sb3-contrib)", "sb3_contrib:TRPO", "trpo"),
     "ppo": Algorithm("PPO (SB3)", "stable_baselines3:PPO", "ppo"),
     "policy_gradient": Algorithm("plain policy gradient", "campaign.variants:PolicyGradient"),
+    "gradient_direction": Algorithm("no natural gradient", "campaign.variants:GradientDirection"),
+    "full_step": Algorithm("no line search", "campaign.variants:FullStep"),
+    "fixed_step": Algorithm("fixed step", "campaign.variants:FixedStep"),
 }
 
 # What tables and pictures set side by side, in this order.
