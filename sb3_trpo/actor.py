@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.mlp import extract_features, plain_actor
+from sb3_trpo.plain_policy import extract_features, plain_actor
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.linearization import GraphLinearization, Linearization, MlpLinearization
 

@@ -15,7 +15,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from sb3_trpo.mlp import PlainMlp, extract_features, plain_critic
+from sb3_trpo.mlp import PlainMlp
+from sb3_trpo.plain_policy import extract_features, plain_critic
 from sb3_trpo.samples import chunks, select
 
 

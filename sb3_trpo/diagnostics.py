@@ -1,11 +1,20 @@
 """
-Advice on runs that go wrong: one warning for each kind of trouble, when it has lasted, with what to change.
+What an update did, for the log; and advice on runs that go wrong: one warning for each kind of trouble, when it has
+lasted, with what to change.
 """
 
 import warnings
 from dataclasses import dataclass, field
 
+import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_trpo.trust_region.conjugate_gradient import Solution
+from sb3_trpo.trust_region.flat import FlatParameters
+from sb3_trpo.trust_region.line_search import LineSearchResult
+from sb3_trpo.trust_region.surrogate import Surrogate
 
 # Updates in a row before a symptom is reported: single ones are ordinary.
 PATIENCE = 5
@@ -14,6 +23,65 @@ FAR_FROM_SOLVED = 0.5
 # Below it the critic's error is more than twice the returns' own variance.
 DIVERGED_EXPLAINED_VARIANCE = -1.0
 MIN_SAMPLES_PER_ACTION_DIMENSION = 32
+
+
+@dataclass(frozen=True)
+class PolicyStep:
+    """
+    What the policy step did.
+
+    :param parameters: θ, which the critic step must not move
+    :param surrogate: L(θ)
+    :param grad_norm: Euclidean norm of ∇L(θ_old)
+    :param solution: of F x = ∇L
+    :param expected_improvement: ∇L · step, for the full step
+    :param line_search: its result
+    """
+
+    parameters: FlatParameters
+    surrogate: Surrogate
+    grad_norm: float
+    solution: Solution
+    expected_improvement: float
+    line_search: LineSearchResult
+
+
+def record_update(
+    logger: Logger,
+    policy: ActorCriticPolicy,
+    step: PolicyStep,
+    value_loss: float,
+    explained_variance: float,
+    max_kl: float,
+) -> None:
+    """
+    Log what an update did: first sb3-contrib's keys, then our own.
+
+    :param logger: of the algorithm
+    :param policy: after the update
+    :param step: of the policy
+    :param value_loss: mean squared error of the critic
+    :param explained_variance: of the returns by the critic's values during the rollout
+    :param max_kl: δ
+    """
+    search = step.line_search
+    logger.record("train/policy_objective", step.surrogate.objective + search.improvement)
+    logger.record("train/value_loss", value_loss)
+    logger.record("train/kl_divergence_loss", search.kl)
+    logger.record("train/explained_variance", explained_variance)
+    logger.record("train/is_line_search_success", float(search.success))
+    if hasattr(policy, "log_std"):
+        logger.record("train/std", th.exp(policy.log_std).mean().item())
+
+    logger.record("train/entropy", step.surrogate.entropy)
+    logger.record("train/cg_iterations", step.solution.iterations)
+    logger.record("train/cg_residual", step.solution.residual)
+    logger.record("train/line_search_steps", search.n_evaluations)
+    logger.record("train/step_fraction", search.fraction)
+    logger.record("train/grad_norm", step.grad_norm)
+    logger.record("train/expected_improvement", step.expected_improvement)
+    logger.record("train/surrogate_improvement", search.improvement)
+    logger.record("train/target_kl", max_kl)
 
 
 @dataclass

@@ -2,17 +2,13 @@
 Plain multilayer perceptrons, with their derivatives written out.
 
 Most policies that people train are small fully connected networks, for which calling autograd costs more than the
-matrix products themselves. ``plain_actor`` and ``plain_critic`` say whether a policy's networks are of that kind, and
-only if what they would compute is exactly what the policy itself computes: anything else (overridden methods, hooks,
-other layers) is left to the general path, which works for every policy.
+matrix products themselves.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
 # A product whose result has many rows and fewer columns than this takes half the time the other way round: matrix
@@ -46,7 +42,7 @@ def _tanh_of_half_(x: th.Tensor) -> th.Tensor:
     return th.add(_MINUS_ONE, x.sigmoid_(), alpha=2.0, out=x)
 
 
-_ACTIVATIONS: dict[type[nn.Module], Activation] = {
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Tanh: Activation(th.tanh, _tanh_of_half_, 2.0, th.ops.aten.tanh_backward.default),
     nn.Sigmoid: Activation(th.sigmoid, th.sigmoid_, 1.0, th.ops.aten.sigmoid_backward.default),
     nn.ReLU: Activation(th.relu, th.relu_, 1.0, lambda grad, y: th.ops.aten.threshold_backward.default(grad, y, 0)),
@@ -161,95 +157,3 @@ def _linear(x: th.Tensor, weight: th.Tensor, addend: th.Tensor) -> th.Tensor:
     if len(weight) >= NARROW:
         return th.addmm(addend, x, weight.t())
     return th.addmm(addend.unsqueeze(1) if addend.dim() == 1 else addend.t(), weight, x.t()).t()
-
-
-def plain_actor(policy: nn.Module) -> PlainMlp | None:
-    """
-    :param policy: a policy
-    :return: the network from features to mean actions or logits, if it is a plain one and ``get_distribution`` is SB3's
-    """
-    if not _is_builtin(policy, "get_distribution", "_get_action_dist_from_latent"):
-        return None
-    assert isinstance(policy, ActorCriticPolicy)
-    if type(policy.pi_features_extractor) is not FlattenExtractor or _has_hooks(policy.pi_features_extractor):
-        return None
-    return _plain_mlp([policy.mlp_extractor.policy_net, policy.action_net])
-
-
-def plain_critic(policy: nn.Module) -> PlainMlp | None:
-    """
-    :param policy: a policy
-    :return: the network from the critic's features to values, if it is a plain one and ``predict_values`` is SB3's
-    """
-    if not _is_builtin(policy, "predict_values"):
-        return None
-    assert isinstance(policy, ActorCriticPolicy)
-    return _plain_mlp([policy.mlp_extractor.value_net, policy.value_net])
-
-
-def _is_builtin(policy: nn.Module, *methods: str) -> bool:
-    """
-    :param policy: a policy
-    :param methods: names of methods
-    :return: whether these methods, and the ones they call, are SB3's own ones on SB3's own modules
-    """
-    if not isinstance(policy, ActorCriticPolicy) or _has_hooks(policy):
-        return False
-    called = {name: getattr(ActorCriticPolicy, name) for name in methods}
-    called["extract_features"] = ActorCriticPolicy.extract_features
-    return (
-        all(getattr(type(policy), name) is function for name, function in called.items())
-        and not any(name in policy.__dict__ for name in called)
-        and type(policy.mlp_extractor) is MlpExtractor
-        and not _has_hooks(policy.mlp_extractor)
-    )
-
-
-def _plain_mlp(modules: Sequence[nn.Module]) -> PlainMlp | None:
-    """
-    :param modules: linear layers, activations and sequences of these, in the order of evaluation
-    :return: the network that they form; None if it is not a plain one
-    """
-    layers: list[nn.Linear] = []
-    activations: list[Activation] = []
-    for module in _leaves(modules):
-        if _has_hooks(module):
-            return None
-        if type(module) is nn.Linear and module.bias is not None and len(layers) == len(activations):
-            layers.append(module)
-        elif type(module) in _ACTIVATIONS and len(layers) == len(activations) + 1:
-            activations.append(_ACTIVATIONS[type(module)])
-        else:
-            return None
-    if len(layers) != len(activations) + 1:
-        return None
-    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    tied = len({id(parameter) for parameter in parameters}) < len(parameters)
-    one_dtype = len({parameter.dtype for parameter in parameters}) == 1
-    return PlainMlp(parameters, activations) if one_dtype and not tied else None
-
-
-def _leaves(modules: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    for module in modules:
-        if type(module) is nn.Sequential and not _has_hooks(module):
-            yield from _leaves(list(module))
-        else:
-            yield module
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-
-
-def extract_features(policy: ActorCriticPolicy, obs: th.Tensor, extractor: nn.Module) -> th.Tensor:
-    """
-    The inputs of a policy's network, as SB3 prepares them (one-hot, scaled images, flattened).
-
-    :param policy: a policy that ``plain_actor`` or ``plain_critic`` accepts
-    :param obs: a batch of observations, (N, ...)
-    :param extractor: the policy's features extractor
-    :return: features, (N, features_dim)
-    """
-    features = BasePolicy.extract_features(policy, obs, extractor)  # type: ignore[arg-type]
-    assert isinstance(features, th.Tensor)
-    return features

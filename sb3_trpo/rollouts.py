@@ -32,7 +32,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.mlp import PlainMlp, extract_features, plain_actor, plain_critic
+from sb3_trpo.mlp import PlainMlp
+from sb3_trpo.plain_policy import extract_features, plain_actor, plain_critic
 from sb3_trpo.vec_steps import FiniteVecEnv, check_finite, lean_step
 
 Sampler = Callable[[th.Tensor], th.Tensor]

@@ -5,8 +5,6 @@ Start reading at ``TRPO.train``.
 """
 
 import math
-import warnings
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -23,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo import rollouts
 from sb3_trpo.actor import Actor
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
-from sb3_trpo.diagnostics import Advice
+from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.samples import chunks, select
 from sb3_trpo.transaction import NonFiniteError, Transaction, no_distribution_checks
@@ -34,34 +32,15 @@ from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_lin
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
 from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate
-from sb3_trpo.validation import check_action_space, check_choice, check_integer, check_real, check_schedule
+from sb3_trpo.validation import check_environment, check_hyperparameters, check_real
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
 # Adaptive KL: δ changes by this factor, and stays within this factor's fourth power of target_kl.
 KL_ADAPTATION = 1.5
 MAX_KL_SCALE = KL_ADAPTATION**4
-
-
-@dataclass(frozen=True)
-class PolicyStep:
-    """
-    What the policy step did.
-
-    :param parameters: θ, which the critic step must not move
-    :param surrogate: L(θ)
-    :param grad_norm: Euclidean norm of ∇L(θ_old)
-    :param solution: of F x = ∇L
-    :param expected_improvement: ∇L · step, for the full step
-    :param line_search: its result
-    """
-
-    parameters: FlatParameters
-    surrogate: Surrogate
-    grad_norm: float
-    solution: Solution
-    expected_improvement: float
-    line_search: LineSearchResult
+# An error in so many updates in a row (a layer without a second derivative, memory that never suffices) won't go away.
+MAX_FAILURES = 5
 
 
 class TRPO(OnPolicyAlgorithm):
@@ -175,7 +154,7 @@ class TRPO(OnPolicyAlgorithm):
         # What the base class will hold; set here so that everything is checked before an environment is made.
         self.learning_rate, self.n_steps, self.gamma, self.gae_lambda = learning_rate, n_steps, gamma, gae_lambda
         self.ent_coef, self.max_grad_norm = ent_coef, max_grad_norm  # type: ignore[assignment]
-        self._check_hyperparameters()
+        check_hyperparameters(self)
 
         super().__init__(
             policy,
@@ -204,9 +183,12 @@ class TRPO(OnPolicyAlgorithm):
         # What adaptive KL multiplies target_kl by.
         self.kl_scale = 1.0
         self._advice = Advice()
+        # Updates in a row that were undone.
+        self._n_failures = 0
 
         if self.env is not None:
-            self._check_environment(self.env)
+            check_environment(self, self.env)
+            self._advice.on_setup(n_steps * self.n_envs, self.action_space)
         if _init_setup_model:
             self._setup_model()
 
@@ -214,7 +196,8 @@ class TRPO(OnPolicyAlgorithm):
         """
         Update the policy with the current rollout: one trust-region step for the actor, a regression for the critic.
 
-        Whatever goes wrong on the way, the policy is put back to what it was before.
+        Whatever goes wrong on the way, the policy is put back to what it was before. Training then goes on after an
+        error of the numbers (not finite, singular, out of memory); any other error is a bug, and is raised.
         """
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
@@ -225,11 +208,12 @@ class TRPO(OnPolicyAlgorithm):
                 policy_step = self._improve_policy(samples)
                 critic_fit = self._fit_critic(samples, policy_step.parameters)
                 transaction.check_finite()
-        except NonFiniteError as error:
+        except (ArithmeticError, RuntimeError) as error:
             self._report_failure(error)
         else:
+            self._n_failures = 0
             self._adapt_kl(policy_step.line_search)
-            self._record(policy_step, critic_fit)
+            self._report(policy_step, critic_fit)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -393,40 +377,24 @@ class TRPO(OnPolicyAlgorithm):
         elif result.kl < self._max_kl() / KL_ADAPTATION:
             self.kl_scale = min(self.kl_scale * KL_ADAPTATION, MAX_KL_SCALE)
 
-    def _record(self, step: PolicyStep, critic_fit: CriticFit) -> None:
+    def _report(self, step: PolicyStep, critic_fit: CriticFit) -> None:
         """
-        Log what the update did: first sb3-contrib's keys, then our own.
-
         :param step: of the policy
         :param critic_fit: of the critic
         """
-        search = step.line_search
         explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
-        self.logger.record("train/policy_objective", step.surrogate.objective + search.improvement)
-        self.logger.record("train/value_loss", critic_fit.mean_loss)
-        self.logger.record("train/kl_divergence_loss", search.kl)
-        self.logger.record("train/explained_variance", explained)
-        self.logger.record("train/is_line_search_success", float(search.success))
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-
-        self.logger.record("train/entropy", step.surrogate.entropy)
-        self.logger.record("train/cg_iterations", step.solution.iterations)
-        self.logger.record("train/cg_residual", step.solution.residual)
-        self.logger.record("train/line_search_steps", search.n_evaluations)
-        self.logger.record("train/step_fraction", search.fraction)
-        self.logger.record("train/grad_norm", step.grad_norm)
-        self.logger.record("train/expected_improvement", step.expected_improvement)
-        self.logger.record("train/surrogate_improvement", search.improvement)
-        self.logger.record("train/target_kl", self._max_kl())
-
-        self._advice.on_policy_step(step.solution.residual, search.success)
+        record_update(self.logger, self.policy, step, critic_fit.mean_loss, float(explained), self._max_kl())
+        self._advice.on_policy_step(step.solution.residual, step.line_search.success)
         self._advice.on_critic_step(float(explained))
 
     def _report_failure(self, error: Exception) -> None:
         """
         :param error: why the update was undone
+        :raises RuntimeError: the error itself, if updates keep failing for another cause than their data
         """
+        self._n_failures += 1
+        if self._n_failures >= MAX_FAILURES and not isinstance(error, NonFiniteError):
+            raise error
         self.logger.record("train/is_line_search_success", 0.0)
         self.logger.record("train/kl_divergence_loss", 0.0)
         message = f"Update {self._n_updates + 1} was undone, the policy is as it was before: {error}."
@@ -459,57 +427,9 @@ class TRPO(OnPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_model(self) -> None:
-        self._check_hyperparameters()
+        check_hyperparameters(self)
         super()._setup_model()
         self.target_kl_schedule = FloatSchedule(self.target_kl)
-
-    def _check_hyperparameters(self) -> None:
-        """
-        :raises ValueError: naming the first argument that is not allowed
-        """
-        for name in ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
-            check_integer(name, getattr(self, name), minimum=1)
-        check_integer("n_critic_updates", self.n_critic_updates, minimum=0)
-        if self.fisher_chunk_size is not None:
-            check_integer("fisher_chunk_size", self.fisher_chunk_size, minimum=1)
-        check_schedule("learning_rate", self.learning_rate)
-        check_schedule("target_kl", self.target_kl)
-        for name in ("gamma", "gae_lambda"):
-            check_real(name, getattr(self, name), "between 0 and 1", lambda x: 0 <= x <= 1)
-        for name in ("cg_damping", "cg_residual_tol", "ent_coef"):
-            check_real(name, getattr(self, name), "at least 0", lambda x: x >= 0)
-        check_real(
-            "line_search_shrinking_factor",
-            self.line_search_shrinking_factor,
-            "above 0 and below 1",
-            lambda x: 0 < x < 1,
-        )
-        if self.max_grad_norm is not None:
-            # 0 is what sb3-contrib's saved models hold, for none.
-            check_real("max_grad_norm", self.max_grad_norm, "above 0, or None", lambda x: x >= 0)
-        check_choice("preconditioner", self.preconditioner, ("kfac", None))
-
-    def _check_environment(self, env: VecEnv) -> None:
-        """
-        :param env: the training environments
-        :raises ValueError: if the algorithm can't work with them
-        """
-        check_action_space(env.action_space)
-        n_samples = self.n_steps * env.num_envs
-        # As in SB3's PPO, whose users rely on the type of the error.
-        assert n_samples > 1 or not self.normalize_advantage, (
-            "`n_steps * n_envs` must be greater than 1 to normalise advantages. "
-            f"Currently n_steps={self.n_steps} and n_envs={env.num_envs}"
-        )
-        allowed = f"at most n_steps * n_envs = {n_samples}"
-        check_real("sub_sampling_factor", self.sub_sampling_factor, allowed, lambda x: x <= n_samples)
-        if n_samples % self.batch_size > 0:
-            warnings.warn(
-                f"batch_size = {self.batch_size} does not divide n_steps * n_envs = {n_samples}: the last minibatch of "
-                f"each epoch of the critic has {n_samples % self.batch_size} samples.",
-                stacklevel=2,
-            )
-        self._advice.on_setup(n_samples, env.action_space)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_advice", "target_kl_schedule", "cg_direction"]
