@@ -1,0 +1,32 @@
+"""
+The README's picture: what is read from runs, and that it is drawn.
+"""
+
+import numpy as np
+import pytest
+from learning_curve import draw, read_evaluations
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name, timesteps, results):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "evaluations.npz", timesteps=timesteps, results=results)
+        return tmp_path / name
+
+    return make
+
+
+def test_each_run_gives_its_mean_over_episodes(make_run, tmp_path):
+    runs = [make_run("a_1", [10, 20], [[1, 3], [5, 7]]), make_run("a_2", [10, 20], [[0, 0], [2, 4]])]
+    timesteps, returns = read_evaluations(runs)
+    assert timesteps.tolist() == [10, 20]
+    assert returns.tolist() == [[2, 6], [0, 3]]
+    draw("a", timesteps, returns, tmp_path / "docs" / "picture.png")
+    assert (tmp_path / "docs" / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_do_not_belong_together_are_refused(make_run):
+    runs = [make_run("a_1", [10, 20], [[1], [5]]), make_run("a_2", [10], [[0]])]
+    with pytest.raises(ValueError, match="a_2"):
+        read_evaluations(runs)
