@@ -72,7 +72,7 @@ def fit_critic(
     if network is not None and _features_are_fixed(policy, free) and _is_flat_adam(policy.optimizer, network, free):
         features = th.cat([_fixed_features(policy, chunk.observations) for chunk in chunks(samples, None)])
         return _fit_plain(network, policy.optimizer, features, returns, settings)
-    with _TrainingMode(policy, fixed):
+    with _TrainingMode(policy, free):
         return _fit_any(predict_values, free, policy.optimizer, samples, returns, settings)
 
 
@@ -130,15 +130,16 @@ def _fixed_features(policy: ActorCriticPolicy, observations: Any) -> th.Tensor:
 class _TrainingMode:
     """
     Puts the critic's modules into training mode while it is open, for dropout and batch-norm. A module in which there
-    are parameters of the actor, or none at all, stays as it is: batch statistics of the actor must not move.
+    are other parameters than those that the critic may move, or none at all, stays as it is: it may be shared with the
+    actor, whose batch statistics must not move.
 
     :param policy: in evaluation mode
-    :param actor_parameters: ids
+    :param free: the parameters that the critic may move
     """
 
-    def __init__(self, policy: nn.Module, actor_parameters: set[int]) -> None:
+    def __init__(self, policy: nn.Module, free: Iterable[nn.Parameter]) -> None:
         self._policy = policy
-        self._actor_parameters = actor_parameters
+        self._free = set(map(id, free))
 
     def __enter__(self) -> None:
         self._train(self._policy)
@@ -148,7 +149,7 @@ class _TrainingMode:
 
     def _train(self, module: nn.Module) -> None:
         parameters = {id(parameter) for parameter in module.parameters()}
-        if parameters and not parameters & self._actor_parameters:
+        if parameters and parameters <= self._free:
             module.train(True)
         else:
             for child in module.children():
@@ -162,9 +163,9 @@ def _is_flat_adam(optimizer: th.optim.Optimizer, network: PlainMlp, free: Iterab
     if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
         return False
     group = optimizer.param_groups[0]
-    unusual = (
-        group["amsgrad"] or group["maximize"] or group.get("differentiable") or group.get("decoupled_weight_decay")
-    )
+    # The last two keep their count of steps on the parameters' device.
+    options = ("amsgrad", "maximize", "differentiable", "decoupled_weight_decay", "capturable", "fused")
+    unusual = any(group.get(option) for option in options)
     own, movable = {id(p) for p in network.parameters}, {id(p) for p in free}
     known = {id(p) for p in group["params"]}
     with_state = {id(p) for p in optimizer.state if id(p) in own}

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -27,9 +28,10 @@ class Transaction:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self._policy = policy
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "Transaction":
         self._saved = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
         self._optimizer_state = copy.deepcopy(self._policy.optimizer.state_dict())
+        return self
 
     def __exit__(
         self, exception: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -43,14 +45,29 @@ class Transaction:
 
     def check_finite(self) -> None:
         """
-        :raises NonFiniteError: if a parameter or buffer is not finite
+        The optimizer's state counts too: with an infinite second moment Adam would never again move that parameter,
+        which itself looks healthy. A buffer may hold what it held before, such as a mask of infinities.
+
+        :raises NonFiniteError: if a parameter, a buffer or the optimizer's state is not finite
         """
-        for name, tensor in self._policy.state_dict().items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        for name, parameter in self._policy.named_parameters():
+            state = self._policy.optimizer.state.get(parameter, {}).values()
+            if not all(map(_is_finite, [parameter, *state])):
+                raise NonFiniteError(
+                    f"{name}, or its state in the optimizer, is not finite; a lower learning_rate, max_grad_norm or "
+                    "normalised rewards (VecNormalize) may help"
+                )
+        saved = {id(tensor): copy_ for tensor, copy_ in self._saved}
+        for name, buffer in self._policy.named_buffers():
+            if not _is_finite(buffer) and _is_finite(saved.get(id(buffer), buffer)):
                 raise NonFiniteError(f"{name} is not finite")
 
     def _tensors(self) -> list[th.Tensor]:
         return [*self._policy.parameters(), *self._policy.buffers()]
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, th.Tensor) or bool(value.isfinite().all())
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo import rollouts
@@ -178,8 +178,9 @@ class TRPO(OnPolicyAlgorithm):
             seed=seed,
             _init_setup_model=False,
         )
-        # The last search direction, for warm starts, (P,).
-        self.cg_direction: th.Tensor | None = None
+        # The last search direction, for warm starts, (P,). Empty before the first, rather than None, for SB3 loads a
+        # tensor by setting the data of one.
+        self.cg_direction = th.zeros(0, device=self.device)
         # What adaptive KL multiplies target_kl by.
         self.kl_scale = 1.0
         self._advice = Advice()
@@ -201,9 +202,8 @@ class TRPO(OnPolicyAlgorithm):
         """
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
-        transaction = Transaction(self.policy)
         try:
-            with no_distribution_checks(), transaction:
+            with no_distribution_checks(), Transaction(self.policy) as transaction:
                 samples = self._rollout_samples()
                 policy_step = self._improve_policy(samples)
                 critic_fit = self._fit_critic(samples, policy_step.parameters)
@@ -212,8 +212,8 @@ class TRPO(OnPolicyAlgorithm):
             self._report_failure(error)
         else:
             self._n_failures = 0
-            self._adapt_kl(policy_step.line_search)
             self._report(policy_step, critic_fit)
+            self._prepare_next(policy_step)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -225,7 +225,7 @@ class TRPO(OnPolicyAlgorithm):
         :return: what was done
         """
         batches = self._policy_batches(samples)
-        actor = Actor(self.policy, self._action_distribution, self._is_action_distribution_builtin())
+        actor = Actor(self.policy, self._action_distribution, self._is_builtin("_action_distribution"))
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
 
         # g = ∇L(θ_old)
@@ -248,15 +248,15 @@ class TRPO(OnPolicyAlgorithm):
         """
         return self.policy.get_distribution(samples.observations)
 
-    def _is_action_distribution_builtin(self) -> bool:
-        return type(self)._action_distribution is TRPO._action_distribution
-
     def _values(self, samples: Any) -> th.Tensor:
         """
         :param samples: rollout samples of N states
         :return: V(s), (N, 1)
         """
         return self.policy.predict_values(samples.observations)
+
+    def _is_builtin(self, method: str) -> bool:
+        return getattr(type(self), method) is getattr(TRPO, method)
 
     def _rollout_samples(self) -> Any:
         """
@@ -303,17 +303,11 @@ class TRPO(OnPolicyAlgorithm):
             max_steps=self.cg_max_steps,
             residual_tol=self.cg_residual_tol,
             preconditioner=self._preconditioner(fisher),
-            x0=self.cg_direction if self.cg_warm_start and self._fits(self.cg_direction, g) else None,
+            x0=self.cg_direction if self.cg_warm_start and self.cg_direction.shape == g.shape else None,
         )
         if solution.stop is Stop.NOT_FINITE:
             raise NonFiniteError("the surrogate's gradient or the search direction is not finite")
-        if self.cg_warm_start:
-            self.cg_direction = solution.x
         return solution
-
-    @staticmethod
-    def _fits(direction: th.Tensor | None, g: th.Tensor) -> bool:
-        return direction is not None and direction.shape == g.shape and direction.device == g.device
 
     def _preconditioner(self, fisher: Fisher) -> Operator | None:
         """
@@ -357,25 +351,30 @@ class TRPO(OnPolicyAlgorithm):
 
     def _fit_critic(self, samples: Any, actor_parameters: FlatParameters) -> CriticFit:
         settings = CriticSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm or None)
-        is_builtin = type(self)._values is TRPO._values
-        return fit_critic(self.policy, self._values, samples, actor_parameters, settings, is_builtin)
+        return fit_critic(self.policy, self._values, samples, actor_parameters, settings, self._is_builtin("_values"))
 
     def _max_kl(self) -> float:
         """
         :return: δ of this update
         """
-        target_kl = self.target_kl_schedule(self._current_progress_remaining)
+        target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else self.target_kl
         check_real("target_kl", target_kl, "at least 0 throughout training", lambda x: x >= 0)
-        return target_kl * (self.kl_scale if self.adaptive_kl else 1.0)
+        return float(target_kl) * (self.kl_scale if self.adaptive_kl else 1.0)
 
-    def _adapt_kl(self, result: LineSearchResult) -> None:
+    def _prepare_next(self, step: PolicyStep) -> None:
         """
-        :param result: of this update's line search
+        Where the next update starts its conjugate gradient, and what it multiplies δ by.
+
+        :param step: of this update
         """
-        if result.fraction <= self.line_search_shrinking_factor:
-            self.kl_scale = max(self.kl_scale / KL_ADAPTATION, 1.0 / MAX_KL_SCALE)
-        elif result.kl < self._max_kl() / KL_ADAPTATION:
-            self.kl_scale = min(self.kl_scale * KL_ADAPTATION, MAX_KL_SCALE)
+        if self.cg_warm_start:
+            self.cg_direction = step.solution.x
+        if self.adaptive_kl:
+            search = step.line_search
+            if search.fraction <= self.line_search_shrinking_factor:
+                self.kl_scale = max(self.kl_scale / KL_ADAPTATION, 1.0 / MAX_KL_SCALE)
+            elif search.kl < self._max_kl() / KL_ADAPTATION:
+                self.kl_scale = min(self.kl_scale * KL_ADAPTATION, MAX_KL_SCALE)
 
     def _report(self, step: PolicyStep, critic_fit: CriticFit) -> None:
         """
@@ -427,12 +426,12 @@ class TRPO(OnPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_model(self) -> None:
+        # Once more, for a loaded model's arguments come later than the constructor.
         check_hyperparameters(self)
         super()._setup_model()
-        self.target_kl_schedule = FloatSchedule(self.target_kl)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_advice", "target_kl_schedule", "cg_direction"]
+        return [*super()._excluded_save_params(), "_advice", "cg_direction"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, _ = super()._get_torch_save_params()
