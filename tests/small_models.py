@@ -1,0 +1,162 @@
+"""
+Small environments and policies of every kind that Stable-Baselines3 has, and a TRPO whose updates are measured from the
+outside. Shared by ``test_spaces.py`` and ``test_saved_models.py``.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
+
+from sb3_trpo import TRPO
+
+N_STEPS = 64
+TARGET_KL = 0.01
+
+ACTION_SPACES: dict[str, spaces.Space] = {
+    "Box": spaces.Box(-1.0, 1.0, (3,)),
+    "Box-2d": spaces.Box(-2.0, 1.0, (2, 2)),
+    "Discrete": spaces.Discrete(3),
+    "MultiDiscrete": spaces.MultiDiscrete([3, 2]),
+    "MultiBinary": spaces.MultiBinary(4),
+}
+VECTOR = spaces.Box(-1.0, 1.0, (3,))
+IMAGE = spaces.Box(0, 255, (36, 36, 1), dtype=np.uint8)
+OBSERVATION_SPACES: dict[str, spaces.Space] = {
+    "float32": VECTOR,
+    "float64-2d": spaces.Box(-1.0, 1.0, (2, 2), dtype=np.float64),
+    "uint8": spaces.Box(0, 9, (4,), dtype=np.uint8),
+    "unbounded": spaces.Box(-np.inf, np.inf, (2,)),
+    "image": IMAGE,
+    "image-channels-first": spaces.Box(0, 255, (1, 36, 36), dtype=np.uint8),
+    "Dict": spaces.Dict({"image": IMAGE, "vector": VECTOR, "choice": spaces.Discrete(3)}),
+    "Discrete": spaces.Discrete(5),
+    "MultiDiscrete": spaces.MultiDiscrete([3, 2]),
+    "MultiBinary": spaces.MultiBinary([2, 2]),
+}
+
+
+class SpacesEnv(gym.Env):
+    """
+    Random observations; the larger the action's sum, the larger the reward. Episodes are truncated after 20 steps.
+
+    :param observation_space: any
+    :param action_space: any with numbers
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self._n_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self._n_steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        assert self.action_space.contains(action)
+        self._n_steps += 1
+        return self.observation_space.sample(), float(np.sum(action)), False, self._n_steps == 20, {}
+
+
+def policy_for(observation_space: spaces.Space) -> tuple[str, dict[str, Any]]:
+    """
+    :param observation_space: one of ``OBSERVATION_SPACES``
+    :return: the alias of the policy to use, and its arguments, for a small network
+    """
+    if isinstance(observation_space, spaces.Dict):
+        return "MultiInputPolicy", {"net_arch": [8], "features_extractor_kwargs": {"cnn_output_dim": 8}}
+    if isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 3:
+        return "CnnPolicy", {"net_arch": [8], "features_extractor_kwargs": {"features_dim": 8}}
+    return "MlpPolicy", {"net_arch": [8]}
+
+
+class MeasuredTRPO(TRPO):
+    """
+    Notes for each update what it logged as KL, and what torch says of the action distributions before and after it.
+    """
+
+    def train(self) -> None:
+        observations = next(self.rollout_buffer.get()).observations
+        before = self._distributions(observations)
+        super().train()
+        measured = _mean_kl(before, self._distributions(observations))
+        log = self.logger.name_to_value
+        self.updates = [*getattr(self, "updates", []), (log["train/kl_divergence_loss"], measured)]
+
+    @th.no_grad()
+    def _distributions(self, observations: Any) -> list[Distribution]:
+        self.policy.set_training_mode(False)
+        inner = self.policy.get_distribution(observations).distribution
+        return [_in_float64(item) for item in (inner if isinstance(inner, list) else [inner])]
+
+
+def _in_float64(distribution: Distribution) -> Distribution:
+    if isinstance(distribution, Normal):
+        return Normal(distribution.loc.double(), distribution.scale.double())
+    assert isinstance(distribution, (Categorical, Bernoulli))
+    return type(distribution)(logits=distribution.logits.double())
+
+
+def _mean_kl(old: list[Distribution], new: list[Distribution]) -> float:
+    divergences = [kl_divergence(p, q).reshape(len(p.mean), -1).sum(dim=1) for p, q in zip(old, new, strict=True)]
+    return float(sum(divergences).mean())
+
+
+class Extractor(BaseFeaturesExtractor):
+    """
+    A features extractor with a layer that is given.
+
+    :param observation_space: of vectors
+    :param layer: "layer-norm", "batch-norm" or "dropout"
+    """
+
+    def __init__(self, observation_space: spaces.Box, layer: str) -> None:
+        super().__init__(observation_space, features_dim=8)
+        layers = {"layer-norm": nn.LayerNorm(8), "batch-norm": nn.BatchNorm1d(8), "dropout": nn.Dropout(0.3)}
+        self.net = nn.Sequential(nn.Linear(observation_space.shape[0], 8), layers[layer], nn.Tanh())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.net(observations)
+
+
+class TwoHeads(nn.Module):
+    """
+    What a user puts in the place of SB3's MlpExtractor: actor and critic share a layer, named after neither.
+
+    :param features_dim: of the inputs
+    """
+
+    def __init__(self, features_dim: int) -> None:
+        super().__init__()
+        self.latent_dim_pi = self.latent_dim_vf = 6
+        self.trunk = nn.Linear(features_dim, 8)
+        self.pi, self.vf = nn.Linear(8, 6), nn.Linear(8, 6)
+
+    def forward(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_actor(self, features: th.Tensor) -> th.Tensor:
+        return self.pi(self.trunk(features).sin()).tanh()
+
+    def forward_critic(self, features: th.Tensor) -> th.Tensor:
+        return self.vf(self.trunk(features).sin()).tanh()
+
+
+class TwoHeadsPolicy(ActorCriticPolicy):
+    """A user's policy: a network of its own, and a bound on the mean actions."""
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = TwoHeads(self.features_dim)
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        return self.action_dist.proba_distribution(2.0 * self.action_net(latent_pi).tanh(), self.log_std)

@@ -1,0 +1,220 @@
+"""
+Every action space with every observation space, and every form of policy: training runs, KL stays within the trust
+region, and the log tells the truth about it.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from small_models import (
+    ACTION_SPACES,
+    N_STEPS,
+    OBSERVATION_SPACES,
+    TARGET_KL,
+    VECTOR,
+    Extractor,
+    MeasuredTRPO,
+    SpacesEnv,
+    TwoHeadsPolicy,
+    policy_for,
+)
+from stable_baselines3.common.envs import (
+    FakeImageEnv,
+    IdentityEnv,
+    IdentityEnvBox,
+    IdentityEnvMultiBinary,
+    IdentityEnvMultiDiscrete,
+    SimpleMultiObsEnv,
+)
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+N_UPDATES = 2
+BOX = ACTION_SPACES["Box"]
+
+
+def train(policy: Any, env: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> MeasuredTRPO:
+    """
+    :return: a model after two updates, of which the properties that every model has are known to hold
+    """
+    kwargs = {"n_steps": 2 * N_STEPS, "batch_size": N_STEPS, "n_critic_updates": 2, "seed": 0, **kwargs}
+    model = MeasuredTRPO(policy, env, policy_kwargs=policy_kwargs, target_kl=TARGET_KL, device="cpu", **kwargs)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with warnings.catch_warnings():
+        # An update that had to be undone warns.
+        warnings.simplefilter("error")
+        model.learn(N_UPDATES * model.n_steps * model.n_envs)
+
+    assert len(model.updates) == N_UPDATES
+    for logged, measured in model.updates:
+        assert measured == pytest.approx(logged, rel=1e-3, abs=1e-6)
+        assert logged <= TARGET_KL
+    assert any(logged > 0.3 * TARGET_KL for logged, _ in model.updates), "no update moved the policy"
+    after = model.policy.state_dict()
+    assert all(value.isfinite().all() for value in after.values())
+    assert not th.equal(before["value_net.weight"], after["value_net.weight"]), "the critic did not move"
+    return model
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+@pytest.mark.parametrize("observation_space", OBSERVATION_SPACES.values(), ids=OBSERVATION_SPACES)
+def test_every_observation_space_with_every_action_space(observation_space, action_space):
+    policy, policy_kwargs = policy_for(observation_space)
+    model = train(policy, SpacesEnv(observation_space, action_space), policy_kwargs)
+    action, _ = model.predict(model.observation_space.sample())
+    assert action_space.contains(action if action.shape else int(action))
+
+
+@pytest.mark.parametrize(
+    ("policy", "env"),
+    [
+        ("MlpPolicy", IdentityEnv(3)),
+        ("MlpPolicy", IdentityEnvBox()),
+        ("MlpPolicy", IdentityEnvMultiDiscrete(2)),
+        ("MlpPolicy", IdentityEnvMultiBinary(2)),
+        ("MultiInputPolicy", SimpleMultiObsEnv()),
+        ("MultiInputPolicy", SimpleMultiObsEnv(discrete_actions=False, channel_last=False)),
+        ("CnnPolicy", FakeImageEnv(screen_height=40, screen_width=40)),
+        ("CnnPolicy", FakeImageEnv(screen_height=40, screen_width=40, n_channels=3, discrete=False)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_environments_of_sb3(policy, env):
+    extractors = {"MlpPolicy": {}, "MultiInputPolicy": {"cnn_output_dim": 8}, "CnnPolicy": {"features_dim": 8}}
+    train(policy, env, {"net_arch": [8], "features_extractor_kwargs": extractors[policy]})
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"sub_sampling_factor": 3},
+        {"fisher_chunk_size": 50},
+        {"fisher_chunk_size": 50, "sub_sampling_factor": 3},
+        {"preconditioner": None},
+        {"normalize_advantage": False},
+        {"cg_warm_start": True, "ent_coef": 0.01, "max_grad_norm": 0.5},
+    ],
+    ids=lambda kwargs: " ".join(kwargs),
+)
+@pytest.mark.parametrize("observations", ["float32", "Dict"])
+def test_options_with_vectors_and_dictionaries(observations, kwargs):
+    observation_space = OBSERVATION_SPACES[observations]
+    policy, policy_kwargs = policy_for(observation_space)
+    train(policy, SpacesEnv(observation_space, BOX), policy_kwargs, **kwargs)
+
+
+@pytest.mark.parametrize("sde_sample_freq", [-1, 4])
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {},
+        {"full_std": False},
+        {"use_expln": True},
+        {"squash_output": True},
+        {"squash_output": True, "full_std": False, "use_expln": True, "log_std_init": -1.0},
+    ],
+    ids=lambda kwargs: " ".join(kwargs) or "plain",
+)
+def test_state_dependent_exploration(policy_kwargs, sde_sample_freq):
+    env = SpacesEnv(VECTOR, BOX)
+    train("MlpPolicy", env, {"net_arch": [8], **policy_kwargs}, use_sde=True, sde_sample_freq=sde_sample_freq)
+
+
+def test_state_dependent_exploration_of_images():
+    policy, policy_kwargs = policy_for(OBSERVATION_SPACES["image"])
+    train(policy, SpacesEnv(OBSERVATION_SPACES["image"], BOX), policy_kwargs, use_sde=True)
+
+
+class LearnedExplorationPolicy(TwoHeadsPolicy):
+    """With gSDE whose noise depends on features that the step moves as well."""
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        self.action_dist.learn_features = True
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), self.log_std, latent_pi)
+
+
+def test_state_dependent_exploration_with_learned_features():
+    train(LearnedExplorationPolicy, SpacesEnv(VECTOR, BOX), use_sde=True)
+
+
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+@pytest.mark.parametrize("observations", ["float32", "image", "Dict"])
+def test_features_extractor_shared_or_not(observations, share_features_extractor):
+    observation_space = OBSERVATION_SPACES[observations]
+    policy, policy_kwargs = policy_for(observation_space)
+    policy_kwargs["share_features_extractor"] = share_features_extractor
+    model = train(policy, SpacesEnv(observation_space, BOX), policy_kwargs)
+    extractors = model.policy.pi_features_extractor, model.policy.vf_features_extractor
+    assert (extractors[0] is extractors[1]) == share_features_extractor
+
+
+@pytest.mark.parametrize("observations", ["image", "Dict"])
+def test_critic_trains_features_of_its_own_by_default(observations):
+    observation_space = OBSERVATION_SPACES[observations]
+    policy, policy_kwargs = policy_for(observation_space)
+    env = SpacesEnv(observation_space, BOX)
+    start = MeasuredTRPO(policy, env, policy_kwargs=policy_kwargs, seed=0, device="cpu").policy.vf_features_extractor
+    model = train(policy, env, policy_kwargs)
+    moved = zip(start.parameters(), model.policy.vf_features_extractor.parameters(), strict=True)
+    assert all(not th.equal(before, after) for before, after in moved)
+
+
+@pytest.mark.parametrize(
+    "net_arch",
+    [None, [], [8], [8, 6], {"pi": [8], "vf": [6, 4]}, {"pi": [], "vf": [8]}, {"pi": [8], "vf": []}, {"vf": [8]}],
+    ids=str,
+)
+@pytest.mark.parametrize("actions", ["Box", "Discrete"])
+def test_every_form_of_net_arch(actions, net_arch):
+    train("MlpPolicy", SpacesEnv(VECTOR, ACTION_SPACES[actions]), {"net_arch": net_arch})
+
+
+@pytest.mark.parametrize("activation_fn", [nn.ReLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU])
+def test_activations(activation_fn):
+    train("MlpPolicy", SpacesEnv(VECTOR, BOX), {"net_arch": [8, 8], "activation_fn": activation_fn})
+
+
+@pytest.mark.parametrize("optimizer_class", [th.optim.RMSprop, th.optim.SGD, th.optim.AdamW])
+def test_optimizers(optimizer_class):
+    train("MlpPolicy", SpacesEnv(VECTOR, BOX), {"net_arch": [8], "optimizer_class": optimizer_class})
+
+
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+@pytest.mark.parametrize("layer", ["layer-norm", "batch-norm", "dropout"])
+def test_layers_that_normalise_or_drop(layer, share_features_extractor):
+    policy_kwargs = {
+        "features_extractor_class": Extractor,
+        "features_extractor_kwargs": {"layer": layer},
+        "share_features_extractor": share_features_extractor,
+        "net_arch": [8],
+    }
+    train("MlpPolicy", SpacesEnv(VECTOR, BOX), policy_kwargs)
+
+
+def test_users_own_policy():
+    train(TwoHeadsPolicy, SpacesEnv(VECTOR, BOX))
+
+
+def test_users_own_policy_on_several_environments():
+    train(TwoHeadsPolicy, DummyVecEnv([lambda: SpacesEnv(VECTOR, BOX)] * 3))
+
+
+@pytest.mark.parametrize(
+    "action_space",
+    [spaces.Dict({"a": BOX}), spaces.Tuple([BOX]), spaces.Text(3)],
+    ids=lambda space: type(space).__name__,
+)
+def test_unsupported_action_space_is_refused(action_space):
+    with pytest.raises(ValueError, match="action space"):
+        MeasuredTRPO("MlpPolicy", SpacesEnv(VECTOR, action_space), device="cpu")
+
+
+def test_environment_gets_actions_inside_of_its_box():
+    # SpacesEnv refuses any other; a wide Gaussian over a narrow box leaves it at nearly every step.
+    env = SpacesEnv(VECTOR, spaces.Box(-0.01, 0.01, (2,)))
+    model = train("MlpPolicy", env, {"net_arch": [8], "log_std_init": 1.0})
+    assert np.abs(model.rollout_buffer.actions).max() > 1.0
