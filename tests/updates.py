@@ -1,0 +1,136 @@
+"""
+Single updates, seen from the outside: a rollout, the state before and after, and torch's own KL divergence.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.distributions import Distribution, kl_divergence
+
+from sb3_trpo import TRPO
+
+
+def pendulum(algorithm: type[OnPolicyAlgorithm] = TRPO, /, **kwargs: Any) -> Any:
+    """
+    :param algorithm: its class
+    :param kwargs: of the algorithm
+    :return: a model for Pendulum-v1, small enough for an update to take milliseconds, with a rollout
+    """
+    kwargs = {"n_steps": 256, "batch_size": 64, "n_critic_updates": 2, "seed": 0, "device": "cpu", **kwargs}
+    kwargs = {"policy": "MlpPolicy", "env": "Pendulum-v1", "policy_kwargs": {"net_arch": [16, 16]}, **kwargs}
+    return with_rollout(algorithm(**kwargs))
+
+
+def with_rollout(model: Any) -> Any:
+    """
+    :param model: an on-policy algorithm
+    :return: the same, ready for ``train()``
+    """
+    _, callback = model._setup_learn(10**6, None)
+    collect(model, callback)
+    return model
+
+
+def collect(model: Any, callback: Any = None) -> None:
+    """
+    :param model: after ``with_rollout``
+    :param callback: None is one that does nothing
+    """
+    callback = callback or model._init_callback(None)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+
+
+def observations(model: Any) -> Any:
+    """
+    :param model: with a rollout
+    :return: all of its observations, as tensors
+    """
+    return next(iter(model.rollout_buffer.get(batch_size=None))).observations
+
+
+def log(model: Any) -> dict[str, Any]:
+    """
+    :param model: after ``train()``
+    :return: what it recorded
+    """
+    return model.logger.name_to_value
+
+
+@th.no_grad()
+def mean_kl(old: ActorCriticPolicy, new: ActorCriticPolicy, obs: Any) -> float:
+    """
+    :param old: a policy
+    :param new: a policy
+    :param obs: observations of N states
+    :return: E[KL(old ‖ new)] by torch's formula, summed over action dimensions, in float64
+    """
+    total: Any = 0.0
+    for p, q in zip(_distributions(old, obs), _distributions(new, obs), strict=True):
+        total = total + kl_divergence(p, q).flatten(1).sum(dim=1)
+    return float(total.mean())
+
+
+def _distributions(policy: ActorCriticPolicy, obs: Any) -> Iterator[Distribution]:
+    policy = copy.deepcopy(policy)
+    policy.set_training_mode(False)
+    inner = policy.get_distribution(obs).distribution
+    for item in inner if isinstance(inner, list) else [inner]:
+        if isinstance(item, th.distributions.Normal):
+            yield th.distributions.Normal(item.loc.double(), item.scale.double())
+        elif isinstance(item, th.distributions.Categorical):
+            # One column, as other distributions have one for each dimension.
+            yield th.distributions.Categorical(logits=item.logits.double().unsqueeze(1))
+        else:
+            yield type(item)(logits=item.logits.double())
+
+
+def state(model: Any) -> dict[str, th.Tensor]:
+    """
+    :param model: with a policy
+    :return: copies of the policy's parameters and buffers and of the optimizer's state
+    """
+    tensors = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    names = {id(parameter): name for name, parameter in model.policy.named_parameters()}
+    for parameter, values in model.policy.optimizer.state.items():
+        for key, value in values.items():
+            tensors[f"optimizer.{names[id(parameter)]}.{key}"] = th.as_tensor(value).clone()
+    return tensors
+
+
+def actor_state(model: Any) -> dict[str, th.Tensor]:
+    """
+    :param model: with SB3's MlpPolicy
+    :return: copies of the parameters that its actions depend on
+    """
+    critic = ("mlp_extractor.value_net.", "value_net.", "optimizer.")
+    return {name: tensor for name, tensor in state(model).items() if not name.startswith(critic)}
+
+
+def changed(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> set[str]:
+    """
+    :param before: as ``state`` gives it
+    :param after: likewise
+    :return: the names of those that are not the same, bit for bit
+    """
+    return {
+        name
+        for name in before.keys() | after.keys()
+        if name not in before or name not in after or not _is_same(before[name], after[name])
+    }
+
+
+def _is_same(a: th.Tensor, b: th.Tensor) -> bool:
+    # Unlike torch's, this comparison tells 0 from -0, and a NaN is the same as itself.
+    return a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+
+
+def data_pointers(model: Any) -> list[int]:
+    """
+    :param model: with a policy
+    :return: where each parameter lies in memory
+    """
+    return [parameter.data_ptr() for parameter in model.policy.parameters()]
