@@ -159,6 +159,7 @@ def test_critic_trains_features_of_its_own_by_default(observations):
     env = SpacesEnv(observation_space, BOX)
     start = MeasuredTRPO(policy, env, policy_kwargs=policy_kwargs, seed=0, device="cpu").policy.vf_features_extractor
     model = train(policy, env, policy_kwargs)
+    assert model.policy.vf_features_extractor is not model.policy.pi_features_extractor
     moved = zip(start.parameters(), model.policy.vf_features_extractor.parameters(), strict=True)
     assert all(not th.equal(before, after) for before, after in moved)
 
