@@ -66,8 +66,8 @@ def conjugate_gradient(
     :return: the solution with its statistics
     """
     # Dividing b by its largest element keeps the squares of very large or very small gradients in range.
-    scale = b.abs().max()
-    if not th.isfinite(scale) or scale == 0:
+    scale = float(b.abs().max())
+    if scale == 0 or not math.isfinite(scale):
         stop = Stop.TOLERANCE if scale == 0 else Stop.NOT_FINITE
         zero = th.zeros_like(b)
         return Solution(zero, zero, 0, 0.0 if scale == 0 else math.nan, stop)
@@ -86,7 +86,7 @@ def conjugate_gradient(
             rho = float(r.dot(y))
     p = y.clone()
 
-    iterations, stop = 0, Stop.MAX_ITERATIONS
+    iterations, stop, largest = 0, Stop.MAX_ITERATIONS, th.finfo(b.dtype).max
     while True:
         if not (math.isfinite(rho) and rho >= 0 and norm_b > 0):
             stop = Stop.NOT_FINITE if not math.isfinite(rho) else Stop.CURVATURE
@@ -99,17 +99,21 @@ def conjugate_gradient(
         a_p = operator(p)
         iterations += 1
         curvature = float(p.dot(a_p))
-        if not math.isfinite(curvature) or curvature <= 0:
+        # Curvature so small that the step along p would overflow is none.
+        if not math.isfinite(curvature) or curvature <= rho / largest:
             stop = Stop.CURVATURE if math.isfinite(curvature) else Stop.NOT_FINITE
             break
         alpha = rho / curvature
+        r_next = r.sub(a_p, alpha=alpha)
+        y = precondition(r_next)
+        rho_next = float(r_next.dot(y))
+        if not math.isfinite(rho_next):
+            stop = Stop.NOT_FINITE
+            break
         x.add_(p, alpha=alpha)
         product.add_(a_p, alpha=alpha)
-        r = r.sub(a_p, alpha=alpha)
-        y = precondition(r)
-        rho_next = float(r.dot(y))
         p.mul_(rho_next / rho).add_(y)
-        rho = rho_next
+        r, rho = r_next, rho_next
 
     residual = math.sqrt(max(rho, 0.0) / norm_b) if norm_b > 0 and math.isfinite(rho) else math.nan
     return Solution(x * scale, product * scale, iterations, residual, stop)
@@ -126,6 +130,7 @@ def _best_multiple(operator: Operator, x0: th.Tensor, b: th.Tensor) -> tuple[th.
     """
     product = operator(x0)
     curvature, overlap = float(x0.dot(product)), float(b.dot(x0))
-    if not (math.isfinite(curvature) and curvature > 0 and overlap > 0):
+    if not (0.0 < curvature < math.inf and 0.0 < overlap < math.inf):
         return None
-    return x0 * (overlap / curvature), product * (overlap / curvature)
+    c = overlap / curvature
+    return x0 * c, product * c

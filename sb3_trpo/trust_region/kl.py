@@ -68,15 +68,16 @@ class GaussianFamily(DistributionFamily):
     def kl_divergence(self, old: Parameters, new: Parameters) -> th.Tensor:
         mean_old, std_old = old
         mean_new, std_new = new
-        log_ratio = th.log(std_new / std_old)
+        # Where the ratio underflows, KL is infinite: ∞ - ∞ would be NaN.
+        log_ratio = th.log(std_new / std_old).clamp(min=-1e3)
         # ½ (σ_old²/σ_new² − 1) + ln(σ_new/σ_old), without the cancellation between terms of nearly the same size.
         spread = 0.5 * th.expm1(-2.0 * log_ratio) + log_ratio
         shift = 0.5 * ((mean_new - mean_old) / std_new).square()
         return (spread + shift).sum(dim=1).clamp(min=0.0)
 
     def metric(self, z: Parameters, u: Parameters) -> Parameters:
-        precision = z[1].square().reciprocal()
-        return u[0] * precision, 2.0 * u[1] * precision
+        # Dividing twice, for σ² underflows earlier than u/σ does.
+        return u[0] / z[1] / z[1], 2.0 * u[1] / z[1] / z[1]
 
     def metric_root(self, z: Parameters, u: Parameters) -> Parameters:
         return u[0] / z[1], 2.0**0.5 * u[1] / z[1]
