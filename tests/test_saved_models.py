@@ -164,6 +164,7 @@ def test_policy_can_be_saved_alone(trained, tmp_path):
     trained.policy.save(tmp_path / "policy.pth")
     loaded = type(trained.policy).load(tmp_path / "policy.pth", device="cpu")
     assert_same(trained.policy.state_dict(), loaded.state_dict())
+    assert loaded.share_features_extractor == trained.policy.share_features_extractor
     observations = observations_of(trained)
     np.testing.assert_array_equal(
         trained.policy.predict(observations, deterministic=True)[0], loaded.predict(observations, deterministic=True)[0]
