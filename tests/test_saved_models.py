@@ -276,6 +276,13 @@ def test_arguments_can_be_changed_when_loading(tmp_path):
     assert loaded.logger.name_to_value["train/kl_divergence_loss"] <= 0.001
 
 
+def test_adapted_trust_region_is_saved(tmp_path):
+    model = TRPO("MlpPolicy", SpacesEnv(VECTOR, BOX), adaptive_kl=True, **SETTINGS)
+    model.kl_scale = 1.5
+    model.save(tmp_path / "model")
+    assert TRPO.load(tmp_path / "model", device="cpu").kl_scale == 1.5
+
+
 def test_training_goes_on_in_another_environment():
     model = TRPO("MlpPolicy", make_env(VECTOR, BOX), **SETTINGS).learn(2 * N_STEPS)
     model.set_env(make_env(VECTOR, BOX))
