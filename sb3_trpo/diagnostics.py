@@ -3,6 +3,7 @@ What an update did, for the log; and advice on runs that go wrong: one warning f
 lasted, with what to change.
 """
 
+import math
 import warnings
 from dataclasses import dataclass, field
 
@@ -20,8 +21,8 @@ from sb3_trpo.trust_region.surrogate import Surrogate
 PATIENCE = 5
 # A relative residual above which CG has hardly begun to solve for the natural gradient.
 FAR_FROM_SOLVED = 0.5
-# Below it the critic's error is more than twice the returns' own variance.
-DIVERGED_EXPLAINED_VARIANCE = -1.0
+# A critic that has diverged is so many times worse than one that says the same of every state, or 0 of every state.
+DIVERGED = 2.0
 MIN_SAMPLES_PER_ACTION_DIMENSION = 32
 
 
@@ -123,16 +124,17 @@ class Advice:
             "more steps per update (n_steps or environments), raise cg_damping, or lower target_kl.",
         )
 
-    def on_critic_step(self, explained_variance: float) -> None:
+    def on_critic_step(self, explained_variance: float, value_loss: float, mean_squared_return: float) -> None:
         """
         :param explained_variance: of the returns by the critic's values during the rollout
+        :param value_loss: mean squared error of the critic during its fit
+        :param mean_squared_return: the same of a critic that says 0
         """
         self.observe(
             "critic",
-            explained_variance < DIVERGED_EXPLAINED_VARIANCE,
-            "the critic diverges (its error exceeds twice the variance of the returns): lower learning_rate or "
-            "n_critic_updates, set max_grad_norm, or normalise rewards (VecNormalize).",
-            patience=2 * PATIENCE,
+            1.0 - explained_variance > DIVERGED or value_loss > DIVERGED * mean_squared_return > 0.0,
+            f"the critic diverges (its squared error exceeds {DIVERGED:g} times that of a constant): lower "
+            "learning_rate or n_critic_updates, set max_grad_norm, or normalise rewards (VecNormalize).",
         )
 
     def on_setup(self, n_samples: int, action_space: spaces.Space) -> None:
@@ -156,4 +158,4 @@ def action_dimensions(action_space: spaces.Space) -> int:
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
     :return: the number of independent sub-actions
     """
-    return 1 if isinstance(action_space, spaces.Discrete) or not action_space.shape else int(action_space.shape[0])
+    return 1 if isinstance(action_space, spaces.Discrete) else math.prod(action_space.shape or ())

@@ -7,6 +7,7 @@ Start reading at ``TRPO.train``.
 import math
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -350,7 +351,7 @@ class TRPO(OnPolicyAlgorithm):
         )
 
     def _fit_critic(self, samples: Any, actor_parameters: FlatParameters) -> CriticFit:
-        settings = CriticSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm or None)
+        settings = CriticSettings(self.n_critic_updates, int(self.batch_size), self.max_grad_norm or None)
         return fit_critic(self.policy, self._values, samples, actor_parameters, settings, self._is_builtin("_values"))
 
     def _max_kl(self) -> float:
@@ -381,10 +382,11 @@ class TRPO(OnPolicyAlgorithm):
         :param step: of the policy
         :param critic_fit: of the critic
         """
-        explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
-        record_update(self.logger, self.policy, step, critic_fit.mean_loss, float(explained), self._max_kl())
+        returns = self.rollout_buffer.returns.flatten()
+        explained = float(explained_variance(self.rollout_buffer.values.flatten(), returns))
+        record_update(self.logger, self.policy, step, critic_fit.mean_loss, explained, self._max_kl())
         self._advice.on_policy_step(step.solution.residual, step.line_search.success)
-        self._advice.on_critic_step(float(explained))
+        self._advice.on_critic_step(explained, critic_fit.mean_loss, float(np.square(returns).mean()))
 
     def _report_failure(self, error: Exception) -> None:
         """

@@ -1,0 +1,192 @@
+import math
+import re
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from small_models import VECTOR, SpacesEnv
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
+from updates import collect, pendulum, state
+
+from sb3_trpo import TRPO
+
+# For each argument, what is not allowed, and words of the message that say what is.
+NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
+    "n_steps": ([0, -1, 2.5, math.nan, True, None, "many"], "an integer of at least 1"),
+    "batch_size": ([0, -64, 64.0, math.nan], "an integer of at least 1"),
+    "cg_max_steps": ([0, -1, math.nan], "an integer of at least 1"),
+    "line_search_max_iter": ([0, -1, math.nan], "an integer of at least 1"),
+    "sub_sampling_factor": ([0, -1, 1.5, math.nan], "an integer of at least 1"),
+    "fisher_chunk_size": ([0, -1, 0.5], "an integer of at least 1"),
+    "n_critic_updates": ([-1, 1.5, math.nan], "an integer of at least 0"),
+    "learning_rate": ([-1e-3, math.nan, math.inf, "fast", None, lambda _: math.nan], "at least 0"),
+    "target_kl": ([0, 0.0, -0.01, math.nan, math.inf, None, lambda _: -1.0], "above 0"),
+    "gamma": ([-0.1, 1.1, math.nan], "between 0 and 1"),
+    "gae_lambda": ([-0.1, 1.1, math.nan], "between 0 and 1"),
+    "cg_damping": ([-0.1, math.nan, math.inf], "at least 0"),
+    "cg_residual_tol": ([-0.1, math.nan], "at least 0"),
+    "ent_coef": ([-0.1, math.nan], "at least 0"),
+    "line_search_shrinking_factor": ([0.0, 1.0, -0.5, 2, math.nan], "above 0 and below 1"),
+    "max_grad_norm": ([-1.0, math.nan, math.inf], "above 0, or None"),
+    "preconditioner": (["jacobi", 1, True], "'kfac', None"),
+}
+CASES = [(name, value, allowed) for name, (values, allowed) in NOT_ALLOWED.items() for value in values]
+
+
+class NeverStepped(gym.Env):
+    """Fails the test that resets or steps it."""
+
+    observation_space = VECTOR
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        raise AssertionError("the environment was reset")
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        raise AssertionError("the environment was stepped")
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), CASES)
+def test_what_is_not_allowed_is_named_with_its_value(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(allowed)) as error:
+        TRPO("MlpPolicy", NeverStepped(), **{name: value})
+    message = str(error.value)
+    assert message.startswith(name)
+    assert repr(value(1.0) if callable(value) else value) in message
+    assert message.count(".\n") == 0, "one sentence"
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"learning_rate": 0.0},
+        {"learning_rate": LinearSchedule(1e-3, 0.0, 1.0), "target_kl": LinearSchedule(0.02, 0.0, 1.0)},
+        {"n_critic_updates": 0, "gamma": 1, "gae_lambda": 0},
+        {"cg_damping": 0.0, "cg_residual_tol": 0.0},
+        {"n_steps": np.int64(64), "target_kl": np.float32(0.01), "batch_size": np.int32(64)},
+        {"sub_sampling_factor": 8, "fisher_chunk_size": 1},
+        {"max_grad_norm": 0.0},
+    ],
+)
+def test_the_ends_of_what_is_allowed_train(kwargs: dict[str, Any]) -> None:
+    model = pendulum(**{"n_steps": 64, **kwargs})
+    before = state(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train()
+    assert not (state(model)["log_std"] == before["log_std"]).all()
+
+
+def test_sub_sampling_beyond_the_batch_is_not_allowed() -> None:
+    env = make_vec_env(NeverStepped, n_envs=2)
+    TRPO("MlpPolicy", env, n_steps=64, sub_sampling_factor=128)
+    with pytest.raises(ValueError, match=r"sub_sampling_factor is 129, .*at most n_steps \* n_envs = 128"):
+        TRPO("MlpPolicy", env, n_steps=64, sub_sampling_factor=129)
+
+
+def test_one_step_with_normalised_advantages_is_an_assertion_as_in_ppo() -> None:
+    with pytest.raises(AssertionError, match=r"n_steps \* n_envs"):
+        TRPO("MlpPolicy", NeverStepped(), n_steps=1, batch_size=1)
+
+
+@pytest.mark.filterwarnings("ignore:TRPO. n_steps")
+def test_one_step_without_normalised_advantages_trains() -> None:
+    TRPO("MlpPolicy", "Pendulum-v1", n_steps=1, batch_size=1, normalize_advantage=False, device="cpu").learn(3)
+
+
+def test_a_batch_size_that_does_not_divide_the_rollout_warns() -> None:
+    with pytest.warns(UserWarning, match="batch_size = 48 does not divide n_steps \\* n_envs = 64"):
+        TRPO("MlpPolicy", NeverStepped(), n_steps=64, batch_size=48)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]), spaces.Text(5), spaces.Dict(a=spaces.Discrete(2))]
+)
+def test_action_spaces_without_a_distribution_are_named(space: spaces.Space) -> None:
+    env = NeverStepped()
+    env.action_space = space
+    with pytest.raises(ValueError, match="must be one of Box, Discrete, MultiDiscrete, MultiBinary") as error:
+        TRPO("MlpPolicy", env)
+    assert str(space) in str(error.value)
+
+
+def test_arguments_of_a_loaded_model_are_checked_too(tmp_path: Any) -> None:
+    pendulum().save(tmp_path / "model")
+    with pytest.raises(ValueError, match="cg_damping is nan"):
+        TRPO.load(tmp_path / "model", custom_objects={"cg_damping": math.nan})
+
+
+def test_a_target_that_becomes_negative_is_named_and_the_policy_stays() -> None:
+    model = pendulum(target_kl=LinearSchedule(0.01, -0.01, 1.0))
+    model._current_progress_remaining = 0.0
+    before = state(model)
+    with pytest.raises(ValueError, match=r"target_kl is -0.01, but must be at least 0 throughout training"):
+        model.train()
+    assert set(before) == set(state(model))
+    assert all((before[name] == tensor).all() for name, tensor in state(model).items())
+
+
+class SpoiledPendulum(gym.Wrapper):
+    """
+    :param what: "observation" or "reward", or "" for neither
+    :param value: which it is instead
+    :param at: at which step
+    """
+
+    def __init__(self, what: str, value: float, at: int) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.what, self.value, self.at = what, value, at
+        self.n_steps = 0
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.n_steps += 1
+        if self.n_steps == self.at and self.what == "observation":
+            obs[1] = self.value
+        if self.n_steps == self.at and self.what == "reward":
+            reward = self.value
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("what", ["observation", "reward"])
+@pytest.mark.parametrize("use_sde", [False, True], ids=["lean", "SB3's loop"])
+def test_environments_that_give_no_finite_numbers_are_named(
+    what: str, value: float, use_sde: bool, tmp_path: Any
+) -> None:
+    kinds = iter(["", what, ""])
+    env = make_vec_env(lambda: SpoiledPendulum(next(kinds), value, at=100), n_envs=3)
+    model = pendulum(env=env, n_steps=64, use_sde=use_sde)
+    model.train()
+    before = state(model)
+    with pytest.raises(ValueError, match=rf"{what}.* environment 1 .*300 steps"):
+        collect(model)
+    assert all((before[name] == tensor).all() for name, tensor in state(model).items())
+    model.save(tmp_path / "model")
+    loaded = state(TRPO.load(tmp_path / "model", device="cpu"))
+    assert all((before[name] == tensor).all() for name, tensor in loaded.items())
+
+
+class SpoiledSpeed(SpacesEnv):
+    """Dictionaries of which one entry is not finite at the 70th step."""
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Dict({"angle": VECTOR, "speed": VECTOR}), spaces.Box(-1, 1, (1,)))
+        self.n_steps_left = 70
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        obs, *rest = super().step(action)
+        self.n_steps_left -= 1
+        if self.n_steps_left == 0:
+            obs["speed"][2] = np.nan
+        return obs, *rest
+
+
+def test_a_dictionary_that_is_not_finite_is_named_by_its_key() -> None:
+    model = pendulum(policy="MultiInputPolicy", env=SpoiledSpeed(), n_steps=64)
+    with pytest.raises(ValueError, match=r"observation 'speed' of environment 0 .* 70 steps"):
+        collect(model)
