@@ -2,11 +2,13 @@
 The KL table: its measure against a second formula, its text against known numbers.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from kl_table import END, START, kl_table, mean_kl, replace_section
+from kl_table import END, README, RESULTS, START, kl_table, mean_kl, replace_section
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (4,))
@@ -52,3 +54,16 @@ def test_section_is_replaced_and_nothing_else():
 def test_text_without_a_section_is_refused():
     with pytest.raises(ValueError, match="no section"):
         replace_section(f"{END}\n{START}\n", "new")
+
+
+def test_readme_shows_what_was_measured():
+    result = json.loads(RESULTS.read_text())
+    readme = README.read_text()
+    assert replace_section(readme, kl_table(result["kl"], result["action_dimensions"])) == readme
+
+
+def test_measured_trust_region_holds():
+    result = json.loads(RESULTS.read_text())
+    for by_algorithm in result["kl"].values():
+        assert len(by_algorithm["sb3_trpo"]) > 0.9 * result["seeds"] * result["updates"]
+        assert max(by_algorithm["sb3_trpo"]) <= result["target_kl"] * (1 + 1e-4)
