@@ -24,7 +24,7 @@ def plain_actor(policy: nn.Module) -> PlainMlp | None:
     if not _is_builtin(policy, "get_distribution", "_get_action_dist_from_latent"):
         return None
     assert isinstance(policy, ActorCriticPolicy)
-    if type(policy.pi_features_extractor) is not FlattenExtractor or _has_hooks(policy.pi_features_extractor):
+    if type(policy.pi_features_extractor) is not FlattenExtractor or _is_modified(policy.pi_features_extractor):
         return None
     return _plain_mlp([policy.mlp_extractor.policy_net, policy.action_net])
 
@@ -46,7 +46,7 @@ def _is_builtin(policy: nn.Module, *methods: str) -> bool:
     :param methods: names of methods
     :return: whether these methods, and the ones they call, are SB3's own ones on SB3's own modules
     """
-    if not isinstance(policy, ActorCriticPolicy) or _has_hooks(policy):
+    if not isinstance(policy, ActorCriticPolicy) or _is_modified(policy):
         return False
     called = {name: getattr(ActorCriticPolicy, name) for name in methods}
     called["extract_features"] = ActorCriticPolicy.extract_features
@@ -54,7 +54,7 @@ def _is_builtin(policy: nn.Module, *methods: str) -> bool:
         all(getattr(type(policy), name) is function for name, function in called.items())
         and not any(name in policy.__dict__ for name in called)
         and type(policy.mlp_extractor) is MlpExtractor
-        and not _has_hooks(policy.mlp_extractor)
+        and not _is_modified(policy.mlp_extractor)
     )
 
 
@@ -66,7 +66,7 @@ def _plain_mlp(modules: Sequence[nn.Module]) -> PlainMlp | None:
     layers: list[nn.Linear] = []
     activations: list[Activation] = []
     for module in _leaves(modules):
-        if _has_hooks(module):
+        if _is_modified(module):
             return None
         if type(module) is nn.Linear and module.bias is not None and len(layers) == len(activations):
             layers.append(module)
@@ -84,14 +84,24 @@ def _plain_mlp(modules: Sequence[nn.Module]) -> PlainMlp | None:
 
 def _leaves(modules: Sequence[nn.Module]) -> Iterator[nn.Module]:
     for module in modules:
-        if type(module) is nn.Sequential and not _has_hooks(module):
+        if type(module) is nn.Sequential and not _is_modified(module):
             yield from _leaves(list(module))
         else:
             yield module
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+def _is_modified(module: nn.Module) -> bool:
+    """
+    :param module: a module of a known class
+    :return: whether calling it may do something else than its class says, forward or backward
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    own_parameters = module.parameters(recurse=False)
+    return (
+        any(hooks)
+        or any(name in module.__dict__ for name in ("forward", "forward_actor", "forward_critic"))
+        or any(parameter._backward_hooks for parameter in own_parameters)
+    )
 
 
 def extract_features(policy: ActorCriticPolicy, obs: th.Tensor, extractor: nn.Module) -> th.Tensor:

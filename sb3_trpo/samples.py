@@ -17,7 +17,7 @@ Samples = TypeVar("Samples", bound=tuple[Any, ...])
 
 def select(samples: Samples, index: Index) -> Samples:
     """
-    :param samples: a named tuple; its fields are tensors of N rows, dictionaries of such, tuples of such, or None
+    :param samples: a named tuple; its fields are tensors of N rows, dictionaries of such, or None
     :param index: which rows
     :return: the same with these rows only
     """

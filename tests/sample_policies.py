@@ -18,8 +18,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
+from sb3_trpo.plain_policy import plain_actor
 from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.linearization import GraphLinearization
+from sb3_trpo.trust_region.linearization import GraphLinearization, MlpLinearization
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,))
 ACTIONS = {
@@ -75,7 +76,9 @@ def with_noise(policy: ActorCriticPolicy, action_dist: StateDependentNoiseDistri
     """
     policy.action_dist = action_dist
     latent_dim = policy.mlp_extractor.latent_dim_pi
-    policy.action_net, policy.log_std = action_dist.proba_distribution_net(latent_dim, -0.5, latent_dim)
+    with th.random.fork_rng():
+        th.manual_seed(0)
+        policy.action_net, policy.log_std = action_dist.proba_distribution_net(latent_dim, -0.5, latent_dim)
     return shake(policy.double())
 
 
@@ -170,6 +173,25 @@ def linearize(
     :return: the policy's linearisation by autograd
     """
     return GraphLinearization(lambda: distribution_of(policy, obs), policy, parameters)
+
+
+def linearize_mlp(policy: ActorCriticPolicy, obs: th.Tensor) -> MlpLinearization:
+    """
+    :param policy: a plain one
+    :param obs: observations, (N, ...)
+    :return: the same with the derivatives written out
+    """
+    mlp = plain_actor(policy)
+    assert mlp is not None
+    log_std = getattr(policy, "log_std", None)
+    more = [] if log_std is None else [log_std]
+    return MlpLinearization(
+        mlp,
+        obs,
+        lambda outputs: policy.action_dist.proba_distribution(outputs, *more),
+        FlatParameters([*mlp.parameters, *more]),
+        log_std,
+    )
 
 
 def explicit_fisher(policy: ActorCriticPolicy, obs: th.Tensor, parameters: Sequence[nn.Parameter]) -> th.Tensor:

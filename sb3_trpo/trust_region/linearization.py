@@ -8,6 +8,7 @@ one Jᵀu. ``GraphLinearization`` takes them from autograd, for any policy; ``Ml
 
 import copy
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,8 @@ class Linearization(ABC):
     def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
         """
         :param u: shaped as z, to be propagated backward
-        :return: the layers whose weights are among the parameters and that were called exactly once
+        :return: the layers whose weights are among the parameters and that were called exactly once; no two of them
+            share a parameter
         """
 
 
@@ -136,8 +138,14 @@ class GraphLinearization(Linearization):
 
     def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
         own = {id(parameter) for parameter in self.parameters}
-        once = [calls[0] for calls in self._calls.values() if len(calls) == 1]
-        once = [call for call in once if call.output.requires_grad and id(call.layer.weight) in own]
+        uses = Counter(id(parameter) for call in self._calls for parameter in call.layer.parameters(recurse=False))
+        once = [
+            call
+            for call in self._calls
+            if call.output.requires_grad
+            and id(call.layer.weight) in own
+            and all(uses[id(parameter)] == 1 for parameter in call.layer.parameters(recurse=False))
+        ]
         if not once:
             return
         cotangents = self._backward([call.output for call in once], u)
@@ -166,7 +174,8 @@ class MlpLinearization(Linearization):
     """
     A plain network that gives mean actions or logits, with or without a state-independent log σ.
 
-    θ is the network's parameters, then log σ.
+    θ is the network's parameters, then log σ. Logits count as the network gives them, before torch normalises them: J v
+    may differ by a shift of all logits of an action, to which the metric is blind (M 1 = 0, 1ᵀM = 0).
 
     :param mlp: the network
     :param features: its inputs, (N, n_in)
@@ -290,19 +299,19 @@ class _Recorder:
     def __init__(self, policy: nn.Module) -> None:
         self._policy = policy
         self._handles: list[RemovableHandle] = []
-        self._calls: dict[nn.Module, list[_Call]] = {}
+        self._calls: list[_Call] = []
 
-    def __enter__(self) -> dict[nn.Module, list[_Call]]:
+    def __enter__(self) -> list[_Call]:
         layers = [layer for layer in self._policy.modules() if _has_kronecker_factors(layer)]
-        self._handles = [layer.register_forward_hook(self._note) for layer in layers]
+        self._handles = [layer.register_forward_hook(self._note, with_kwargs=True) for layer in layers]
         return self._calls
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, layer: Any, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
-        self._calls.setdefault(layer, []).append(_Call(layer, inputs[0], output))
+    def _note(self, layer: Any, args: tuple[th.Tensor, ...], kwargs: dict[str, th.Tensor], output: th.Tensor) -> None:
+        self._calls.append(_Call(layer, args[0] if args else kwargs["input"], output))
 
 
 def _has_kronecker_factors(layer: nn.Module) -> bool:

@@ -78,13 +78,10 @@ class _LayerBlock:
         self.inputs = inputs
         self.outputs = outputs
         curvature = th.outer(outputs.values, inputs.values).add_(damping)
-        smallest, largest = (float(bound) for bound in curvature.aminmax())
-        if not (inputs.is_complete and outputs.is_complete):
-            smallest = damping
-        if not (largest < float("inf") and smallest > th.finfo(curvature.dtype).eps * largest):
-            raise PreconditionerError("the Kronecker factors of a layer are singular or not finite")
+        is_complete = inputs.is_complete and outputs.is_complete
+        _check_curvature(curvature, damping, is_complete)
         # In a direction outside of the bases there is no curvature but λ.
-        self.outside = 0.0 if inputs.is_complete and outputs.is_complete else 1.0 / damping
+        self.outside = 0.0 if is_complete else 1.0 / damping
         self.inside = curvature.reciprocal_().sub_(self.outside)
 
     def solve(self, pieces: list[th.Tensor], solution: list[th.Tensor]) -> None:
@@ -97,6 +94,23 @@ class _LayerBlock:
         solution[self.weight].copy_(result[:, : weight.shape[1]].view_as(solution[self.weight]))
         if self.bias is not None:
             solution[self.bias].copy_(result[:, -1])
+
+
+def _check_curvature(curvature: th.Tensor, damping: float, is_complete: bool) -> None:
+    """
+    :param curvature: eigenvalues of A ⊗ G + λ I; none, if all rows of a factor are zero
+    :param damping: λ
+    :param is_complete: whether they are all there are, rather than all but those that are λ
+    :raises PreconditionerError: if the matrix can't be inverted
+    """
+    bounds = th.stack(curvature.aminmax()) if curvature.numel() else curvature.new_full((2,), damping)
+    smallest, largest = bounds.tolist()
+    if damping == 0.0:
+        # Without damping, eigenvalues this small are rounding errors. With it λ is exact, however small: where inputs
+        # are not normalised, so that the largest is 10⁸ λ, plain conjugate gradient needs help the most.
+        smallest = smallest - th.finfo(curvature.dtype).eps * largest if is_complete else 0.0
+    if not (smallest > 0.0 and largest < float("inf")):
+        raise PreconditionerError("the Kronecker factors of a layer are singular or not finite")
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Surrogate:
         self._ent_coef = ent_coef
         self._n_samples = sum(map(len, batches))
         self._old: list[tuple[Parameters, th.Tensor]] = []
+        self._old_entropy = th.zeros(())
         # At θ_old: L, and the entropy in it.
         self.objective = 0.0
         self.entropy = 0.0
@@ -74,6 +75,7 @@ class Surrogate:
             entropy = entropy + batch_entropy.detach()
             advantage = advantage + batch.advantages.sum()
         assert gradient is not None
+        self._old_entropy = entropy
         self.entropy = float(entropy) / self._n_samples
         self.objective = float(advantage) / self._n_samples + self._ent_coef * self.entropy
         return gradient
@@ -91,8 +93,9 @@ class Surrogate:
             log_prob = distribution.log_prob(batch.actions)
             batch_gain, batch_entropy = self._sums(distribution, log_prob, old_log_prob, batch.advantages)
             gain, entropy = gain + batch_gain, entropy + batch_entropy
-        mean_kl, mean_gain, mean_entropy = (th.stack([kl, gain, entropy]) / self._n_samples).tolist()
-        return mean_kl, mean_gain + self._ent_coef * (mean_entropy - self.entropy)
+        gain = gain + self._ent_coef * (entropy - self._old_entropy)
+        mean_kl, mean_gain = (th.stack([kl, gain]) / self._n_samples).tolist()
+        return mean_kl, mean_gain
 
     @staticmethod
     def _sums(

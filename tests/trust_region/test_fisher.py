@@ -14,6 +14,7 @@ from sample_policies import (
     distribution_of,
     explicit_fisher,
     linearize,
+    linearize_mlp,
     make_observations,
     make_policy,
 )
@@ -21,11 +22,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.distributions import kl_divergence
 
-from sb3_trpo.plain_policy import plain_actor
 from sb3_trpo.trust_region.conjugate_gradient import Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
-from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.linearization import Linearizations, MlpLinearization
+from sb3_trpo.trust_region.linearization import Linearizations
 
 N_STATES = 4
 
@@ -36,18 +35,7 @@ def graph_fisher(policy: ActorCriticPolicy, obs: th.Tensor, chunk_size: int | No
 
 def mlp_fisher(policy: ActorCriticPolicy, obs: th.Tensor, chunk_size: int | None = None) -> Fisher:
     """The same with the Jacobian written out."""
-    mlp = plain_actor(policy)
-    assert mlp is not None
-    log_std = getattr(policy, "log_std", None)
-    more = [] if log_std is None else [log_std]
-    parameters = FlatParameters([*mlp.parameters, *more])
-
-    def linearize_chunk(chunk: th.Tensor) -> MlpLinearization:
-        return MlpLinearization(
-            mlp, chunk, lambda out: policy.action_dist.proba_distribution(out, *more), parameters, log_std
-        )
-
-    return Fisher(Linearizations(linearize_chunk, obs.split(chunk_size or len(obs))))
+    return Fisher(Linearizations(lambda chunk: linearize_mlp(policy, chunk), obs.split(chunk_size or len(obs))))
 
 
 CASES = [pytest.param(graph_fisher, POLICIES[name], id=f"graph-{name}") for name in POLICIES] + [
