@@ -1,0 +1,122 @@
+"""
+The options of ``benchmarks/speed.py``, and a process for each row and number of threads.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch as th
+
+from speed import tables
+from speed.pictures import draw_growth
+from speed.rows import ROWS
+from speed.run import Run, read, write
+
+BENCHMARKS = Path(__file__).parents[1]
+OUT = BENCHMARKS / "results" / "speed"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """
+    :param description: the script's docstring
+    """
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
+        "--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
+    result.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of torch; each in its own process")
+    result.add_argument("--out", type=Path, help=f"folder of the results ({OUT.relative_to(BENCHMARKS.parent)})")
+    result.add_argument("--replace", action="store_true", help="measure again what is there already")
+    result.add_argument("--quick", action="store_true", help="try out the code on tiny sizes, into a temporary folder")
+    result.add_argument("--tables", action="store_true", help="measure nothing, only make the tables and the picture")
+    result.add_argument("--in-process", action="store_true", help="measure in this process, and make no tables")
+    return result
+
+
+def main(description: str | None, arguments: Sequence[str] | None = None) -> int:
+    """
+    :param description: the script's docstring
+    :param arguments: of the command line; None takes the process's own
+    :return: the exit status: 1 if a row could not be measured
+    """
+    options = parser(description).parse_args(arguments)
+    if options.out is None:
+        options.out = Path(tempfile.mkdtemp(prefix="speed-")) if options.quick else OUT
+    todo = [] if options.tables else _todo(options)
+    if options.in_process:
+        for name, threads in todo:
+            measure(name, Run(threads, options.quick), options.out)
+        return 0
+    failed = [pair for pair in todo if not _measure_apart(*pair, options)]
+    for path in make_tables(options.out):
+        print(path)
+    for name, threads in failed:
+        print(f"Not measured, see above: {name}, {threads} threads", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _todo(options: argparse.Namespace) -> list[tuple[str, int]]:
+    todo = []
+    for name in options.only:
+        for threads in options.threads:
+            if threads not in ROWS[name].threads:
+                continue
+            values = read(options.out, name, threads)
+            if values is not None and values["quick"] == options.quick and not options.replace:
+                print(f"{name}, {threads} threads: there already")
+                continue
+            todo.append((name, threads))
+    return todo
+
+
+def measure(name: str, run: Run, out: Path) -> Path:
+    """
+    :param name: of a row
+    :param run: how
+    :param out: folder of the results
+    :return: the row's file
+    """
+    th.set_num_threads(run.threads)
+    warnings.simplefilter("ignore")
+    load = os.getloadavg()[0]
+    return write(out, name, run, ROWS[name].load()(run), load)
+
+
+def _measure_apart(name: str, threads: int, options: argparse.Namespace) -> bool:
+    """
+    :return: whether the row's process ended well
+    """
+    command = [sys.executable, str(BENCHMARKS / "speed.py"), "--in-process", "--replace", "--only", name]
+    command += ["--threads", str(threads), "--out", str(options.out), *(["--quick"] if options.quick else [])]
+    print(f"{name}, {threads} threads ... ", end="", flush=True)
+    start = time.monotonic()
+    # The simulator greets each process.
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False
+    )
+    print(f"{time.monotonic() - start:.0f} s" if done.returncode == 0 else f"failed\n{done.stderr}", flush=True)
+    return done.returncode == 0
+
+
+def make_tables(out: Path) -> list[Path]:
+    """
+    :param out: folder of the results
+    :return: what was written
+    """
+    found = tables.load(out)
+    out.mkdir(parents=True, exist_ok=True)
+    text = tables.section(found)
+    print(text)
+    written = [out / "TABLE.md"]
+    written[0].write_text(text)
+    for _, measured in tables.of_row(found, "growth"):
+        written.append(out / tables.PICTURE)
+        draw_growth(measured, written[-1])
+    return written

@@ -1,0 +1,142 @@
+"""
+Row on where the time of a ``learn()`` iteration goes, ours and sb3-contrib's: before and after.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import sb3_contrib
+from gymnasium.envs.mujoco import MujocoEnv
+from sb3_contrib.trpo import trpo as sb3_contrib_trpo
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+import sb3_trpo
+from sb3_trpo import rollouts, trpo
+from sb3_trpo.trust_region.fisher import Fisher
+from sb3_trpo.trust_region.surrogate import Surrogate
+from speed.run import Run
+from speed.workload import TASK
+
+N_ITERATIONS = 6
+
+PHYSICS = "rollout: physics"
+POLICY = "rollout: policy"
+BOOKKEEPING = "rollout: bookkeeping"
+GRADIENT = "update: gradient"
+PRECONDITIONER = "update: preconditioner"
+FISHER = "update: Fisher products"
+CG = "update: the rest of conjugate gradient"
+LINE_SEARCH = "update: line search"
+CRITIC = "update: critic"
+OTHER = "update: other"
+LOG = "log"
+PARTS = (PHYSICS, POLICY, BOOKKEEPING, GRADIENT, PRECONDITIONER, FISHER, CG, LINE_SEARCH, CRITIC, OTHER, LOG)
+
+# What is timed: owner, name, part. Time in a function that is in the list itself counts for that one only.
+OURS = (
+    (MujocoEnv, "do_simulation", PHYSICS),
+    (rollouts._Rollout, "_act", POLICY),
+    (rollouts._Rollout, "_fill_in", POLICY),
+    (sb3_trpo.TRPO, "collect_rollouts", BOOKKEEPING),
+    (sb3_trpo.TRPO, "train", OTHER),
+    (Surrogate, "gradient", GRADIENT),
+    (trpo, "kronecker_preconditioner", PRECONDITIONER),
+    (Fisher, "__matmul__", FISHER),
+    (trpo, "conjugate_gradient", CG),
+    (trpo, "backtracking_line_search", LINE_SEARCH),
+    (trpo, "fit_critic", CRITIC),
+    (sb3_trpo.TRPO, "learn", LOG),
+)
+# sb3-contrib's line search and critic are no functions. The critic is what an update takes more than one without
+# epochs; what is left then is the line search, with the conversion of the data.
+THEIRS = (
+    (MujocoEnv, "do_simulation", PHYSICS),
+    (ActorCriticPolicy, "forward", POLICY),
+    (sb3_contrib.TRPO, "collect_rollouts", BOOKKEEPING),
+    (sb3_contrib.TRPO, "train", LINE_SEARCH),
+    (sb3_contrib.TRPO, "_compute_actor_grad", GRADIENT),
+    (sb3_contrib.TRPO, "hessian_vector_product", FISHER),
+    (sb3_contrib_trpo, "conjugate_gradient_solver", CG),
+    (sb3_contrib.TRPO, "learn", LOG),
+)
+
+
+class Stopwatch:
+    """
+    Adds up the time that is spent in each part, without the parts that it calls.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        # For each part that is running, the time of the parts that it called.
+        self._inner: list[float] = []
+
+    def timed(self, function: Any, part: str) -> Any:
+        """
+        :return: the function, timed
+        """
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                elapsed = time.perf_counter() - start
+                inner = self._inner.pop()
+                self.seconds[part] = self.seconds.get(part, 0.0) + elapsed - inner
+                if self._inner:
+                    self._inner[-1] += elapsed
+
+        return call
+
+    @contextlib.contextmanager
+    def watch(self, parts: tuple[tuple[Any, str, str], ...]) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for owner, name, part in parts:
+                stack.enter_context(mock.patch.object(owner, name, self.timed(getattr(owner, name), part)))
+            yield
+
+
+def profile(run: Run) -> dict[str, Any]:
+    result = {}
+    n_updates = run.pick(N_ITERATIONS, 1)
+    for n_envs in (1, 8):
+        batch = run.pick(2048, 64)
+        ours = _profile(sb3_trpo.TRPO, OURS, n_envs, batch, n_updates)
+        theirs = _profile(sb3_contrib.TRPO, THEIRS, n_envs, batch, n_updates)
+        without = _profile(sb3_contrib.TRPO, THEIRS, n_envs, batch, n_updates, n_critic_updates=1)
+        # The epochs are alike: ten less one are nine.
+        nine = theirs[LINE_SEARCH] - without[LINE_SEARCH]
+        theirs[CRITIC] = nine * 10 / 9
+        theirs[LINE_SEARCH] -= theirs[CRITIC]
+        result[str(n_envs)] = {"sb3_trpo": ours, "sb3-contrib": theirs}
+    return {"milliseconds": result, "batch": batch}
+
+
+def _profile(
+    algorithm: type[OnPolicyAlgorithm],
+    parts: tuple[tuple[Any, str, str], ...],
+    n_envs: int,
+    batch: int,
+    n_updates: int,
+    **hyperparameters: Any,
+) -> dict[str, float]:
+    """
+    :return: milliseconds of each part in one iteration of ``learn()``
+    """
+    env = make_vec_env(TASK, n_envs, seed=0)
+    model = algorithm("MlpPolicy", env, n_steps=batch // n_envs, seed=0, device="cpu", **hyperparameters)
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    model.learn(batch)
+    watch = Stopwatch()
+    with watch.watch(parts):
+        model.learn(n_updates * batch, reset_num_timesteps=False)
+    env.close()
+    return {part: 1000 * seconds / n_updates for part, seconds in watch.seconds.items()}

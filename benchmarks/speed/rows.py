@@ -1,0 +1,44 @@
+"""
+The rows of the table: what is measured, and at how many threads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from speed.run import Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    :param module: of this package, imported only when it is needed
+    :param function: in it; takes a ``Run`` and returns what it measured
+    :param title: in a few words
+    :param threads: at how many threads of torch it is measured
+    """
+
+    module: str
+    function: str
+    title: str
+    threads: tuple[int, ...] = (1, 2)
+
+    def load(self) -> Callable[[Run], dict[str, Any]]:
+        module = __import__(f"speed.{self.module}", fromlist=[self.function])
+        return getattr(module, self.function)
+
+
+ROWS = {
+    "defaults": Row("updates", "defaults", "`train()`, defaults: 64-64, 2048 steps, 15 CG, 10 critic epochs of 128"),
+    "zoo": Row("updates", "zoo", "`train()`, RL Zoo's MuJoCo settings: 25 CG, 20 critic epochs of 128"),
+    "wide": Row("updates", "wide", "`train()`, 256-256, 5000 steps, 10 CG, 5 full-batch critic steps"),
+    "policy-step": Row("updates", "policy_step", "policy step and one full-batch critic step, 64-64, 2048 steps"),
+    "wide-policy-step": Row("updates", "wide_policy_step", "the same, 256-256, 5000 steps"),
+    "fisher": Row("fisher", "fisher_product", "one Fisher-vector product"),
+    "learn-1": Row("learning", "learn_1", "`learn()`, HalfCheetah-v5, 1 environment"),
+    "learn-8": Row("learning", "learn_8", "`learn()`, HalfCheetah-v5, 8 environments in DummyVecEnv"),
+    "envpool": Row("learning", "envpool", "`learn()`, HalfCheetah-v5, best settings of each"),
+    "profile": Row("profiling", "profile", "where a `learn()` iteration goes", threads=(1,)),
+    "growth": Row("growth", "growth", "growth with samples and parameters", threads=(1,)),
+    "images": Row("images", "images", "`train()`, 1024 images 4x84x84, NatureCNN, shared extractor"),
+}

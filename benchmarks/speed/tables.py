@@ -1,0 +1,333 @@
+"""
+The section "Speed" of the report, from the rows' files and from nothing else.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from campaign.tables import table
+
+from speed import run as results
+from speed.measure import Spread, ratio, spread
+from speed.profiling import PARTS
+from speed.rows import ROWS
+
+Results = dict[tuple[str, int], dict[str, Any]]
+
+OURS, THEIRS = "sb3_trpo", "sb3-contrib"
+PICTURE = "growth.png"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    :param row: name of the row
+    :param peer: name of the contender beside ours
+    :param at_least: the ratio to reach
+    """
+
+    row: str
+    peer: str
+    at_least: float
+
+
+COMPARISONS = (
+    Comparison("defaults", THEIRS, 4.0),
+    Comparison("zoo", THEIRS, 5.0),
+    Comparison("wide", THEIRS, 4.0),
+    Comparison("images", THEIRS, 5.0),
+    Comparison("defaults", "PPO", 8.0),
+    Comparison("learn-1", THEIRS, 3.0),
+    Comparison("learn-8", THEIRS, 2.5),
+    Comparison("envpool", THEIRS, 4.0),
+)
+FISHER_AT_MOST = 1.3
+MEMORY_AT_MOST = 0.25
+QUALITY_AT_LEAST = 0.99
+# A critic that is worse by more than this, and by more than the noise, is not as good.
+MAX_EXCESS = 0.01
+
+HEAD = """## Speed
+
+Made by `python benchmarks/speed.py` (how: [README.md](README.md#speed)). Ours and the peers in turns in one process:
+the median of the repetitions; of ratios also the quartiles of the repetitions' own ratios, in brackets. Above 1 we are
+faster. *Direction*: (g·x)/√(xᵀFx) of our search direction over that of plain conjugate gradient with sb3-contrib's
+number of iterations on the same F and damping; after the semicolon over that of the direction that sb3-contrib really
+takes. *Critic loss*: mean squared error over the rollout after the update, ours over the mean of theirs, mean ±
+standard deviation of the repetitions.
+"""
+
+
+def load(out: Path) -> Results:
+    """
+    :param out: folder of the results
+    :return: the contents of the files there are, by row and threads
+    """
+    found = {}
+    for name, row in ROWS.items():
+        for threads in row.threads:
+            values = results.read(out, name, threads)
+            if values is not None:
+                found[name, threads] = values
+    return found
+
+
+def of_row(found: Results, row: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """
+    :return: threads, and what was measured
+    """
+    return ((threads, values["measured"]) for (name, threads), values in found.items() if name == row)
+
+
+def with_quartiles(value: Spread, digits: int = 1) -> str:
+    return f"{value.median:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def milliseconds(seconds: list[float]) -> str:
+    median = 1000 * spread(seconds).median
+    return f"{median:.0f} ms" if median >= 100 else f"{median:.3g} ms"
+
+
+def amount(measured: dict[str, Any], name: str) -> str:
+    """
+    :return: time of a repetition, or steps per second where these are counted
+    """
+    seconds = measured["seconds"][name]
+    return f"{measured['steps'] / spread(seconds).median:.0f}/s" if "steps" in measured else milliseconds(seconds)
+
+
+def comparisons(found: Results) -> str:
+    """
+    Ours against each peer, and what was to be reached.
+    """
+    lines = []
+    for comparison in COMPARISONS:
+        for threads, measured in of_row(found, comparison.row):
+            seconds = measured["seconds"]
+            factor = ratio(seconds[comparison.peer], seconds[OURS])
+            verdict = _verdict(factor.median, comparison.at_least)
+            lines.append(
+                [
+                    f"{ROWS[comparison.row].title}; {comparison.peer}",
+                    str(threads),
+                    amount(measured, OURS),
+                    amount(measured, comparison.peer),
+                    with_quartiles(factor),
+                    f"≥ {comparison.at_least:g}: {verdict}",
+                    *_equal_quality(measured, comparison.peer),
+                ]
+            )
+    header = ["what; peer", "threads", "ours", "peer", "ratio", "to reach", "direction", "critic loss"]
+    return table(header, lines)
+
+
+def _verdict(value: float, at_least: float) -> str:
+    return "reached" if value >= at_least else f"**{1 - value / at_least:.0%} short**"
+
+
+def _equal_quality(measured: dict[str, Any], peer: str) -> tuple[str, str]:
+    """
+    :return: of the direction and of the critic; empty where they aren't compared, as with another algorithm
+    """
+    if peer != THEIRS or "quality" not in measured:
+        return "", ""
+    quality = measured["quality"]
+    low = "" if quality["to_plain"] >= QUALITY_AT_LEAST else " **too low**"
+    direction = f"{quality['to_plain']:.3f}{low}; {quality['to_sb3_contrib']:.3f}"
+    if "critic_loss" not in measured:
+        return direction, ""
+    losses = {name: np.array(measured["critic_loss"][name]) for name in (OURS, peer)}
+    scale = losses[peer].mean()
+    ours, theirs = losses[OURS] / scale, losses[peer] / scale
+    noise = ours.std() + theirs.std()
+    high = " **too high**" if ours.mean() - 1 > max(MAX_EXCESS, 2 * noise) else ""
+    return direction, f"{ours.mean():.3f} ± {ours.std():.3f} (theirs ± {theirs.std():.3f}){high}"
+
+
+def policy_steps(found: Results) -> str:
+    """
+    All peers at the same number of conjugate gradient iterations.
+    """
+    lines = []
+    for row in ("policy-step", "wide-policy-step"):
+        for threads, measured in of_row(found, row):
+            for name, seconds in measured["seconds"].items():
+                factor = ratio(measured["seconds"][THEIRS], seconds)
+                lines.append([ROWS[row].title, str(threads), name, milliseconds(seconds), with_quartiles(factor, 2)])
+    return table(["what", "threads", "", "time", "sb3-contrib's time over it"], lines)
+
+
+def fisher_products(found: Results) -> str:
+    """
+    One product against its matrix products alone.
+    """
+    lines = []
+    for threads, measured in of_row(found, "fisher"):
+        for name, case in measured["cases"].items():
+            seconds = case["seconds"]
+            factor = ratio(seconds[OURS], seconds["matrix products"])
+            rate = case["flop"] / spread(seconds["matrix products"]).median / 1e9
+            verdict = (
+                "reached" if factor.median <= FISHER_AT_MOST else f"**{factor.median / FISHER_AT_MOST - 1:.0%} over**"
+            )
+            lines.append(
+                [
+                    f"{name}, N={case['samples']}",
+                    str(threads),
+                    *(milliseconds(seconds[key]) for key in (OURS, "matrix products")),
+                    f"{rate:.0f} GFLOP/s",
+                    with_quartiles(factor, 2),
+                    f"≤ {FISHER_AT_MOST}: {verdict}",
+                    milliseconds(seconds[THEIRS]),
+                ]
+            )
+    header = ["network", "threads", "ours", "matrix products alone", "their rate", "ratio", "to reach", "sb3-contrib"]
+    return table(header, lines)
+
+
+def memory(found: Results) -> str:
+    """
+    Memory of an update with images.
+    """
+    lines = []
+    for _, measured in of_row(found, "images"):
+        if "memory" not in measured:
+            continue
+        theirs = measured["memory"][THEIRS]["extra"]
+        for name, values in measured["memory"].items():
+            share = values["extra"] / theirs
+            verdict = ""
+            if name == OURS:
+                verdict = f"≤ {MEMORY_AT_MOST:g}: {'reached' if share <= MEMORY_AT_MOST else '**missed**'}"
+            lines.append([name, str(measured["samples"]), *_memory(values), f"{share:.2f}", verdict])
+        for n_images, values in measured["growing"].items():
+            lines.append([f"{OURS}, with fisher_chunk_size", n_images, *_memory(values), "", ""])
+    header = ["", "images", "rollout", "extra", "extra beyond one copy of the rollout", "extra over sb3-contrib's", ""]
+    return table(header, lines)
+
+
+def _memory(values: dict[str, float]) -> list[str]:
+    beyond = values["extra"] - values["rollout"]
+    return [f"{value:.0f} MiB" for value in (values["rollout"], values["extra"], beyond)]
+
+
+def growth(found: Results) -> str:
+    """
+    Times by size, and the slopes of the fits.
+    """
+    parts = []
+    for _, measured in of_row(found, "growth"):
+        for what in ("samples", "parameters"):
+            points = measured[what]["points"]
+            lines = [
+                [
+                    f"{point['size']:,}",
+                    *(
+                        milliseconds(point["seconds"][name]) if name in point["seconds"] else ""
+                        for name in (OURS, THEIRS)
+                    ),
+                    f"{point['cg_iterations']:.0f}",
+                ]
+                for point in points
+            ]
+            slopes = measured[what]["slopes"]
+            lines.append(
+                [
+                    "slope of log time in log size",
+                    *(f"{slopes[n]:.2f}" if n in slopes else "" for n in (OURS, THEIRS)),
+                    "",
+                ]
+            )
+            parts.append(table([what, "ours", "sb3-contrib", "our CG iterations"], lines))
+    return "\n\n".join(parts)
+
+
+def profiles(found: Results) -> str:
+    """
+    Where an iteration of ``learn()`` goes: sb3-contrib's (before), ours (after).
+    """
+    lines = []
+    for _, measured in of_row(found, "profile"):
+        columns = [(n_envs, name) for n_envs in measured["milliseconds"] for name in (THEIRS, OURS)]
+        header = ["part, in ms", *(f"{name}, {n_envs} env." for n_envs, name in columns)]
+        values = [measured["milliseconds"][n_envs][name] for n_envs, name in columns]
+        for part in PARTS:
+            lines.append([part, *(f"{column[part]:.1f}" if part in column else "–" for column in values)])
+        lines.append(["sum", *(f"{sum(column.values()):.1f}" for column in values)])
+        return table(header, lines)
+    return ""
+
+
+def settings_tried(found: Results) -> str:
+    """
+    The search for the best settings of each side.
+    """
+    lines = []
+    for threads, measured in of_row(found, "envpool"):
+        for name, tried in measured["tried"].items():
+            for setting, seconds in sorted(tried.items(), key=lambda pair: pair[1]):
+                lines.append([f"{name}: {setting}", str(threads), f"{measured['steps'] / seconds:.0f}"])
+    return table(["setting", "threads of torch", "steps/s, tried once"], lines)
+
+
+def remarks(found: Results) -> str:
+    """
+    :return: on what machine, with what software, and what is missing
+    """
+    values = list(found.values())
+    machines = {f"{v['machine']['cpu']}, {v['machine']['cores']} cores" for v in values}
+    versions = {", ".join(" ".join(pair) for pair in v["versions"].items()) for v in values}
+    sources = {v["sources"]["sb3_trpo_sha256"] for v in values}
+    busiest = max(v["load_before"] for v in values)
+    lines = [
+        f"- Machine: {'; '.join(sorted(machines))}. Load average before the rows: at most {busiest:.1f}.",
+        f"- Versions: {'; '.join(sorted(versions))}.",
+    ]
+    if len(sources) > 1:
+        lines.append(f"- The rows come from {len(sources)} states of the package's sources.")
+    if any(v["quick"] for v in values):
+        lines.append("- **Some rows were made with `--quick`, on tiny sizes: their figures mean nothing.**")
+    lines += [
+        f"- {row}: {peer} is not installed ({reason})."
+        for (row, threads), v in found.items()
+        for peer, reason in v["measured"].get("missing", {}).items()
+        if threads == 1
+    ]
+    lines += [
+        f"- Not measured: {name}." for name, row in ROWS.items() if not any((name, t) in found for t in row.threads)
+    ]
+    return "\n".join(lines)
+
+
+SECTIONS = (
+    ("", comparisons, tuple({comparison.row for comparison in COMPARISONS})),
+    ("### Fisher-vector product", fisher_products, ("fisher",)),
+    (
+        "### Policy step, at equal numbers of conjugate gradient iterations",
+        policy_steps,
+        ("policy-step", "wide-policy-step"),
+    ),
+    ("### Memory with images", memory, ("images",)),
+    ("### Growth", growth, ("growth",)),
+    ("### Where an iteration of `learn()` goes", profiles, ("profile",)),
+    ("### Settings tried with EnvPool and without", settings_tried, ("envpool",)),
+)
+
+
+def section(found: Results) -> str:
+    """
+    :param found: from ``load``
+    :return: the report's section, in Markdown
+    """
+    parts = [HEAD]
+    for heading, make, rows in SECTIONS:
+        if any(row in rows for row, _ in found):
+            parts += [heading, make(found)] if heading else [make(found)]
+            if make is growth:
+                parts.append(f"![Time of an update by samples and by parameters](results/speed/{PICTURE})")
+    if found:
+        parts.append(remarks(found))
+    return "\n\n".join(parts) + "\n"
