@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common import callbacks as sb3_callbacks
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EventCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -34,7 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.mlp import PlainMlp
 from sb3_trpo.plain_policy import extract_features, plain_actor, plain_critic
-from sb3_trpo.vec_steps import FiniteVecEnv, check_finite, lean_step
+from sb3_trpo.vec_steps import Step, check_finite, last_observation, watched_steps
 
 Sampler = Callable[[th.Tensor], th.Tensor]
 
@@ -56,11 +55,26 @@ def collect(
     :raises ValueError: if an observation or reward is not finite
     """
     assert algorithm._last_obs is not None, "No previous observation was provided"
+    _check_first_observations(algorithm)
+    is_lean = _is_lean(algorithm, rollout_buffer, n_rollout_steps)
+    reads_values = any(map(_reads_values, _leaves(callback)))
+    with watched_steps(env, lambda: algorithm.num_timesteps + env.num_envs, not is_lean or reads_values) as step:
+        if is_lean:
+            return _Rollout(algorithm, env, callback, rollout_buffer, n_rollout_steps, step, reads_values).collect()
+        watched: Any = _WatchedCallback(callback, algorithm)
+        return OnPolicyAlgorithm.collect_rollouts(algorithm, env, watched, rollout_buffer, n_rollout_steps)
+
+
+def _check_first_observations(algorithm: OnPolicyAlgorithm) -> None:
+    """
+    :param algorithm: about to collect a rollout
+    :raises ValueError: if an observation that it starts with is not finite
+    """
+    normalization = algorithm.get_vec_normalize_env()
+    if normalization is not None:
+        # The normalised ones are all bad if one of these is.
+        check_finite(getattr(normalization, "old_obs", {}), None, algorithm.num_timesteps)
     check_finite(algorithm._last_obs, None, algorithm.num_timesteps)
-    if _is_lean(algorithm, rollout_buffer, n_rollout_steps):
-        return _Rollout(algorithm, env, callback, rollout_buffer, n_rollout_steps).collect()
-    watched = FiniteVecEnv(env, algorithm.num_timesteps)
-    return OnPolicyAlgorithm.collect_rollouts(algorithm, watched, callback, rollout_buffer, n_rollout_steps)
 
 
 def _is_lean(algorithm: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
@@ -77,9 +91,36 @@ def _is_lean(algorithm: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_roll
     )
 
 
+class _WatchedCallback:
+    """
+    A callback that is not told of a step before it has been checked.
+
+    :param callback: to be called
+    :param algorithm: that collects the rollout
+    """
+
+    def __init__(self, callback: BaseCallback, algorithm: OnPolicyAlgorithm) -> None:
+        self.callback = callback
+        self.algorithm = algorithm
+        self.on_rollout_start, self.on_rollout_end = callback.on_rollout_start, callback.on_rollout_end
+        self.on_step = callback.on_step
+
+    def update_locals(self, local_variables: dict[str, Any]) -> None:
+        check_finite(local_variables["new_obs"], local_variables["rewards"], self.algorithm.num_timesteps)
+        self.callback.update_locals({**local_variables, "callback": self.callback})
+
+
 class _Rollout:
     """
     One rollout of a plain policy.
+
+    :param algorithm: whose policy acts
+    :param env: the training environments
+    :param callback: called at each step, and at the beginning and end of the rollout
+    :param rollout_buffer: to be filled
+    :param n_rollout_steps: steps of each environment
+    :param step: does the work of ``env.step``
+    :param reads_values: whether the callback may read each step's tensors
     """
 
     def __init__(
@@ -89,6 +130,8 @@ class _Rollout:
         callback: BaseCallback,
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
+        step: Step,
+        reads_values: bool,
     ) -> None:
         self.algorithm = algorithm
         self.policy = algorithm.policy
@@ -101,17 +144,18 @@ class _Rollout:
         assert critic is not None
         self.actor: PlainMlp = actor
         self.critic: PlainMlp = critic
-        self.reads_values = any(map(_reads_values, _leaves(callback)))
+        self.step = step
+        self.reads_values = reads_values
         self.sample = _SAMPLERS[type(self.policy.action_dist)](self.policy, env.num_envs)
-        self.step = env.step if self.reads_values else lean_step(env)
         # Where SB3's preprocessing and a FlattenExtractor come to a conversion, it is made in place.
         self.obs_are_features = self.policy.device.type == "cpu" and not is_image_space(
             algorithm.observation_space, check_channels=False
         )
         self.features_array = np.empty((env.num_envs, self.policy.features_dim), dtype=np.float32)
         self.features = th.from_numpy(self.features_array)
-        # The actor's outputs at each step, for the log-probabilities.
+        # The actor's outputs and the actions at each step, for the log-probabilities.
         self.outputs: list[th.Tensor] = []
+        self.actions: list[th.Tensor] = []
         # Step, environment and last observation of truncated episodes.
         self.truncations: list[tuple[int, int, np.ndarray]] = []
 
@@ -170,7 +214,10 @@ class _Rollout:
         self._fill_in(self.n_rollout_steps)
         values = self.policy.predict_values(th.as_tensor(new_obs, device=algorithm.device))
         buffer.compute_returns_and_advantage(last_values=values, dones=dones)
-        callback.update_locals({**scope, "values": values, "n_steps": self.n_rollout_steps})
+        if isinstance(algorithm.action_space, spaces.Discrete):
+            actions = actions.reshape(-1, 1)
+        scope.update(values=values, n_steps=self.n_rollout_steps, actions=actions, rewards=buffer.rewards[-1])
+        callback.update_locals(scope)
         callback.on_rollout_end()
         return True
 
@@ -185,8 +232,10 @@ class _Rollout:
         else:
             features = self._features(obs, self.policy.pi_features_extractor)
         outputs = self.actor.forward(features)
+        actions = self.sample(outputs)
         self.outputs.append(outputs)
-        return self.sample(outputs).cpu().numpy(), {}
+        self.actions.append(actions)
+        return actions.cpu().numpy(), {}
 
     def _act_as_sb3(self, step: int, obs: np.ndarray) -> tuple[np.ndarray, dict[str, th.Tensor]]:
         """
@@ -205,9 +254,10 @@ class _Rollout:
 
     def _note_truncations(self, step: int, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         for i in dones.nonzero()[0]:
-            terminal_obs = infos[i].get("terminal_observation")
-            if terminal_obs is not None and infos[i].get("TimeLimit.truncated", False):
-                self.truncations.append((step, int(i), terminal_obs))
+            obs = last_observation(infos[i])
+            if obs is not None:
+                # The environment may go on to use its array.
+                self.truncations.append((step, int(i), np.array(obs)))
 
     def _fill_in(self, n_steps: int) -> None:
         """
@@ -222,8 +272,7 @@ class _Rollout:
             return
         if not self.reads_values:
             obs = buffer.observations[:n_steps].reshape(n_steps * buffer.n_envs, *buffer.obs_shape)
-            actions = th.as_tensor(buffer.actions[:n_steps], dtype=th.float32, device=self.algorithm.device)
-            log_probs = self._log_probs(th.cat(self.outputs[:n_steps]), actions.flatten(0, 1))
+            log_probs = self._log_probs(th.cat(self.outputs[:n_steps]), th.cat(self.actions[:n_steps]))
             buffer.values[:n_steps] = self._values(obs).reshape(n_steps, -1)
             buffer.log_probs[:n_steps] = log_probs.cpu().numpy().reshape(n_steps, -1)
         if self.truncations:
@@ -241,14 +290,12 @@ class _Rollout:
     def _log_probs(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
         :param outputs: of the actor's network, (N, ·)
-        :param actions: (N, action_dim)
+        :param actions: as sampled
         :return: (N,)
         """
         distribution = self.policy.action_dist
         if isinstance(distribution, DiagGaussianDistribution):
             return distribution.proba_distribution(outputs, self.policy.log_std).log_prob(actions)
-        if isinstance(distribution, CategoricalDistribution):
-            actions = actions.flatten()
         return distribution.proba_distribution(outputs).log_prob(actions)
 
 
@@ -318,6 +365,6 @@ def _leaves(callback: BaseCallback) -> Iterator[BaseCallback]:
 def _reads_values(callback: BaseCallback) -> bool:
     if isinstance(callback, ConvertCallback):
         return callback.callback is not None
-    if type(callback).__module__ in (sb3_callbacks.__name__, EventCallback.__module__, "rl_zoo3.callbacks"):
+    if type(callback).__module__ in (BaseCallback.__module__, "rl_zoo3.callbacks"):
         return False
     return bool(getattr(callback, "reads_values", True))
