@@ -84,7 +84,6 @@ def _is_lean(algorithm: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_roll
         and type(rollout_buffer) is RolloutBuffer
         and n_rollout_steps == rollout_buffer.buffer_size
         and type(policy).forward is ActorCriticPolicy.forward
-        and "forward" not in policy.__dict__
         and type(policy.action_dist) in _SAMPLERS
         and plain_actor(policy) is not None
         and plain_critic(policy) is not None
