@@ -3,6 +3,7 @@ Small environments and policies of every kind that Stable-Baselines3 has, and a 
 outside. Shared by ``test_spaces.py`` and ``test_saved_models.py``.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
+from torch.nn.utils.parametrizations import spectral_norm
 
 from sb3_trpo import TRPO
 
@@ -112,18 +114,46 @@ def _mean_kl(old: list[Distribution], new: list[Distribution]) -> float:
     return float(sum(divergences).mean())
 
 
+class Recurrent(nn.Module):
+    """A cell that sees a sequence of one element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.cell(x.unsqueeze(1))[0].squeeze(1)
+
+
+def _tied() -> nn.Module:
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    return nn.Sequential(first, nn.Tanh(), second)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "layer-norm": lambda: nn.LayerNorm(8),
+    "batch-norm": lambda: nn.BatchNorm1d(8),
+    "dropout": lambda: nn.Dropout(0.3),
+    "spectral-norm": lambda: spectral_norm(nn.Linear(8, 8)),
+    "in-place": lambda: nn.ReLU(inplace=True),
+    "convolution-1d": lambda: nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 1, 3, padding=1), nn.Flatten()),
+    "recurrent": Recurrent,
+    "tied-weights": _tied,
+}
+
+
 class Extractor(BaseFeaturesExtractor):
     """
     A features extractor with a layer that is given.
 
     :param observation_space: of vectors
-    :param layer: "layer-norm", "batch-norm" or "dropout"
+    :param layer: a key of ``LAYERS``
     """
 
     def __init__(self, observation_space: spaces.Box, layer: str) -> None:
         super().__init__(observation_space, features_dim=8)
-        layers = {"layer-norm": nn.LayerNorm(8), "batch-norm": nn.BatchNorm1d(8), "dropout": nn.Dropout(0.3)}
-        self.net = nn.Sequential(nn.Linear(observation_space.shape[0], 8), layers[layer], nn.Tanh())
+        self.net = nn.Sequential(nn.Linear(observation_space.shape[0], 8), LAYERS[layer](), nn.Tanh())
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.net(observations)

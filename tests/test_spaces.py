@@ -12,6 +12,7 @@ import torch as th
 from gymnasium import spaces
 from small_models import (
     ACTION_SPACES,
+    LAYERS,
     N_STEPS,
     OBSERVATION_SPACES,
     TARGET_KL,
@@ -185,8 +186,8 @@ def test_optimizers(optimizer_class):
 
 
 @pytest.mark.parametrize("share_features_extractor", [True, False])
-@pytest.mark.parametrize("layer", ["layer-norm", "batch-norm", "dropout"])
-def test_layers_that_normalise_or_drop(layer, share_features_extractor):
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_of_all_kinds(layer, share_features_extractor):
     policy_kwargs = {
         "features_extractor_class": Extractor,
         "features_extractor_kwargs": {"layer": layer},
@@ -202,16 +203,6 @@ def test_users_own_policy():
 
 def test_users_own_policy_on_several_environments():
     train(TwoHeadsPolicy, DummyVecEnv([lambda: SpacesEnv(VECTOR, BOX)] * 3))
-
-
-@pytest.mark.parametrize(
-    "action_space",
-    [spaces.Dict({"a": BOX}), spaces.Tuple([BOX]), spaces.Text(3)],
-    ids=lambda space: type(space).__name__,
-)
-def test_unsupported_action_space_is_refused(action_space):
-    with pytest.raises(ValueError, match="action space"):
-        MeasuredTRPO("MlpPolicy", SpacesEnv(VECTOR, action_space), device="cpu")
 
 
 def test_environment_gets_actions_inside_of_its_box():
