@@ -10,11 +10,24 @@ from small_models import VECTOR, Extractor, SpacesEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn.functional import mse_loss
-from updates import actor_state, changed, log, mean_kl, observations, pendulum, state
+from updates import action_distributions, actor_state, changed, log, mean_kl, observations, pendulum, state
 
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 
 SETTINGS = CriticSettings(n_epochs=3, batch_size=100, max_grad_norm=None)
+
+
+class HalfAdam(th.optim.Adam):
+    """A user's own optimizer, which is an Adam and isn't."""
+
+    @th.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.clamp_(min=0.0)
+        super().step(closure)
+
 
 # Every option of SB3's default optimizer, Adam, and others that users choose.
 OPTIMIZERS: dict[str, tuple[type[th.optim.Optimizer], dict[str, Any]]] = {
@@ -25,6 +38,7 @@ OPTIMIZERS: dict[str, tuple[type[th.optim.Optimizer], dict[str, Any]]] = {
     "Adam, maximize": (th.optim.Adam, {"maximize": True}),
     "Adam, decoupled weight decay": (th.optim.Adam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     "Adam, fused": (th.optim.Adam, {"fused": True}),
+    "Adam, derived from": (HalfAdam, {}),
     "AdamW": (th.optim.AdamW, {"weight_decay": 0.1}),
     "RMSprop": (th.optim.RMSprop, {}),
     "SGD": (th.optim.SGD, {"momentum": 0.9}),
@@ -168,21 +182,28 @@ def test_frozen_parameters_of_the_critic_stay(freeze: Callable[[ActorCriticPolic
     assert ("value_net.weight" in changed(others, state(model))) == (freeze is freeze_first_layer)
 
 
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.GELU], ids=["plain", "general"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
 @pytest.mark.parametrize("layer", ["layer-norm", "batch-norm", "dropout"])
-def test_a_shared_extractor_stays_with_the_policy_step(layer: str, frozen: bool) -> None:
+def test_a_shared_extractor_stays_with_the_policy_step(
+    layer: str, frozen: bool, activation_fn: type[nn.Module]
+) -> None:
     env = SpacesEnv(VECTOR, spaces.Box(-1, 1, (3,)))
     kwargs = {
         "features_extractor_class": Extractor,
         "features_extractor_kwargs": {"layer": layer},
         "share_features_extractor": True,
+        "activation_fn": activation_fn,
         "net_arch": [8],
     }
     model = pendulum(env=env, policy_kwargs=kwargs)
     model.policy.features_extractor.requires_grad_(not frozen)
     old, obs = copy.deepcopy(model.policy), observations(model)
+    old_distributions = action_distributions(old, obs)
     model.train()
-    assert mean_kl(old, model.policy, obs) == pytest.approx(log(model)["train/kl_divergence_loss"], rel=1e-3)
+    assert mean_kl(old_distributions, model.policy, obs) == pytest.approx(
+        log(model)["train/kl_divergence_loss"], rel=1e-3
+    )
     assert not th.equal(old.value_net.weight, model.policy.value_net.weight)
     assert (old.features_extractor.net[0].weight == model.policy.features_extractor.net[0].weight).all() == frozen
     buffers = zip(old.features_extractor.buffers(), model.policy.features_extractor.buffers(), strict=True)

@@ -2,14 +2,12 @@
 Single updates, seen from the outside: a rollout, the state before and after, and torch's own KL divergence.
 """
 
-import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
 
 from sb3_trpo import TRPO
 
@@ -61,31 +59,40 @@ def log(model: Any) -> dict[str, Any]:
 
 
 @th.no_grad()
-def mean_kl(old: ActorCriticPolicy, new: ActorCriticPolicy, obs: Any) -> float:
+def action_distributions(policy: ActorCriticPolicy, obs: Any) -> list[Distribution]:
     """
-    :param old: a policy
-    :param new: a policy
+    :param policy: a policy; it may be changed afterwards
     :param obs: observations of N states
-    :return: E[KL(old ‖ new)] by torch's formula, summed over action dimensions, in float64
+    :return: π(·|s) in evaluation mode and float64, one for each sub-action if it is a MultiDiscrete
+    """
+    was_training = policy.training
+    policy.set_training_mode(False)
+    inner = policy.get_distribution(obs).distribution
+    policy.set_training_mode(was_training)
+    return [_in_float64(item) for item in (inner if isinstance(inner, list) else [inner])]
+
+
+def mean_kl(old: list[Distribution], policy: ActorCriticPolicy, obs: Any) -> float:
+    """
+    :param old: as ``action_distributions`` gives them
+    :param policy: the policy now
+    :param obs: the same observations
+    :return: E[KL(old ‖ new)] by torch's formula, summed over action dimensions
     """
     total: Any = 0.0
-    for p, q in zip(_distributions(old, obs), _distributions(new, obs), strict=True):
+    for p, q in zip(old, action_distributions(policy, obs), strict=True):
         total = total + kl_divergence(p, q).flatten(1).sum(dim=1)
     return float(total.mean())
 
 
-def _distributions(policy: ActorCriticPolicy, obs: Any) -> Iterator[Distribution]:
-    policy = copy.deepcopy(policy)
-    policy.set_training_mode(False)
-    inner = policy.get_distribution(obs).distribution
-    for item in inner if isinstance(inner, list) else [inner]:
-        if isinstance(item, th.distributions.Normal):
-            yield th.distributions.Normal(item.loc.double(), item.scale.double())
-        elif isinstance(item, th.distributions.Categorical):
-            # One column, as other distributions have one for each dimension.
-            yield th.distributions.Categorical(logits=item.logits.double().unsqueeze(1))
-        else:
-            yield type(item)(logits=item.logits.double())
+def _in_float64(distribution: Any) -> Distribution:
+    if isinstance(distribution, Normal):
+        return Normal(distribution.loc.double(), distribution.scale.double())
+    if isinstance(distribution, Categorical):
+        # One column, as the others have one for each dimension.
+        return Categorical(logits=distribution.logits.double().unsqueeze(1))
+    assert isinstance(distribution, Bernoulli)
+    return Bernoulli(logits=distribution.logits.double())
 
 
 def state(model: Any) -> dict[str, th.Tensor]:
