@@ -89,7 +89,7 @@ def images(run: Run) -> dict[str, Any]:
     measured = {
         # The slowest takes half a minute: what a warm-up would take out of it is not worth another one.
         "seconds": alternate({name: update.contender for name, update in updates.items()}, repetitions, warm_up=0),
-        "quality": direction_quality(workload, CG_MAX_STEPS),
+        "quality": direction_quality(workload, CG_MAX_STEPS, run.pick(3, 1)),
         "critic_loss": critic_losses(updates),
         "samples": n_images,
     }

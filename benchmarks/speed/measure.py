@@ -54,6 +54,9 @@ def alternate(contenders: Mapping[str, Contender], repetitions: int, warm_up: in
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
+    # What is there already needs no look at each collection, which then takes no time.
+    gc.collect()
+    gc.freeze()
     for i in range(warm_up + repetitions):
         shift = i % len(names)
         for name in names[shift:] + names[:shift]:
@@ -66,6 +69,7 @@ def alternate(contenders: Mapping[str, Contender], repetitions: int, warm_up: in
             if i >= warm_up:
                 contender.after()
                 seconds[name].append(elapsed)
+    gc.unfreeze()
     return seconds
 
 

@@ -10,6 +10,7 @@ from unittest import mock
 
 import sb3_contrib
 from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from sb3_contrib.trpo import trpo as sb3_contrib_trpo
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
@@ -26,6 +27,7 @@ from speed.workload import TASK
 N_ITERATIONS = 6
 
 PHYSICS = "rollout: physics"
+ENVIRONMENT = "rollout: the rest of the environment"
 POLICY = "rollout: policy"
 BOOKKEEPING = "rollout: bookkeeping"
 GRADIENT = "update: gradient"
@@ -36,11 +38,25 @@ LINE_SEARCH = "update: line search"
 CRITIC = "update: critic"
 OTHER = "update: other"
 LOG = "log"
-PARTS = (PHYSICS, POLICY, BOOKKEEPING, GRADIENT, PRECONDITIONER, FISHER, CG, LINE_SEARCH, CRITIC, OTHER, LOG)
+PARTS = (
+    PHYSICS,
+    ENVIRONMENT,
+    POLICY,
+    BOOKKEEPING,
+    GRADIENT,
+    PRECONDITIONER,
+    FISHER,
+    CG,
+    LINE_SEARCH,
+    CRITIC,
+    OTHER,
+    LOG,
+)
 
 # What is timed: owner, name, part. Time in a function that is in the list itself counts for that one only.
 OURS = (
     (MujocoEnv, "do_simulation", PHYSICS),
+    (HalfCheetahEnv, "step", ENVIRONMENT),
     (rollouts._Rollout, "_act", POLICY),
     (rollouts._Rollout, "_fill_in", POLICY),
     (sb3_trpo.TRPO, "collect_rollouts", BOOKKEEPING),
@@ -57,6 +73,7 @@ OURS = (
 # epochs; what is left then is the line search, with the conversion of the data.
 THEIRS = (
     (MujocoEnv, "do_simulation", PHYSICS),
+    (HalfCheetahEnv, "step", ENVIRONMENT),
     (ActorCriticPolicy, "forward", POLICY),
     (sb3_contrib.TRPO, "collect_rollouts", BOOKKEEPING),
     (sb3_contrib.TRPO, "train", LINE_SEARCH),

@@ -56,21 +56,26 @@ class Judged(sb3_trpo.TRPO):
         return solution
 
 
-def direction_quality(workload: Workload, n_iterations: int) -> dict[str, float]:
+def direction_quality(workload: Workload, n_iterations: int, repetitions: int) -> dict[str, list[float]]:
     """
     :param workload: policy and rollout
     :param n_iterations: of sb3-contrib's conjugate gradient
-    :return: the quality of our direction over that of plain conjugate gradient with so many iterations, the same F and
-        the same damping (``to_plain``); over that of the direction that sb3-contrib itself takes (``to_sb3_contrib``),
-        whose F is smaller by the number of actions and so more damped; and the iterations that ours took
+    :param repetitions: of our update, whose preconditioner depends a little on the order of the samples
+    :return: for each of them the quality of our direction over that of plain conjugate gradient with so many
+        iterations, the same F and the same damping (``to_plain``); over that of the direction that sb3-contrib itself
+        takes (``to_sb3_contrib``), whose F is smaller by the number of actions and so more damped; and the iterations
+        that ours took
     """
     theirs = workload.update(sb3_contrib.TRPO, n_critic_updates=1)
-    ours = workload.update(Judged)
+    ours = workload.update(Judged, n_critic_updates=1)
     model: Any = ours.model
     model.rival, model.n_iterations = sb3_contrib_direction(theirs), n_iterations
-    ours.prepare()
-    model.train()
-    return model.verdict
+    verdicts = []
+    for _ in range(repetitions):
+        ours.prepare()
+        model.train()
+        verdicts.append(model.verdict)
+    return {key: [verdict[key] for verdict in verdicts] for key in verdicts[0]}
 
 
 def sb3_contrib_direction(update: Update) -> dict[str, th.Tensor]:

@@ -56,8 +56,8 @@ Made by `python benchmarks/speed.py` (how: [README.md](README.md#speed)). Ours a
 the median of the repetitions; of ratios also the quartiles of the repetitions' own ratios, in brackets. Above 1 we are
 faster. *Direction*: (g·x)/√(xᵀFx) of our search direction over that of plain conjugate gradient with sb3-contrib's
 number of iterations on the same F and damping; after the semicolon over that of the direction that sb3-contrib really
-takes. *Critic loss*: mean squared error over the rollout after the update, ours over the mean of theirs, mean ±
-standard deviation of the repetitions.
+takes; both the lowest of several updates. *Critic loss*: mean squared error over the rollout after the update, ours
+over the mean of theirs, mean ± standard deviation of the repetitions.
 """
 
 
@@ -135,8 +135,9 @@ def _equal_quality(measured: dict[str, Any], peer: str) -> tuple[str, str]:
     if peer != THEIRS or "quality" not in measured:
         return "", ""
     quality = measured["quality"]
-    low = "" if quality["to_plain"] >= QUALITY_AT_LEAST else " **too low**"
-    direction = f"{quality['to_plain']:.3f}{low}; {quality['to_sb3_contrib']:.3f}"
+    worst, against_theirs = min(quality["to_plain"]), min(quality["to_sb3_contrib"])
+    low = "" if worst >= QUALITY_AT_LEAST else " **too low**"
+    direction = f"{worst:.3f}{low}; {against_theirs:.3f}"
     if "critic_loss" not in measured:
         return direction, ""
     losses = {name: np.array(measured["critic_loss"][name]) for name in (OURS, peer)}
@@ -296,9 +297,9 @@ def remarks(found: Results) -> str:
         for peer, reason in v["measured"].get("missing", {}).items()
         if threads == 1
     ]
-    lines += [
-        f"- Not measured: {name}." for name, row in ROWS.items() if not any((name, t) in found for t in row.threads)
-    ]
+    absent = [name for name, row in ROWS.items() if not any((name, threads) in found for threads in row.threads)]
+    if absent:
+        lines.append(f"- Not measured: {', '.join(absent)}.")
     return "\n".join(lines)
 
 

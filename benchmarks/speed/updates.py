@@ -18,6 +18,8 @@ from speed.workload import Setting, Update, Workload, make_workload
 
 # Updates that the policy has seen before the one that is timed.
 N_UPDATES = 20
+# Updates whose search direction is judged.
+N_JUDGED = 5
 
 DEFAULTS = {"n_steps": 2048, "batch_size": 128, "cg_max_steps": 15, "n_critic_updates": 10}
 # RL Zoo's for MuJoCo's tasks, with HalfCheetah's target_kl.
@@ -71,7 +73,7 @@ def _whole_update(run: Run, setting: Setting, repetitions: int, with_ppo: bool =
     seconds = alternate({name: update.contender for name, update in updates.items()}, run.pick(repetitions, 2))
     return {
         "seconds": seconds,
-        "quality": direction_quality(workload, setting.hyperparameters["cg_max_steps"]),
+        "quality": direction_quality(workload, setting.hyperparameters["cg_max_steps"], N_JUDGED),
         "critic_loss": critic_losses(updates),
         "samples": workload.n_samples,
     }
@@ -122,7 +124,7 @@ def _policy_step(run: Run, hyperparameters: dict[str, Any], repetitions: int) ->
             missing[name] = str(error)
     return {
         "seconds": alternate(contenders, run.pick(repetitions, 2)),
-        "quality": direction_quality(workload, peers.CG_ITERATIONS),
+        "quality": direction_quality(workload, peers.CG_ITERATIONS, N_JUDGED),
         "missing": missing,
         "samples": workload.n_samples,
     }

@@ -2,6 +2,7 @@
 The work that is handed to every algorithm alike: a policy in the course of training, and the rollout that it collected.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -108,7 +109,8 @@ class Update:
     def prepare(self) -> None:
         model, buffer = self.model, self.model.rollout_buffer
         model.policy.load_state_dict(self._workload.policy_state)
-        model.policy.optimizer.load_state_dict(self._workload.optimizer_state)
+        # Loaded as they are, the moments would be those of the workload, and every step would move them.
+        model.policy.optimizer.load_state_dict(copy.deepcopy(self._workload.optimizer_state))
         buffer.reset()
         for name, array in self._workload.rollout.items():
             getattr(buffer, name)[:] = array
@@ -154,7 +156,7 @@ def make_workload(setting: Setting, n_updates: int) -> Workload:
     model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
     rollout = {name: getattr(model.rollout_buffer, name).copy() for name in ARRAYS}
     policy_state = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    return Workload(setting, env, policy_state, model.policy.optimizer.state_dict(), rollout)
+    return Workload(setting, env, policy_state, copy.deepcopy(model.policy.optimizer.state_dict()), rollout)
 
 
 def resized(workload: Workload, n_steps: int, noise: float = 0.0) -> Workload:
