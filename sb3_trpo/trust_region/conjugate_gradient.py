@@ -121,16 +121,16 @@ def conjugate_gradient(
 
 def _best_multiple(operator: Operator, x0: th.Tensor, b: th.Tensor) -> tuple[th.Tensor, th.Tensor] | None:
     """
-    The multiple of a start that is nearest to the solution, so that a start of the wrong length does no harm.
+    The multiple of a start that is nearest to the solution, so that a start of the wrong length or sign does no harm.
 
     :param operator: v -> A v
     :param x0: start
     :param b: right-hand side
-    :return: c x₀ and A (c x₀) with c = bᵀx₀ / x₀ᵀAx₀; None if the start points away from the solution
+    :return: c x₀ and A (c x₀) with c = bᵀx₀ / x₀ᵀAx₀; None if there is no curvature along x₀, or it is not finite
     """
     product = operator(x0)
     curvature, overlap = float(x0.dot(product)), float(b.dot(x0))
-    if not (0.0 < curvature < math.inf and 0.0 < overlap < math.inf):
+    if not (0.0 < curvature < math.inf and math.isfinite(overlap)):
         return None
     c = overlap / curvature
     return x0 * c, product * c

@@ -91,6 +91,16 @@ def test_never_negative_in_single_precision(name, seed, spread, change) -> None:
     assert (family.kl_divergence(old, new) >= 0.0).all()
 
 
+def test_never_negative_next_to_the_same_parameters(family) -> None:
+    """A few units in the last place away, KL itself is less than the rounding errors of its terms."""
+    for seed in range(20):
+        old = new = draw(family, seed, 3.0, th.float32)
+        for _ in range(4):
+            new = tuple(z.nextafter(th.tensor(math.inf)) for z in new)
+            assert (family.kl_divergence(old, new) >= 0.0).all()
+            assert (family.kl_divergence(new, old) >= 0.0).all()
+
+
 def test_zero_at_the_same_parameters(family) -> None:
     for dtype in (th.float32, th.float64):
         z = draw(family, 0, 3.0, dtype)

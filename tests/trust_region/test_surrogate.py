@@ -91,7 +91,7 @@ def test_nothing_has_changed_at_the_old_parameters(name, chunk_size) -> None:
 @pytest.mark.parametrize("name", list(POLICIES))
 def test_after_a_step_kl_and_improvement_are_those_of_the_textbook(name) -> None:
     problem = Problem(name, ent_coef=0.3)
-    before, z_old = float(problem.textbook()), problem.linearizations.first().z
+    before, z_old = problem.textbook().item(), problem.linearizations.first().z
     assert problem.surrogate.objective == pytest.approx(before)
     problem.move(0.1)
     kl, improvement = problem.surrogate.evaluate()
@@ -101,7 +101,7 @@ def test_after_a_step_kl_and_improvement_are_those_of_the_textbook(name) -> None
     assert kl == pytest.approx(float(family.kl_divergence(z_old, z_new).mean()), rel=1e-12)
     # From old to new, not the other way round.
     assert kl != pytest.approx(float(family.kl_divergence(z_new, z_old).mean()), rel=1e-3)
-    assert improvement == pytest.approx(float(problem.textbook()) - before, rel=1e-8)
+    assert improvement == pytest.approx(problem.textbook().item() - before, rel=1e-8)
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
