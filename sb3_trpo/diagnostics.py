@@ -21,8 +21,10 @@ from sb3_trpo.trust_region.surrogate import Surrogate
 PATIENCE = 5
 # A relative residual above which CG has hardly begun to solve for the natural gradient.
 FAR_FROM_SOLVED = 0.5
-# A critic that has diverged is so many times worse than one that says the same of every state, or 0 of every state.
+# The squared error of a critic that has diverged is so many times that of one that says 0 of every state ...
 DIVERGED = 2.0
+# ... and that of an untrained network: where returns are next to nothing, so are small errors.
+UNTRAINED_SQUARED_ERROR = 1.0
 MIN_SAMPLES_PER_ACTION_DIMENSION = 32
 
 
@@ -124,16 +126,17 @@ class Advice:
             "more steps per update (n_steps or environments), raise cg_damping, or lower target_kl.",
         )
 
-    def on_critic_step(self, explained_variance: float, value_loss: float, mean_squared_return: float) -> None:
+    def on_critic_step(self, value_loss: float, mean_squared_return: float) -> None:
         """
-        :param explained_variance: of the returns by the critic's values during the rollout
+        Explained variance is no measure of it: it is low where the returns hardly differ, as in a task that is solved.
+
         :param value_loss: mean squared error of the critic during its fit
         :param mean_squared_return: the same of a critic that says 0
         """
         self.observe(
             "critic",
-            1.0 - explained_variance > DIVERGED or value_loss > DIVERGED * mean_squared_return > 0.0,
-            f"the critic diverges (its squared error exceeds {DIVERGED:g} times that of a constant): lower "
+            value_loss > DIVERGED * max(mean_squared_return, UNTRAINED_SQUARED_ERROR),
+            f"the critic diverges (its squared error exceeds {DIVERGED:g} times that of no critic at all): lower "
             "learning_rate or n_critic_updates, set max_grad_norm, or normalise rewards (VecNormalize).",
         )
 

@@ -386,7 +386,7 @@ class TRPO(OnPolicyAlgorithm):
         explained = float(explained_variance(self.rollout_buffer.values.flatten(), returns))
         record_update(self.logger, self.policy, step, critic_fit.mean_loss, explained, self._max_kl())
         self._advice.on_policy_step(step.solution.residual, step.line_search.success)
-        self._advice.on_critic_step(explained, critic_fit.mean_loss, float(np.square(returns).mean()))
+        self._advice.on_critic_step(critic_fit.mean_loss, float(np.square(returns).mean()))
 
     def _report_failure(self, error: Exception) -> None:
         """

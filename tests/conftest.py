@@ -1,5 +1,16 @@
+from collections.abc import Iterator
+
+import pytest
 import torch as th
 
 # One thread: on few cores the tests' small matrices lose more to OpenMP's spinning than they gain,
 # and the order of summation stays the same from machine to machine.
 th.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def logs_in_pytests_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """SB3 makes a folder for the log of each model, in the system's temporary folder unless told otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("logs")))
+        yield

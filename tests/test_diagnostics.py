@@ -114,6 +114,21 @@ def test_a_line_search_that_keeps_failing() -> None:
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize(
+    ("value_loss", "mean_squared_return", "has_diverged"),
+    [(3e4, 1e4, True), (1.5e4, 1e4, False), (0.1, 1e-9, False), (10.0, 1e-9, True)],
+)
+def test_the_error_is_measured_by_the_returns(
+    value_loss: float, mean_squared_return: float, has_diverged: bool
+) -> None:
+    advice = Advice()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(PATIENCE):
+            advice.on_critic_step(value_loss, mean_squared_return)
+    assert len(caught) == has_diverged
+
+
 @pytest.mark.parametrize("parameter", ["weight", "bias"])
 def test_a_critic_that_has_diverged(parameter: str) -> None:
     # Returns that hardly depend on the values.
