@@ -115,7 +115,7 @@ class EnvPoolVecEnv(VecEnv):
         self._episode_lengths[:] = 0
         self.reset_infos = [{} for _ in range(self.num_envs)]
         obs, _ = self._pool.reset()
-        return obs
+        return np.asarray(obs, self.observation_space.dtype)
 
     def step_async(self, actions: np.ndarray) -> None:
         """
@@ -129,6 +129,7 @@ class EnvPoolVecEnv(VecEnv):
         :return: observations, rewards, whether episodes have ended, infos
         """
         obs, rewards, terminated, truncated, pool_infos = self._pool.recv()
+        obs = np.asarray(obs, self.observation_space.dtype)
         self._episode_returns += rewards
         self._episode_lengths += 1
         infos = self._infos(pool_infos)
