@@ -153,7 +153,8 @@ def family_of(distribution: Distribution) -> DistributionFamily:
     :return: the family that it belongs to
     :raises ValueError: if KL of such a distribution is not known here
     """
-    inner = distribution.distribution
+    # sb3-contrib's masked sub-actions keep theirs under another name.
+    inner = getattr(distribution, "distribution", None)
     if isinstance(inner, Normal):
         return GaussianFamily()
     if isinstance(inner, Categorical):

@@ -4,11 +4,16 @@ KL against torch's, and the metric against KL's second derivative.
 
 import math
 
+import numpy as np
 import pytest
 import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_policies import POLICIES, distribution_of, make_observations
+from sb3_contrib.common.maskable.distributions import (
+    MaskableCategoricalDistribution,
+    MaskableMultiCategoricalDistribution,
+)
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from torch.distributions import Bernoulli, Categorical, Laplace, Normal, kl_divergence
 
@@ -252,3 +257,20 @@ def test_an_unknown_distribution_is_refused() -> None:
     distribution.distribution = []
     with pytest.raises(ValueError, match="over list"):
         family_of(distribution)
+    masked = MaskableMultiCategoricalDistribution([2, 2]).proba_distribution(th.zeros(1, 4))
+    with pytest.raises(ValueError, match="MaskableMultiCategoricalDistribution"):
+        family_of(masked)
+
+
+def test_masked_actions_are_categoricals() -> None:
+    distributions = []
+    for logits in ([0.0, 1.0, 2.0], [0.5, 0.0, -3.0]):
+        distribution = MaskableCategoricalDistribution(3).proba_distribution(th.tensor([logits]))
+        distribution.apply_masking(np.array([[True, True, False]]))
+        distributions.append(distribution.distribution)
+    family = family_of(distribution)
+    old, new = map(family.parameters, distributions)
+    expected = kl_divergence(*(Categorical(logits=th.tensor([logits])) for logits in ([0.0, 1.0], [0.5, 0.0])))
+    th.testing.assert_close(family.kl_divergence(old, new), expected)
+    assert family.metric(old, (th.ones(1, 3),))[0].abs().max() < 1e-6
+    assert family.metric(old, (th.tensor([[0.0, 0.0, 1.0]]),))[0].abs().max() == 0.0

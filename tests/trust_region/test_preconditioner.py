@@ -77,7 +77,7 @@ def test_estimate_of_a_linear_policy_of_several_actions_is_unbiased() -> None:
     """The error is that of averages over random signs, 1 / √N."""
     policy = make_policy(box(3), box(6), net_arch=[])
     errors = []
-    for n_states in (100, 10_000):
+    for n_states in (100, 3000):
         linearization = linearize(policy, make_observations(policy, n_states))
         exact = matrix_of(damped(fisher_of(linearization), DAMPING), linearization)
         weights = slice(-(6 * 3 + 3), None)
@@ -86,7 +86,7 @@ def test_estimate_of_a_linear_policy_of_several_actions_is_unbiased() -> None:
         product = inverse[weights, weights] @ exact[weights, weights]
         errors.append(float((product - th.eye(len(product))).norm()))
     assert errors[0] < 2.0
-    assert errors[1] < 0.3 * errors[0]
+    assert errors[1] < 0.4 * errors[0]
 
 
 @pytest.mark.parametrize("damping", [1e-3, 1.0])
@@ -171,6 +171,57 @@ def test_patches_and_cotangents_of_a_convolution_make_up_its_gradient() -> None:
         n_positions.append(len(inputs) // n_samples)
         th.testing.assert_close((cotangents.t() @ inputs).view_as(layer.weight), gradient[id(layer.weight)])
     assert n_positions == [36, 10, 1, 1, 1, 1]
+
+
+class Tokens(BaseFeaturesExtractor):
+    """The same layer at each of four positions."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=5)
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, obs: th.Tensor) -> th.Tensor:
+        return th.tanh(self.layer(obs.view(len(obs), 4, 3))).mean(dim=1)
+
+
+def test_a_layer_at_several_positions() -> None:
+    """A sums over positions and G averages over them, as for a convolution."""
+    policy = make_policy(box(1), box(12), features_extractor_class=Tokens)
+    linearization = linearize(policy, make_observations(policy, 6))
+    u = linearization.family.metric_root(linearization.z, tuple(th.ones_like(part) for part in linearization.z))
+    layer = next(iter(linearization.layer_passes(u)))
+    inputs, cotangents, n_samples = preconditioner._positions(layer)
+    assert (len(inputs), len(cotangents), n_samples) == (24, 24, 6)
+    expected = linearization.parameters.split(linearization.vjp(u))[1]
+    assert layer.weight is linearization.parameters.parameters[1]
+    th.testing.assert_close(cotangents.t() @ inputs, expected)
+    inputs = th.cat([inputs, th.ones(24, 1)], dim=1)
+    kronecker = th.kron(cotangents.t() @ cotangents / 24, inputs.t() @ inputs / 6)
+    block = th.linalg.inv(kronecker + DAMPING * th.eye(len(kronecker)))
+    inverse = matrix_of(kronecker_preconditioner(linearization, DAMPING), linearization)
+    # After log σ come the weight, (5, 3), and the bias; the block has them row by row.
+    rows = [i for k in range(5) for i in (1 + 3 * k, 2 + 3 * k, 3 + 3 * k, 16 + k)]
+    th.testing.assert_close(inverse[rows][:, rows], block)
+
+
+def test_other_parameters_get_an_unbiased_estimate_of_their_mean_curvature(monkeypatch) -> None:
+    policy = make_policy(box(2), net_arch=[8])
+    norm = nn.LayerNorm(8).double()
+    policy.mlp_extractor.policy_net.append(norm)
+    linearization = linearize(policy, make_observations(policy, 20))
+    parameters = linearization.parameters
+    ones = th.ones(len(parameters), dtype=th.float64)
+    estimates = []
+    for seed in range(200):
+        monkeypatch.setattr(preconditioner, "_SIGN_SEED", seed)
+        estimates.append(1.0 / kronecker_preconditioner(linearization, DAMPING)(ones) - DAMPING)
+    curvature = matrix_of(fisher_of(linearization).__matmul__, linearization).diag()
+    pairs = zip(parameters.split(th.stack(estimates).mean(dim=0)), parameters.split(curvature), strict=True)
+    by_parameter = dict(zip(parameters, pairs, strict=True))
+    for parameter in (norm.weight, norm.bias, policy.log_std):
+        estimate, exact = by_parameter[parameter]
+        assert (estimate == estimate[0]).all()
+        assert float(estimate[0]) == pytest.approx(float(exact.mean()), rel=0.25)
 
 
 @pytest.mark.parametrize("constant", ["MAX_EXACT_SIZE", "MAX_FACTOR_ELEMENTS"])
@@ -263,6 +314,15 @@ def test_singular_factors_without_damping_are_hopeless(n_hidden) -> None:
     linearization = linearize(policy, make_observations(policy, 10))
     with pytest.raises(PreconditionerError, match="singular"):
         kronecker_preconditioner(linearization, 0.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_factors_that_are_singular_but_for_rounding_are_hopeless_without_damping(seed) -> None:
+    policy = make_policy(box(1), box(6), seed, net_arch=[])
+    obs = make_observations(policy, 20, seed)
+    obs[:, 3:] = obs[:, :3] @ obs[:3, :3]
+    with pytest.raises(PreconditionerError, match="singular"):
+        kronecker_preconditioner(linearize(policy, obs), 0.0)
 
 
 def test_without_damping_regular_factors_will_do() -> None:
