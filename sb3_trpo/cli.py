@@ -1,10 +1,11 @@
 """
 ``sb3-trpo``: RL Zoo's commands, which find this package's TRPO and hyperparameters under ``trpo``.
 
-Every option is RL Zoo's own. What is added: ``--algo trpo`` need not be typed, and ``train`` ends with an evaluation of
-the final policy and a picture of the learning curve. RL Zoo's ``record_training`` and ``benchmark`` are left out: they
-start other scripts as processes of their own, which a registration in this process does not reach. So is
-``push_to_hub``: that of RL Zoo 2.9.2 imports a function that no sb3-team-hf-integration it allows has.
+Every option is RL Zoo's own. What is added: ``--algo trpo`` need not be typed; ``train`` ends with an evaluation of the
+final policy and a picture of the learning curve, and its ``--vec-env`` can be ``envpool``. RL Zoo's
+``record_training`` and ``benchmark`` are left out: they start other scripts as processes of their own, which a
+registration in this process does not reach. So is ``push_to_hub``: that of RL Zoo 2.9.2 imports a function that no
+sb3-team-hf-integration it allows has.
 """
 
 import importlib
@@ -12,7 +13,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 
 from gymnasium.error import DependencyNotInstalled
 
@@ -52,6 +53,8 @@ COMMANDS = {
     "load-from-hub": Command("download a trained policy", "rl_zoo3.load_from_hub"),
 }
 
+MODULES_THAT_CHECK_ARGUMENTS = ("sb3_trpo.validation", "sb3_trpo.zoo_envpool", "sb3_trpo.envpool")
+
 USAGE = "usage: sb3-trpo COMMAND [OPTION ...]\n\n{commands}\n\n`sb3-trpo COMMAND --help` lists the options of one."
 
 
@@ -87,9 +90,9 @@ def _run(name: str, arguments: list[str]) -> None:
         command.run()
     except DependencyNotInstalled as error:
         sys.exit(f"sb3-trpo {name}: {error} (or the matching extra of sb3-trpo: mujoco, box2d)")
-    except (AssertionError, ValueError) as error:
-        # RL Zoo's own word on an argument, as for an unknown task; anything from deeper down keeps its traceback.
-        if _innermost_module(error.__traceback__) != command.module:
+    except (AssertionError, ImportError, ValueError) as error:
+        # A word on an argument, as for an unknown task; anything from deeper down keeps its traceback.
+        if _innermost_module(error.__traceback__) not in (command.module, *MODULES_THAT_CHECK_ARGUMENTS):
             raise
         sys.exit(f"sb3-trpo {name}: {error}")
     finally:
@@ -101,8 +104,11 @@ def _register() -> None:
         import rl_zoo3.train
 
         from sb3_trpo.run_report import ReportingExperimentManager
+        from sb3_trpo.zoo_envpool import TrainParser
     except ImportError as error:
         sys.exit(f"sb3-trpo needs RL Zoo ({error}): install it with `pip install 'sb3-trpo[zoo]'`.")
+    # The two names of that module through which its parser and its environments are made.
+    rl_zoo3.train.argparse = SimpleNamespace(ArgumentParser=TrainParser)  # type: ignore[assignment, attr-defined]
     rl_zoo3.train.ExperimentManager = ReportingExperimentManager  # type: ignore[attr-defined]
 
 

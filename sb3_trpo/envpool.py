@@ -267,7 +267,7 @@ def _spaces(task: str, pool_spec: Any) -> tuple[spaces.Space, spaces.Space]:
     """
     obs_space, action_space = pool_spec.observation_space, pool_spec.action_space
     if isinstance(action_space, spaces.Box):
-        action_space = spaces.Box(action_space.low, action_space.high, action_space.shape, np.float32)
+        action_space = spaces.Box(action_space.low.astype(np.float32), action_space.high.astype(np.float32))
     if task not in gym.registry:
         return obs_space, action_space
     try:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 import sb3_trpo.rl_zoo  # noqa: F401  # registers TRPO
+from sb3_trpo.zoo_envpool import EnvPoolExperimentManager
 
 N_EVAL_EPISODES = 20
 # Training and EvalCallback's environments count up from the run's seed; these start far from both.
@@ -22,9 +22,9 @@ EVAL_SEED_OFFSET = 1_000_000
 RUNNING_MEAN_EPISODES = 100
 
 
-class ReportingExperimentManager(ExperimentManager):
+class ReportingExperimentManager(EnvPoolExperimentManager):
     """
-    RL Zoo's experiment manager, which evaluates the final policy after it has saved it, and says where everything is.
+    An experiment manager which evaluates the final policy after it has saved it, and says where everything is.
     """
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:

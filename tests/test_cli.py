@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
 
 import matplotlib.pyplot as plt
 import rl_zoo3
+from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_trpo import TRPO, __version__
@@ -128,6 +130,51 @@ def test_other_algorithms_keep_their_class_and_hyperparameters(capsys):
 
 
 @pytest.mark.usefixtures("in_temporary_folder")
+def test_training_in_envpool(capsys):
+    pytest.importorskip("envpool", reason="needs sb3-trpo[envpool]")
+    n_envs, n_steps, episode_length = 20, 110, 200
+    size = ["-params", f"n_envs:{n_envs}", f"n_steps:{n_steps}", "normalize:True", "-n", "4400", "--eval-freq", "2200"]
+    main(["train", "--env", "Pendulum-v1", "--vec-env", "envpool", "--eval-episodes", "2", *size, *SHORT])
+    run = Path("logs/trpo/Pendulum-v1_1")
+    episodes = load_results(str(run))
+    assert episodes["l"].tolist() == [episode_length] * n_envs
+    assert episodes["r"].between(-episode_length * 16.28, 0).all()
+    with np.load(run / "evaluations.npz") as evaluations:
+        assert evaluations["timesteps"].tolist() == [2200, 4400]
+    with (run / "Pendulum-v1" / "vecnormalize.pkl").open("rb") as file:
+        assert pickle.load(file).obs_rms.count > 4400
+    assert (run / "learning_curve.png").exists()
+    capsys.readouterr()
+
+    main(["enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "10"])
+    assert f"Loading {run}/Pendulum-v1.zip" in capsys.readouterr().out
+    # Training goes on in Gymnasium's environments.
+    continued = ["-i", str(run / "Pendulum-v1.zip"), "-params", "n_envs:1", f"n_steps:{n_steps}", "normalize:True"]
+    main(["train", "--env", "Pendulum-v1", *continued, "-n", "110", "--eval-freq", "-1", *SHORT])
+    assert Path("logs/trpo/Pendulum-v1_2/Pendulum-v1.zip").exists()
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--env", "Taxi-v4"], "'Taxi-v4'"),
+        (["--env", "Pendulum-v1", "--env-kwargs", "grafity:9.8"], "'grafity'"),
+        (["--env", "Pendulum-v1", "-params", "env_wrapper:'gymnasium.wrappers.FlattenObservation'"], "env_wrapper"),
+        (["--env", "Pendulum-v1", "-params", "n_envs:0"], "n_envs"),
+        (["--env", "Pendulum-v1", "-params", "target_kl:-0.1"], "target_kl"),
+    ],
+)
+def test_bad_input_of_an_envpool_run_gets_one_sentence(arguments, named):
+    pytest.importorskip("envpool", reason="needs sb3-trpo[envpool]")
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--vec-env", "envpool", "--eval-freq", "-1", *arguments, *SHORT])
+    assert isinstance(end.value.code, str)
+    assert "\n" not in end.value.code
+    assert named in end.value.code
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
 def test_final_evaluation_uses_the_training_statistics_and_leaves_them_alone():
     manager = ReportingExperimentManager(
         argparse.Namespace(env="Pendulum-v1"),
@@ -204,16 +251,25 @@ def test_bad_input_gets_one_sentence(arguments, named):
     assert named in end.value.code
 
 
-@pytest.mark.parametrize("statement", ["from sb3_trpo.cli import main; main(['train'])", "import sb3_trpo.rl_zoo"])
-def test_without_rl_zoo_the_extra_is_named(statement):
+@pytest.mark.parametrize(
+    ("module", "extra", "statement"),
+    [
+        ("rl_zoo3", "zoo", "main(['train'])"),
+        ("rl_zoo3", "zoo", "import sb3_trpo.rl_zoo"),
+        ("envpool", "envpool", "main(['train', '--vec-env', 'envpool', '--eval-freq', '-1'])"),
+    ],
+)
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_what_is_not_installed_is_named(module, extra, statement):
+    code = f"import sys; sys.modules[{module!r}] = None; from sb3_trpo.cli import main; {statement}"
     result = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.modules['rl_zoo3'] = None; {statement}"],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
     assert result.returncode == 1
-    assert "pip install 'sb3-trpo[zoo]'" in result.stderr.splitlines()[-1]
+    assert f"pip install 'sb3-trpo[{extra}]'" in result.stderr.splitlines()[-1]
     if "main" in statement:
-        assert len(result.stderr.splitlines()) == 1
+        assert "Traceback" not in result.stderr
