@@ -5,7 +5,7 @@ Start reading at ``TRPO.train``.
 """
 
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import torch as th
@@ -15,7 +15,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import (
+    DictRolloutBufferSamples,
+    GymEnv,
+    MaybeCallback,
+    RolloutBufferSamples,
+    Schedule,
+)
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -34,6 +40,9 @@ from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
 from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate
 from sb3_trpo.validation import check_environment, check_hyperparameters, check_real
+
+# What the rollout buffers give.
+Rollout: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -155,6 +164,7 @@ class TRPO(OnPolicyAlgorithm):
         # What the base class will hold; set here so that everything is checked before an environment is made.
         self.learning_rate, self.n_steps, self.gamma, self.gae_lambda = learning_rate, n_steps, gamma, gae_lambda
         self.ent_coef, self.max_grad_norm = ent_coef, max_grad_norm  # type: ignore[assignment]
+        self.sde_sample_freq = sde_sample_freq
         check_hyperparameters(self)
 
         super().__init__(
@@ -218,7 +228,7 @@ class TRPO(OnPolicyAlgorithm):
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _improve_policy(self, samples: Any) -> PolicyStep:
+    def _improve_policy(self, samples: Rollout) -> PolicyStep:
         """
         One step of the paper's algorithm (section 6 and appendix C).
 
@@ -229,18 +239,18 @@ class TRPO(OnPolicyAlgorithm):
         actor = Actor(self.policy, self._action_distribution, self._is_builtin("_action_distribution"))
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
 
-        # g = ∇L(θ_old)
         surrogate = Surrogate(actor.distribution, batches, self.ent_coef)
+        fisher = self._fisher(actor, linearizations, samples)
+        # g = ∇L(θ_old)
         g = surrogate.gradient(linearizations)
         # x ≈ (F + λI)⁻¹ g
-        fisher = self._fisher(actor, linearizations, samples)
         solution = self._search_direction(fisher, g)
         # θ = θ_old + √(2δ / xᵀFx) x, and back from there until KL ≤ δ and L has improved
         full_step = self._scale_to_trust_region(fisher, solution)
         result = self._line_search(surrogate, fisher.parameters, full_step)
         return PolicyStep(fisher.parameters, surrogate, float(g.norm()), solution, float(g.dot(full_step)), result)
 
-    def _action_distribution(self, samples: Any) -> Distribution:
+    def _action_distribution(self, samples: Rollout) -> Distribution:
         """
         The only thing that the policy step asks of the policy.
 
@@ -249,7 +259,7 @@ class TRPO(OnPolicyAlgorithm):
         """
         return self.policy.get_distribution(samples.observations)
 
-    def _values(self, samples: Any) -> th.Tensor:
+    def _values(self, samples: Rollout) -> th.Tensor:
         """
         :param samples: rollout samples of N states
         :return: V(s), (N, 1)
@@ -259,13 +269,13 @@ class TRPO(OnPolicyAlgorithm):
     def _is_builtin(self, method: str) -> bool:
         return getattr(type(self), method) is getattr(TRPO, method)
 
-    def _rollout_samples(self) -> Any:
+    def _rollout_samples(self) -> Rollout:
         """
         :return: the whole rollout, as tensors
         """
         return next(iter(self.rollout_buffer.get(batch_size=None)))
 
-    def _policy_batches(self, samples: Any) -> list[PolicyBatch]:
+    def _policy_batches(self, samples: Rollout) -> list[PolicyBatch]:
         """
         :param samples: the rollout
         :return: states, actions and advantages, in chunks
@@ -280,17 +290,21 @@ class TRPO(OnPolicyAlgorithm):
         sizes = [len(part.advantages) for part in parts]
         return list(map(PolicyBatch, parts, actions.split(sizes), advantages.split(sizes)))
 
-    def _fisher(self, actor: Actor, linearizations: Linearizations, samples: Any) -> Fisher:
+    def _fisher(self, actor: Actor, linearizations: Linearizations, samples: Rollout) -> Fisher:
         """
         :param actor: makes linearisations
         :param linearizations: of all samples
         :param samples: the rollout
         :return: F over every ``sub_sampling_factor``-th state
+        :raises ValueError: if there is no parameter to move
         """
         if self.sub_sampling_factor > 1:
             thinned = select(samples, slice(None, None, self.sub_sampling_factor))
             linearizations = Linearizations(actor.linearize, chunks(thinned, self.fisher_chunk_size))
-        return Fisher(linearizations)
+        fisher = Fisher(linearizations)
+        if len(fisher.parameters) == 0:
+            raise ValueError("Every parameter that the policy's actions depend on is frozen: none can be trained.")
+        return fisher
 
     def _search_direction(self, fisher: Fisher, g: th.Tensor) -> Solution:
         """
@@ -350,7 +364,7 @@ class TRPO(OnPolicyAlgorithm):
             max_iter=self.line_search_max_iter,
         )
 
-    def _fit_critic(self, samples: Any, actor_parameters: FlatParameters) -> CriticFit:
+    def _fit_critic(self, samples: Rollout, actor_parameters: FlatParameters) -> CriticFit:
         settings = CriticSettings(self.n_critic_updates, int(self.batch_size), self.max_grad_norm or None)
         return fit_critic(self.policy, self._values, samples, actor_parameters, settings, self._is_builtin("_values"))
 

@@ -22,6 +22,7 @@ def check_hyperparameters(algorithm: Any) -> None:
     for name in ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
         check_integer(name, getattr(algorithm, name), minimum=1)
     check_integer("n_critic_updates", algorithm.n_critic_updates, minimum=0)
+    check_integer("sde_sample_freq", algorithm.sde_sample_freq, minimum=-1)
     if algorithm.fisher_chunk_size is not None:
         check_integer("fisher_chunk_size", algorithm.fisher_chunk_size, minimum=1)
     # With a rate of 0 the critic stays as it is; RL Zoo loads models so that are only to be watched.

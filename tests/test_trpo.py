@@ -160,7 +160,7 @@ def test_frozen_parameters_stay_and_the_others_move(frozen: str) -> None:
     assert changed(before, actor_state(model)) == {name for name in before if not name.startswith(frozen)}
 
 
-def test_an_actor_that_is_frozen_altogether_leaves_the_critic_to_learn() -> None:
+def test_of_an_actor_with_a_frozen_network_the_spread_is_trained() -> None:
     model = pendulum()
     for name in ("mlp_extractor.policy_net", "action_net"):
         model.policy.get_submodule(name).requires_grad_(False)
@@ -170,6 +170,17 @@ def test_an_actor_that_is_frozen_altogether_leaves_the_critic_to_learn() -> None
         "log_std",
         *(name for name in before if "value_net" in name),
     }
+
+
+@pytest.mark.parametrize("chunk_size", [None, 100])
+def test_an_actor_without_a_trainable_parameter_is_an_error(chunk_size: int | None) -> None:
+    model = pendulum(env="CartPole-v1", fisher_chunk_size=chunk_size)
+    for name in ("mlp_extractor.policy_net", "action_net"):
+        model.policy.get_submodule(name).requires_grad_(False)
+    before = state(model)
+    with pytest.raises(ValueError, match="Every parameter that the policy's actions depend on is frozen"):
+        model.train()
+    assert not changed(before, state(model))
 
 
 def test_what_actor_and_critic_share_is_moved_by_the_policy_step_only() -> None:

@@ -23,6 +23,7 @@ NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
     "sub_sampling_factor": ([0, -1, 1.5, math.nan], "an integer of at least 1"),
     "fisher_chunk_size": ([0, -1, 0.5], "an integer of at least 1"),
     "n_critic_updates": ([-1, 1.5, math.nan], "an integer of at least 0"),
+    "sde_sample_freq": ([-2, 0.5, math.nan], "an integer of at least -1"),
     "learning_rate": ([-1e-3, math.nan, math.inf, "fast", None, lambda _: math.nan], "at least 0"),
     "target_kl": ([0, 0.0, -0.01, math.nan, math.inf, None, lambda _: -1.0], "above 0"),
     "gamma": ([-0.1, 1.1, math.nan], "between 0 and 1"),
