@@ -13,6 +13,7 @@ import torch as th
 from gymnasium import spaces
 from small_models import VECTOR, Extractor, SpacesEnv, TwoHeadsPolicy
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
@@ -100,6 +101,23 @@ def test_target_kl_and_learning_rate_take_schedules() -> None:
     assert log(model)["train/target_kl"] == pytest.approx(0.005)
     assert log(model)["train/learning_rate"] == pytest.approx(2.5e-4)
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-4)
+
+
+def test_a_target_that_is_set_later_counts() -> None:
+    model = pendulum()
+    model.target_kl = 0.002
+    assert 0.7 * 0.002 <= train_measured(model) <= 0.002
+
+
+def test_without_a_usable_preconditioner_the_update_does_without_and_says_so(tmp_path: Any) -> None:
+    # Units that are off for every state have no curvature, and no damping makes up for it.
+    model = pendulum(cg_damping=0.0, policy_kwargs={"activation_fn": nn.ReLU, "net_arch": [8]})
+    with th.no_grad():
+        model.policy.mlp_extractor.policy_net[0].bias.fill_(-1e3)
+    model.set_logger(configure(str(tmp_path), ["log"]))
+    train_measured(model)
+    assert log(model)["train/is_line_search_success"] == 1.0
+    assert "without its preconditioner" in (tmp_path / "log.txt").read_text()
 
 
 # ---- What belongs to the policy step ----
