@@ -5,7 +5,6 @@ Environments and model of a run, made by RL Zoo's own code from hyperparameters 
 import argparse
 import contextlib
 import io
-from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -102,11 +101,6 @@ def make_envpool(task: str, n_envs: int, seed: int) -> VecEnv:
     :param seed: of the first environment
     :return: the environments as a ``VecEnv``
     """
-    try:
-        import sb3_trpo.envpool as adapter
-    except ImportError as error:
-        raise ImportError(
-            f"vec_env='envpool' needs EnvPool ({error}): install it with `pip install 'sb3-trpo[envpool]'`."
-        ) from error
-    make: Callable[..., VecEnv] = adapter.make_envpool_vec_env
-    return make(task, n_envs=n_envs, seed=seed)
+    from sb3_trpo.envpool import make_envpool_vec_env
+
+    return make_envpool_vec_env(task, n_envs, seed)
