@@ -113,8 +113,12 @@ def test_every_update_starts_from_the_same_policy_and_rollout(workload, algorith
     is_ppo = algorithm is stable_baselines3.PPO
     work = make_ppo_workload(workload, {"n_steps": TINY["n_steps"]}) if is_ppo else workload
     update = work.update(algorithm)
+    moments = [values["exp_avg"].clone() for values in workload.optimizer_state["state"].values()]
+    assert moments
     for _ in range(2):
         update.prepare()
+        loaded = update.model.policy.optimizer.state_dict()["state"].values()
+        assert all(th.equal(values["exp_avg"], before) for values, before in zip(loaded, moments, strict=True))
         for name, tensor in update.model.policy.state_dict().items():
             assert th.equal(tensor, workload.policy_state[name])
         for name, array in workload.rollout.items():
