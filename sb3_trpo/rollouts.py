@@ -35,6 +35,9 @@ from sb3_trpo.mlp import PlainMlp
 from sb3_trpo.plain_policy import extract_features, plain_actor, plain_critic
 from sb3_trpo.vec_steps import Step, check_finite, last_observation, watched_steps
 
+# Observations evaluated at a time: hidden layers of a long rollout would take more memory than the rollout itself.
+MAX_ROWS = 8192
+
 Sampler = Callable[[th.Tensor], th.Tensor]
 
 
@@ -284,7 +287,9 @@ class _Rollout:
         :param obs: (N, ...)
         :return: (N,)
         """
-        return self.critic.forward(self._features(obs, self.policy.vf_features_extractor)).flatten().cpu().numpy()
+        extractor = self.policy.vf_features_extractor
+        parts = (obs[start : start + MAX_ROWS] for start in range(0, len(obs), MAX_ROWS))
+        return th.cat([self.critic.forward(self._features(part, extractor)) for part in parts]).flatten().cpu().numpy()
 
     def _log_probs(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """

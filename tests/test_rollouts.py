@@ -20,7 +20,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize, is_vecenv_wrapped
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, rollouts
 
 N_STEPS = 32
 
@@ -161,6 +161,20 @@ def test_environments_in_processes():
     assert_same_rollouts(ours, sb3s, exactly=False)
     ours[0].env.close()
     sb3s[0].env.close()
+
+
+def test_envpool():
+    pytest.importorskip("envpool", reason="needs sb3-trpo[envpool]")
+    from sb3_trpo.envpool import make_envpool_vec_env
+
+    ours, sb3s = both(lambda: VecNormalize(make_envpool_vec_env("Hopper-v5", 4)))
+    assert_same_rollouts(ours, sb3s, exactly=False)
+    assert episodes(ours[0])
+
+
+def test_long_rollouts_are_evaluated_in_parts(monkeypatch):
+    monkeypatch.setattr(rollouts, "MAX_ROWS", 7)
+    assert_same_rollouts(*both(lambda: cart_poles("gaussian", 2)), exactly=False)
 
 
 def test_truncated_episodes_are_bootstrapped_and_terminated_ones_are_not():
