@@ -25,6 +25,7 @@ from torch.distributions import kl_divergence
 from sb3_trpo.trust_region.conjugate_gradient import Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearizations
+from sb3_trpo.trust_region.preconditioner import kronecker_preconditioner
 
 N_STATES = 4
 
@@ -174,14 +175,23 @@ def test_generalized_gauss_newton_of_curvlinops(action_space, loss, scale) -> No
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
-def test_search_direction_equals_dense_solution(name) -> None:
+@pytest.mark.parametrize("is_preconditioned", [False, True])
+def test_search_direction_equals_dense_solution(name, is_preconditioned) -> None:
     policy = POLICIES[name]()
     obs = make_observations(policy, N_STATES)
     fisher = graph_fisher(policy, obs)
     size, damping = len(fisher.parameters), 0.01
     g = th.randn(size, dtype=th.float64, generator=th.Generator().manual_seed(0))
     dense = explicit_fisher(policy, obs, fisher.parameters.parameters) + damping * th.eye(size, dtype=th.float64)
-    x = conjugate_gradient(lambda v: fisher @ v + damping * v, g, max_steps=3 * size, residual_tol=1e-6).x
+    solution = conjugate_gradient(
+        lambda v: fisher @ v + damping * v,
+        g,
+        max_steps=3 * size,
+        residual_tol=1e-6,
+        preconditioner=kronecker_preconditioner(fisher.linearizations.first(), damping) if is_preconditioned else None,
+    )
+    x = solution.x
+    assert solution.stop is Stop.TOLERANCE
     assert th.cosine_similarity(x, th.linalg.solve(dense, g), dim=0) > 0.9999
 
 

@@ -96,17 +96,17 @@ def test_nothing_has_changed_at_the_old_parameters(name, chunk_size, dtype) -> N
 @pytest.mark.parametrize("name", list(POLICIES))
 def test_after_a_step_kl_and_improvement_are_those_of_the_textbook(name) -> None:
     problem = Problem(name, ent_coef=0.3)
-    before, z_old = problem.textbook().item(), problem.linearizations.first().z
+    before, z_old = float(problem.textbook().detach()), problem.linearizations.first().z
     assert problem.surrogate.objective == pytest.approx(before)
     problem.move(0.1)
     kl, improvement = problem.surrogate.evaluate()
     distribution = problem.distribution()
     family = family_of(distribution)
     z_new = family.parameters(distribution.distribution)
-    assert kl == pytest.approx(float(family.kl_divergence(z_old, z_new).mean()), rel=1e-12)
+    assert kl == pytest.approx(float(family.kl_divergence(z_old, z_new).mean().detach()), rel=1e-12)
     # From old to new, not the other way round.
-    assert kl != pytest.approx(float(family.kl_divergence(z_new, z_old).mean()), rel=1e-3)
-    assert improvement == pytest.approx(problem.textbook().item() - before, rel=1e-8)
+    assert kl != pytest.approx(float(family.kl_divergence(z_new, z_old).mean().detach()), rel=1e-3)
+    assert improvement == pytest.approx(float(problem.textbook().detach()) - before, rel=1e-8)
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
@@ -141,7 +141,7 @@ def test_expansion_at_the_old_parameters(name) -> None:
 
 def test_entropy_is_the_mean_over_states() -> None:
     problem = Problem("Categorical", ent_coef=0.3)
-    assert problem.surrogate.entropy == pytest.approx(float(problem.distribution().entropy().mean()))
+    assert problem.surrogate.entropy == pytest.approx(float(problem.distribution().entropy().mean().detach()))
     assert problem.surrogate.objective == pytest.approx(
         float(problem.advantages.mean()) + 0.3 * problem.surrogate.entropy
     )
