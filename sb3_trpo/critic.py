@@ -70,7 +70,9 @@ def fit_critic(
     free = [p for p in policy.parameters() if p.requires_grad and id(p) not in fixed]
     network = plain_critic(policy) if is_builtin else None
     if network is not None and _features_are_fixed(policy, free) and _is_flat_adam(policy.optimizer, network, free):
-        features = th.cat([_fixed_features(policy, chunk.observations) for chunk in chunks(samples, None)])
+        parts = chunks(samples, None)
+        features = th.cat([_fixed_features(policy, part.observations) for part in parts])
+        returns = th.cat([part.returns for part in parts])
         return _fit_plain(network, policy.optimizer, features, returns, settings)
     with _TrainingMode(policy, free):
         return _fit_any(predict_values, free, policy.optimizer, samples, returns, settings)

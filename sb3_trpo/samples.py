@@ -1,11 +1,12 @@
 """
-Rollout data in parts: SB3's samples are named tuples of tensors, or of dictionaries of tensors.
+Rollout data, whole and in parts: SB3's samples are named tuples of tensors, or of dictionaries of tensors.
 """
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 # 74 stacks of four Atari frames, or 6,000 observations of a humanoid. Smaller chunks save memory; on a CPU they
 # save time too, for what an image network computes then fits the caches.
@@ -13,6 +14,19 @@ MAX_CHUNK_ELEMENTS = 2**21
 
 Index = th.Tensor | slice
 Samples = TypeVar("Samples", bound=tuple[Any, ...])
+
+
+def whole_rollout(buffer: RolloutBuffer) -> Any:
+    """
+    :param buffer: full
+    :return: all that is in it, as tensors, N rows
+    """
+    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
+        return next(iter(buffer.get(batch_size=None)))
+    # SB3's own way puts the rows into random order, which nothing here needs, by one more copy of them all. Taking a
+    # single row brings the arrays into rows.
+    next(iter(buffer.get(batch_size=1)))
+    return buffer._get_samples(slice(None))  # type: ignore[arg-type]
 
 
 def select(samples: Samples, index: Index) -> Samples:
@@ -28,14 +42,16 @@ def chunks(samples: Samples, size: int | None) -> Sequence[Samples]:
     """
     :param samples: as for ``select``, observations first
     :param size: rows of a chunk; None chooses by the size of an observation
-    :return: the samples in consecutive chunks
+    :return: the samples in chunks, whose sizes differ by one at most; each takes rows from all over the rollout, so
+        that one alone is representative
     """
     n_samples = n_rows(samples)
     if size is None:
         size = max(1, MAX_CHUNK_ELEMENTS // _n_elements(select(samples, slice(0, 1))[0]))
     if size >= n_samples:
         return [samples]
-    return [select(samples, slice(i, i + size)) for i in range(0, n_samples, size)]
+    n_chunks = -(-n_samples // size)
+    return [select(samples, slice(i, None, n_chunks)) for i in range(n_chunks)]
 
 
 def n_rows(samples: tuple[Any, ...]) -> int:

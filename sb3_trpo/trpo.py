@@ -30,7 +30,7 @@ from sb3_trpo.actor import Actor
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.samples import chunks, select
+from sb3_trpo.samples import chunks, select, whole_rollout
 from sb3_trpo.transaction import NonFiniteError, Transaction, no_distribution_checks
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
@@ -273,7 +273,7 @@ class TRPO(OnPolicyAlgorithm):
         """
         :return: the whole rollout, as tensors
         """
-        return next(iter(self.rollout_buffer.get(batch_size=None)))
+        return whole_rollout(self.rollout_buffer)
 
     def _policy_batches(self, samples: Rollout) -> list[PolicyBatch]:
         """
@@ -286,9 +286,8 @@ class TRPO(OnPolicyAlgorithm):
         actions = samples.actions
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
-        parts = chunks(samples, self.fisher_chunk_size)
-        sizes = [len(part.advantages) for part in parts]
-        return list(map(PolicyBatch, parts, actions.split(sizes), advantages.split(sizes)))
+        parts = chunks(samples._replace(actions=actions, advantages=advantages), self.fisher_chunk_size)
+        return [PolicyBatch(part, part.actions, part.advantages) for part in parts]
 
     def _fisher(self, actor: Actor, linearizations: Linearizations, samples: Rollout) -> Fisher:
         """
@@ -334,7 +333,9 @@ class TRPO(OnPolicyAlgorithm):
         try:
             return kronecker_preconditioner(fisher.linearizations.first(), self.cg_damping)
         except PreconditionerError as error:
-            self.logger.warn(f"Conjugate gradient goes without its preconditioner in this update: {error}.")
+            message = f"conjugate gradient goes without its preconditioner in this update: {error}."
+            self.logger.info(f"Update {self._n_updates + 1}: {message}")
+            self._advice.observe("preconditioner", True, message, patience=1)
             return None
 
     def _scale_to_trust_region(self, fisher: Fisher, solution: Solution) -> th.Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
-from sb3_trpo.samples import MAX_CHUNK_ELEMENTS, chunks, n_rows, select
+from sb3_trpo.samples import MAX_CHUNK_ELEMENTS, chunks, n_rows, select, whole_rollout
 
 Samples = RolloutBufferSamples | DictRolloutBufferSamples
 
@@ -22,6 +22,15 @@ def make_samples(n: int, observation_space: spaces.Space) -> Samples:
     :param observation_space: whose samples are the observations
     :return: what SB3's buffer gives after n steps of one environment
     """
+    return next(make_buffer(n, observation_space).get(batch_size=None))
+
+
+def make_buffer(n: int, observation_space: spaces.Space) -> RolloutBuffer:
+    """
+    :param n: number of steps
+    :param observation_space: whose samples are the observations
+    :return: a full buffer; the i-th action is i
+    """
     observation_space.seed(0)
     is_dict = isinstance(observation_space, spaces.Dict)
     buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer
@@ -31,7 +40,7 @@ def make_samples(n: int, observation_space: spaces.Space) -> Samples:
         obs = {key: value[None] for key, value in obs.items()} if is_dict else np.asarray(obs)[None]
         action, reward = np.full((1, 2), i, np.float32), np.array([i], np.float32)
         buffer.add(obs, action, reward, np.zeros(1), th.zeros(1), th.tensor([float(i)]))
-    return next(buffer.get(batch_size=None))
+    return buffer
 
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
@@ -63,9 +72,34 @@ def test_missing_fields_stay_missing() -> None:
 def test_chunks_together_are_the_samples(n, size, space) -> None:
     samples = make_samples(n, space)
     parts = chunks(samples, size)
-    assert [n_rows(part) for part in parts] == [min(size, n - i) for i in range(0, n, size)]
-    for tensors in zip(flat(samples), *map(flat, parts), strict=True):
-        assert th.equal(tensors[0], th.cat(tensors[1:]))
+    sizes = [n_rows(part) for part in parts]
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(parts) == -(-n // size)
+    # Every row is in one of them.
+    rows = th.cat([th.arange(n)[i :: len(parts)] for i in range(len(parts))])
+    for whole, *tensors in zip(flat(samples), *map(flat, parts), strict=True):
+        assert th.equal(whole[rows], th.cat(tensors))
+
+
+@pytest.mark.parametrize("space", SPACES, ids=["Box", "Dict", "Discrete"])
+def test_the_whole_rollout_in_order(space) -> None:
+    buffer, other = make_buffer(7, space), make_buffer(7, space)
+    samples, shuffled = whole_rollout(buffer), next(other.get(batch_size=None))
+    assert type(samples) is type(shuffled)
+    assert samples.actions[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    order = shuffled.actions[:, 0].long()
+    for ours, sb3s in zip(flat(samples), flat(shuffled), strict=True):
+        assert th.equal(ours[order], sb3s)
+        assert ours.dtype == sb3s.dtype
+
+
+def test_a_buffer_of_another_kind_is_asked_for_its_samples() -> None:
+    class Buffer(RolloutBuffer):
+        def get(self, batch_size=None):
+            yield "its own samples"
+
+    assert whole_rollout(Buffer(3, BOX, BOX)) == "its own samples"
 
 
 @pytest.mark.parametrize("space", SPACES, ids=["Box", "Dict", "Discrete"])

@@ -32,6 +32,8 @@ class ImprovementCallback(BaseCallback):
     """
 
     model: OnPolicyAlgorithm
+    # So that rollouts need not compute them step by step.
+    reads_values = False
 
     def __init__(self, experiment: Experiment, protocol: dict[str, Any], report: Callable[[int], None]) -> None:
         super().__init__()

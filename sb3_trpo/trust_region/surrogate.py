@@ -69,7 +69,9 @@ class Surrogate:
             log_prob = linearization.distribution.log_prob(batch.actions)
             old_log_prob = log_prob.detach()
             self._old.append((linearization.z, old_log_prob))
-            gain, batch_entropy = self._sums(linearization.distribution, log_prob, old_log_prob, batch.advantages)
+            change = _ratio_change(log_prob, old_log_prob)
+            gain = (change * batch.advantages).sum()
+            batch_entropy = _entropy(linearization.distribution, log_prob, change)
             part = linearization.gradient((gain + self._ent_coef * batch_entropy) / self._n_samples)
             gradient = part if gradient is None else gradient.add_(part)
             entropy = entropy + batch_entropy.detach()
@@ -91,23 +93,30 @@ class Surrogate:
             family = family_of(distribution)
             kl = kl + family.kl_divergence(z_old, family.parameters(distribution.distribution)).sum()
             log_prob = distribution.log_prob(batch.actions)
-            batch_gain, batch_entropy = self._sums(distribution, log_prob, old_log_prob, batch.advantages)
-            gain, entropy = gain + batch_gain, entropy + batch_entropy
-        gain = gain + self._ent_coef * (entropy - self._old_entropy)
+            change = _ratio_change(log_prob, old_log_prob)
+            gain = gain + (change * batch.advantages).sum()
+            if self._ent_coef != 0:
+                entropy = entropy + _entropy(distribution, log_prob, change)
+        if self._ent_coef != 0:
+            gain = gain + self._ent_coef * (entropy - self._old_entropy)
         mean_kl, mean_gain = (th.stack([kl, gain]) / self._n_samples).tolist()
         return mean_kl, mean_gain
 
-    @staticmethod
-    def _sums(
-        distribution: Distribution, log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor]:
-        """
-        :return: (π_θ/π_old − 1) A, and the entropy, summed over the batch
-        """
-        # The improvement is small against the advantages: subtracting 1 first keeps its digits.
-        change = th.expm1(log_prob - old_log_prob)
-        entropy = distribution.entropy()
-        if entropy is None:
-            # A squashed Gaussian's has no closed form; −ln π of the actions, reweighted to π_θ, is an estimate of it.
-            entropy = -((1.0 + change) * log_prob)
-        return (change * advantages).sum(), entropy.sum()
+
+def _ratio_change(log_prob: th.Tensor, old_log_prob: th.Tensor) -> th.Tensor:
+    """
+    :return: π_θ/π_old − 1, (N,)
+    """
+    # The improvement is small against the advantages: subtracting 1 first keeps its digits.
+    return th.expm1(log_prob - old_log_prob)
+
+
+def _entropy(distribution: Distribution, log_prob: th.Tensor, ratio_change: th.Tensor) -> th.Tensor:
+    """
+    :return: the entropy, summed over the states
+    """
+    entropy = distribution.entropy()
+    if entropy is None:
+        # A squashed Gaussian's has no closed form; −ln π of the actions, reweighted to π_θ, is an estimate of it.
+        entropy = -((1.0 + ratio_change) * log_prob)
+    return entropy.sum()
