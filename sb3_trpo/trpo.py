@@ -212,6 +212,8 @@ class TRPO(OnPolicyAlgorithm):
         error of the numbers (not finite, singular, out of memory); any other error is a bug, and is raised.
         """
         self.policy.set_training_mode(False)
+        # The last rollout may go beyond the steps that were asked for, where a linear schedule is negative.
+        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
         self._update_learning_rate(self.policy.optimizer)
         try:
             with no_distribution_checks(), Transaction(self.policy) as transaction:

@@ -103,6 +103,15 @@ def test_target_kl_and_learning_rate_take_schedules() -> None:
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-4)
 
 
+def test_schedules_end_at_the_end_although_the_last_rollout_goes_beyond_it() -> None:
+    schedules = {"target_kl": LinearSchedule(0.02, 0.0, 1.0), "learning_rate": LinearSchedule(1e-3, 0.0, 1.0)}
+    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=256, seed=0, device="cpu", **schedules)
+    model.learn(1000)
+    assert model.num_timesteps == 1024
+    assert log(model)["train/target_kl"] == 0.0
+    assert log(model)["train/learning_rate"] == 0.0
+
+
 def test_a_target_that_is_set_later_counts() -> None:
     model = pendulum()
     model.target_kl = 0.002
