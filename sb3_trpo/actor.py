@@ -18,7 +18,12 @@ from torch import nn
 
 from sb3_trpo.plain_policy import extract_features, plain_actor
 from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.linearization import GraphLinearization, Linearization, MlpLinearization
+from sb3_trpo.trust_region.linearization import (
+    GraphLinearization,
+    Linearization,
+    MlpLinearization,
+    twice_differentiable,
+)
 
 # Distributions that the network's outputs, and perhaps log σ, determine.
 _PLAIN = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
@@ -72,7 +77,8 @@ class Actor:
         :return: π(·|s) at the present θ, by the same arithmetic as in ``linearize``
         """
         if self._mlp is None:
-            return self._distribution_of(samples)
+            with twice_differentiable():
+                return self._distribution_of(samples)
         return self._distribution_from(self._mlp.last_layer(self._mlp.layer_inputs(self._features(samples))[-1]))
 
     @th.no_grad()

@@ -125,6 +125,17 @@ class Recurrent(nn.Module):
         return self.cell(x.unsqueeze(1))[0].squeeze(1)
 
 
+class Attention(nn.Module):
+    """Each feature is a token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, nhead=2, dim_feedforward=8, batch_first=True)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.encoder(x.unsqueeze(2) * th.linspace(0.5, 1.5, 4)).mean(dim=2)
+
+
 def _tied() -> nn.Module:
     first, second = nn.Linear(8, 8), nn.Linear(8, 8)
     second.weight = first.weight
@@ -139,6 +150,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "in-place": lambda: nn.ReLU(inplace=True),
     "convolution-1d": lambda: nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 1, 3, padding=1), nn.Flatten()),
     "recurrent": Recurrent,
+    "attention": Attention,
     "tied-weights": _tied,
 }
 

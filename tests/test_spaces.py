@@ -31,6 +31,7 @@ from stable_baselines3.common.envs import (
     IdentityEnvMultiDiscrete,
     SimpleMultiObsEnv,
 )
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
@@ -195,6 +196,32 @@ def test_layers_of_all_kinds(layer, share_features_extractor):
         "net_arch": [8],
     }
     train("MlpPolicy", SpacesEnv(VECTOR, BOX), policy_kwargs)
+
+
+def compile_networks(policy):
+    policy.mlp_extractor.policy_net = th.compile(policy.mlp_extractor.policy_net, backend="aot_eager")
+    policy.mlp_extractor.value_net = th.compile(policy.mlp_extractor.value_net, backend="aot_eager")
+
+
+def compile_in_place(policy):
+    policy.mlp_extractor.policy_net.compile(backend="aot_eager")
+    policy.action_net.compile(backend="aot_eager")
+
+
+def compile_methods(policy):
+    for name in ("forward", "get_distribution", "predict_values"):
+        setattr(policy, name, th.compile(getattr(policy, name), backend="aot_eager"))
+
+
+@pytest.mark.parametrize("compile_policy", [compile_networks, compile_in_place, compile_methods])
+def test_compiled_policies(compile_policy):
+    class CompiledPolicy(ActorCriticPolicy):
+        def _build(self, lr_schedule):
+            super()._build(lr_schedule)
+            compile_policy(self)
+
+    th.compiler.reset()
+    train(CompiledPolicy, SpacesEnv(VECTOR, BOX), {"net_arch": [8]})
 
 
 def test_users_own_policy():

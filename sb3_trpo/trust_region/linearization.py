@@ -6,6 +6,7 @@ from either side: the surrogate's gradient is one Jᵀu, a Fisher-vector product
 one Jᵀu. ``GraphLinearization`` takes them from autograd, for any policy; ``MlpLinearization`` has them written out.
 """
 
+import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -16,6 +17,8 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from sb3_trpo.mlp import PlainMlp
@@ -104,7 +107,7 @@ class GraphLinearization(Linearization):
     def __init__(
         self, distribution_of: Callable[[], Distribution], policy: nn.Module, parameters: FlatParameters | None = None
     ) -> None:
-        with _Recorder(policy) as calls:
+        with twice_differentiable(), _Recorder(policy) as calls:
             distribution = distribution_of()
         if parameters is None:
             z = family_of(distribution).parameters(distribution.distribution)
@@ -142,7 +145,7 @@ class GraphLinearization(Linearization):
         once = [
             call
             for call in self._calls
-            if call.output.requires_grad
+            if call.output is not None
             and id(call.layer.weight) in own
             and all(uses[id(parameter)] == 1 for parameter in call.layer.parameters(recurse=False))
         ]
@@ -155,7 +158,7 @@ class GraphLinearization(Linearization):
                 convolution = call.layer if isinstance(call.layer, nn.Conv2d) else None
                 yield LayerPass(call.layer.weight, bias, convolution, call.inputs.detach(), cotangent)
 
-    def _backward(self, inputs: Sequence[th.Tensor], u: Sequence[th.Tensor], create_graph: bool = False) -> Any:
+    def _backward(self, inputs: Sequence[Any], u: Sequence[th.Tensor], create_graph: bool = False) -> Any:
         pairs = [(z, u_z) for z, u_z in zip(self._z, u, strict=True) if z.requires_grad]
         return th.autograd.grad(
             [z for z, _ in pairs],
@@ -282,11 +285,28 @@ def parameters_behind(tensors: Sequence[th.Tensor], candidates: Iterable[nn.Para
     return [candidate for candidate in candidates if id(candidate) in leaves]
 
 
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """
+    While it is open, what is computed can be differentiated twice: neither what ``torch.compile`` makes of a module nor
+    fused attention can be. For any other module nothing changes.
+    """
+    with th.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 @dataclass(frozen=True)
 class _Call:
+    """
+    :param layer: that was called
+    :param inputs: what entered it
+    :param output: the place in autograd's graph where its output arose, which an activation in place, unlike the tensor
+        itself, leaves as it is; None if there is no gradient
+    """
+
     layer: nn.Linear | nn.Conv2d
     inputs: th.Tensor
-    output: th.Tensor
+    output: GradientEdge | None
 
 
 class _Recorder:
@@ -311,7 +331,8 @@ class _Recorder:
             handle.remove()
 
     def _note(self, layer: Any, args: tuple[th.Tensor, ...], kwargs: dict[str, th.Tensor], output: th.Tensor) -> None:
-        self._calls.append(_Call(layer, args[0] if args else kwargs["input"], output))
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        self._calls.append(_Call(layer, args[0] if args else kwargs["input"], edge))
 
 
 def _has_kronecker_factors(layer: nn.Module) -> bool:

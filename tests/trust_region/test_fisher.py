@@ -138,6 +138,41 @@ def test_tied_weights_count_once() -> None:
     th.testing.assert_close(matrix, explicit_fisher(policy, obs, fisher.parameters.parameters), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_modules(backend) -> None:
+    """AOTAutograd, which every backend that generates code is behind, has no double backward."""
+    policy = make_policy()
+    obs = make_observations(policy, N_STATES)
+    expected = graph_fisher(policy, obs)
+    policy.mlp_extractor.policy_net = th.compile(policy.mlp_extractor.policy_net, backend=backend)
+    policy.action_net = th.compile(policy.action_net, backend=backend)
+    fisher = graph_fisher(policy, obs)
+    matrix = as_matrix(fisher.__matmul__, len(fisher.parameters))
+    th.testing.assert_close(matrix, as_matrix(expected.__matmul__, len(fisher.parameters)), rtol=1e-12, atol=1e-14)
+    th.testing.assert_close(matrix, explicit_fisher(policy, obs, fisher.parameters.parameters), rtol=1e-7, atol=1e-9)
+
+
+class Attention(nn.Module):
+    """Each feature is a token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, nhead=2, dim_feedforward=3, batch_first=True)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.encoder(x.unsqueeze(2) * th.linspace(0.5, 1.5, 4, dtype=x.dtype)).mean(dim=2)
+
+
+def test_attention() -> None:
+    """Fused attention has no double backward."""
+    policy = make_policy()
+    policy.mlp_extractor.policy_net.append(Attention().double().eval())
+    obs = make_observations(policy, N_STATES)
+    fisher = graph_fisher(policy, obs)
+    matrix = as_matrix(fisher.__matmul__, len(fisher.parameters))
+    th.testing.assert_close(matrix, explicit_fisher(policy, obs, fisher.parameters.parameters), rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["DiagGaussian", "gSDE, learned features", "Categorical", "Bernoulli"])
 def test_hessian_of_kl(name) -> None:
     """F is what the paper differentiates KL(π_old ‖ π_θ) twice for."""

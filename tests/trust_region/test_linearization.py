@@ -210,6 +210,36 @@ def test_inputs_and_cotangents_make_up_the_gradient(linearization_of, name) -> N
         th.testing.assert_close(layer.cotangents.sum(dim=0), gradient[id(layer.bias)])
 
 
+class Positions(nn.Module):
+    """Applies a layer to each feature alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 3)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return nn.functional.relu(self.layer(x.unsqueeze(2)), inplace=True).sum(dim=2)
+
+
+def test_activations_in_place_change_nothing() -> None:
+    """
+    They overwrite what left the layer; the gradient that counts is that before the activation. Where the output is a
+    view, autograd has no such gradient afterwards, and the layer has no factors.
+    """
+    policy = make_policy(activation_fn=lambda: nn.ReLU(inplace=True))
+    positions = Positions()
+    append(policy, positions)
+    linearization = linearize(policy, make_observations(policy, N_STATES))
+    u = random_cotangents(linearization, th.Generator().manual_seed(0))
+    pieces = linearization.parameters.split(linearization.vjp(u))
+    gradient = {id(parameter): piece for parameter, piece in zip(linearization.parameters, pieces, strict=True)}
+    layers = list(linearization.layer_passes(u))
+    assert len(layers) == 3
+    assert id(positions.layer.weight) not in {id(layer.weight) for layer in layers}
+    for layer in layers:
+        th.testing.assert_close(layer.cotangents.t() @ layer.inputs, gradient[id(layer.weight)])
+
+
 def test_layers_of_images() -> None:
     policy = cnn_policy()
     obs = make_observations(policy, 2)
