@@ -258,7 +258,7 @@ def _fit_plain(
     """
     adam = _FlatAdam(network, optimizer)
     working_copy = network.with_parameters(adam.values)
-    squared_errors, sizes = [], []
+    squares, factors = [], []
     for order in _epochs(returns, settings):
         batches = zip(
             features[order].split(settings.batch_size),
@@ -266,12 +266,15 @@ def _fit_plain(
             strict=True,
         )
         for batch_features, batch_returns in batches:
+            n = len(batch_features)
             inputs = working_copy.layer_inputs(batch_features)
-            error = working_copy.last_layer(inputs[-1]).sub_(batch_returns)
-            flat_error = error.view(-1)
-            squared_errors.append(flat_error.dot(flat_error))
-            sizes.append(len(error))
-            working_copy.vjp(inputs, error.mul_(2.0 / len(error)), out=adam.gradients)
+            # 2 (V − R) / n, the gradient of the loss with respect to V.
+            gradient = working_copy.scaled_error(inputs[-1], batch_returns, 2.0 / n)
+            flat = gradient.view(-1)
+            squares.append(flat.dot(flat))
+            factors.append(n / 4.0)
+            working_copy.vjp(inputs, gradient, out=adam.gradients)
             adam.step(settings.max_grad_norm)
     adam.commit()
-    return CriticFit(th.stack(squared_errors) / th.tensor(sizes, device=returns.device) if sizes else th.zeros(0))
+    # The mean squared error is n / 4 times the gradient's square.
+    return CriticFit(th.stack(squares) * th.tensor(factors, device=returns.device) if squares else th.zeros(0))

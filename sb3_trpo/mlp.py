@@ -105,6 +105,15 @@ class PlainMlp:
         """
         return _linear(x, self.weights[-1], self.biases[-1])
 
+    def scaled_error(self, x: th.Tensor, targets: th.Tensor, scale: float) -> th.Tensor:
+        """
+        :param x: the last of ``layer_inputs``
+        :param targets: (N, n_out)
+        :param scale: c
+        :return: c (outputs − targets), (N, n_out)
+        """
+        return _linear(x, self.weights[-1], self.biases[-1] - targets, scale)
+
     def jvp(self, inputs: Sequence[th.Tensor], tangents: Sequence[th.Tensor]) -> th.Tensor:
         """
         Directional derivative of the outputs: J v.
@@ -147,13 +156,15 @@ class PlainMlp:
             th.sum(grad_i, dim=0, out=out[2 * i + 1])
 
 
-def _linear(x: th.Tensor, weight: th.Tensor, addend: th.Tensor) -> th.Tensor:
+def _linear(x: th.Tensor, weight: th.Tensor, addend: th.Tensor, scale: float = 1.0) -> th.Tensor:
     """
     :param x: (N, n)
     :param weight: (m, n)
     :param addend: a bias (m,), or (N, m)
-    :return: x weightᵀ + addend, (N, m)
+    :param scale: c, at no cost
+    :return: c (x weightᵀ + addend), (N, m)
     """
     if len(weight) >= NARROW:
-        return th.addmm(addend, x, weight.t())
-    return th.addmm(addend.unsqueeze(1) if addend.dim() == 1 else addend.t(), weight, x.t()).t()
+        return th.addmm(addend, x, weight.t(), beta=scale, alpha=scale)
+    transposed = addend.unsqueeze(1) if addend.dim() == 1 else addend.t()
+    return th.addmm(transposed, weight, x.t(), beta=scale, alpha=scale).t()
