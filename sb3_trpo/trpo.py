@@ -4,7 +4,10 @@ Trust region policy optimization (Schulman et al. 2015, https://arxiv.org/abs/15
 Start reading at ``TRPO.train``.
 """
 
+import io
 import math
+import pathlib
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
@@ -31,6 +34,7 @@ from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.samples import chunks, select, whole_rollout
+from sb3_trpo.saved_models.atomic import replaced_file
 from sb3_trpo.transaction import NonFiniteError, Transaction, no_distribution_checks
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
@@ -443,6 +447,25 @@ class TRPO(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfTRPO:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model; a crash on the way leaves the file that was there before.
+
+        :param path: of the file, or an open file
+        :param exclude: names of attributes to leave out, besides SB3's
+        :param include: names of attributes to save although SB3 leaves them out
+        """
+        if isinstance(path, (str, pathlib.Path)):
+            with replaced_file(path, "zip") as file:
+                super().save(file, exclude, include)
+        else:
+            super().save(path, exclude, include)
 
     def _setup_model(self) -> None:
         # Once more, for a loaded model's arguments come later than the constructor.
