@@ -18,7 +18,7 @@ ARGS =
 BIN = .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help train test test-slow lint format clean
+.PHONY: help train test test-slow lint format bench-speed report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,8 @@ help:
 	@echo 'make test-slow                                                        run the long tests'
 	@echo 'make lint                                                             ruff and mypy'
 	@echo 'make format                                                           let ruff format and fix the sources'
+	@echo 'make bench-speed [ARGS=...]                                           measure speed against the peers, half an hour'
+	@echo 'make report                                                           make benchmarks/RESULTS.md from the raw files'
 	@echo 'make clean                                                            remove .venv and the caches'
 
 # Without STEPS the evaluations keep RL Zoo's interval; with it there are 20 of them.
@@ -50,6 +52,13 @@ format: .venv/dev.stamp
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+# Without other load: what is measured already is kept (ARGS=--replace measures anew).
+bench-speed: .venv/bench.stamp
+	@$(BIN)/python benchmarks/speed.py $(ARGS)
+
+report: .venv/train.stamp
+	@$(BIN)/python benchmarks/report.py
+
 clean:
 	rm -rf .venv build dist *.egg-info .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -62,6 +71,11 @@ clean:
 .venv/dev.stamp: .venv/train.stamp
 	@echo 'Installing the test and lint tools into .venv ...'
 	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv/bench.stamp: .venv/dev.stamp
+	@echo 'Installing the peers of the speed benchmarks into .venv ...'
+	@$(PIP_INSTALL) -e '.[bench]'
 	@touch $@
 
 # Debian's python3 has no ensurepip unless python3-venv is installed; its pip, run by the new Python, then installs pip.
