@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -43,7 +44,13 @@ from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_lin
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
 from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate
-from sb3_trpo.validation import check_environment, check_hyperparameters, check_real
+from sb3_trpo.validation import (
+    check_environment,
+    check_hyperparameters,
+    check_observation_encoding,
+    check_real,
+    check_spaces,
+)
 
 # What the rollout buffers give.
 Rollout: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
@@ -470,7 +477,15 @@ class TRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Once more, for a loaded model's arguments come later than the constructor.
         check_hyperparameters(self)
+        check_observation_encoding(self)
         super()._setup_model()
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # An environment of the old Gym has spaces of another kind, which SB3 converts.
+        if isinstance(env, (gym.Env, VecEnv)):
+            check_spaces(env.observation_space, env.action_space)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_advice", "cg_direction"]

@@ -4,14 +4,17 @@ Checks of what the user gave: one sentence that names the argument, its value an
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-SUPPORTED_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+FLATTEN = "gymnasium.wrappers.FlattenObservation makes it a vector"
+RESHAPE = "gymnasium.wrappers.TransformAction can reshape it"
 
 
 def check_hyperparameters(algorithm: Any) -> None:
@@ -46,7 +49,6 @@ def check_environment(algorithm: Any, env: VecEnv) -> None:
     :param env: the training environments
     :raises ValueError: if the algorithm can't work with them
     """
-    check_action_space(env.action_space)
     n_samples = algorithm.n_steps * env.num_envs
     # As in SB3's PPO, whose users rely on the type of the error.
     assert n_samples > 1 or not algorithm.normalize_advantage, (
@@ -112,11 +114,66 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
 
 
-def check_action_space(action_space: spaces.Space) -> None:
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
+    :param observation_space: the environment's
     :param action_space: the environment's
-    :raises ValueError: if no action distribution covers it
+    :raises ValueError: if rollout buffers and policies have no place for them
     """
-    if not isinstance(action_space, SUPPORTED_ACTION_SPACES):
-        names = ", ".join(space.__name__ for space in SUPPORTED_ACTION_SPACES)
-        raise ValueError(f"The action space is {action_space}, but must be one of {names}.")
+    _check_kind("action space", action_space)
+    _check_dimensions("action space", action_space, RESHAPE)
+    if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) > 1:
+        _refuse("action space", action_space, f"must have one dimension: {RESHAPE}")
+    for what, space in _parts(observation_space):
+        _check_kind(what, space)
+        _check_dimensions(what, space, FLATTEN)
+
+
+def check_observation_encoding(algorithm: Any) -> None:
+    """
+    :param algorithm: a TRPO, with its arguments and spaces as attributes
+    :raises ValueError: if it has one of SB3's policies, and this can't take what SB3 makes of an observation
+    """
+    if algorithm.policy_class not in algorithm.policy_aliases.values():
+        return
+    is_default = "features_extractor_class" not in algorithm.policy_kwargs
+    for what, space in _parts(algorithm.observation_space):
+        if np.any(getattr(space, "start", 0)):
+            _refuse(what, space, f"must start at 0: {FLATTEN}")
+        if space.shape == () and isinstance(space, spaces.Box) and is_default:
+            _refuse(what, space, f"must have at least one dimension: {FLATTEN}")
+
+
+def _parts(observation_space: spaces.Space) -> Iterator[tuple[str, spaces.Space]]:
+    if not isinstance(observation_space, spaces.Dict):
+        yield "observation space", observation_space
+        return
+    if not observation_space.spaces:
+        _refuse("observation space", observation_space, "must have at least one entry")
+    for name, space in observation_space.spaces.items():
+        yield f"observation space {name!r}", space
+
+
+def _check_kind(what: str, space: spaces.Space) -> None:
+    if not isinstance(space, SUPPORTED_SPACES):
+        names = ", ".join(kind.__name__ for kind in SUPPORTED_SPACES)
+        also = ", or a Dict of these" if what == "observation space" else ""
+        _refuse(what, space, f"must be one of {names}{also}")
+
+
+def _check_dimensions(what: str, space: spaces.Space, advice: str) -> None:
+    if isinstance(space, spaces.MultiDiscrete) and len(space.shape) > 1:
+        _refuse(what, space, f"must have one dimension: {advice}")
+    if 0 in (space.shape or ()):
+        _refuse(what, space, "must have at least one element")
+
+
+def _refuse(what: str, space: spaces.Space, requirement: str) -> None:
+    """
+    :param what: in words
+    :param space: which it is
+    :param requirement: that it does not meet, after "but"
+    :raises ValueError: always
+    """
+    # NumPy prints matrices in several lines.
+    raise ValueError(f"The {what} is {' '.join(str(space).split())}, but {requirement}.")

@@ -6,9 +6,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from small_models import VECTOR, SpacesEnv
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from updates import collect, pendulum, state
 
@@ -104,15 +106,91 @@ def test_a_batch_size_that_does_not_divide_the_rollout_warns() -> None:
         TRPO("MlpPolicy", NeverStepped(), n_steps=64, batch_size=48)
 
 
-@pytest.mark.parametrize(
-    "space", [spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]), spaces.Text(5), spaces.Dict(a=spaces.Discrete(2))]
-)
-def test_action_spaces_without_a_distribution_are_named(space: spaces.Space) -> None:
+BOX = spaces.Box(-1, 1, (2,))
+MATRIX = [[2, 3], [3, 2]]
+ACTION_SPACES_REFUSED = [
+    (
+        spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]),
+        "must be one of Box, Discrete, MultiDiscrete, MultiBinary",
+    ),
+    (spaces.Text(5), "must be one of Box, Discrete, MultiDiscrete, MultiBinary"),
+    (spaces.Dict(a=spaces.Discrete(2)), "must be one of Box, Discrete, MultiDiscrete, MultiBinary"),
+    (spaces.MultiDiscrete(MATRIX), "must have one dimension"),
+    (spaces.MultiBinary([2, 2]), "must have one dimension"),
+    (spaces.Box(-1, 1, (0,)), "must have at least one element"),
+]
+OBSERVATION_SPACES_REFUSED = [
+    (spaces.Tuple([BOX, BOX]), "must be one of Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these"),
+    (spaces.Text(5), "must be one of Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these"),
+    (spaces.Dict(a=spaces.Dict(b=BOX)), "must be one of Box, Discrete, MultiDiscrete, MultiBinary."),
+    (spaces.Dict(), "must have at least one entry"),
+    (spaces.MultiDiscrete(MATRIX), "must have one dimension"),
+    (spaces.Dict(a=BOX, b=spaces.MultiDiscrete(MATRIX)), "must have one dimension"),
+    (spaces.Box(-1, 1, (0,)), "must have at least one element"),
+    (spaces.Box(-1, 1, ()), "must have at least one dimension"),
+    (spaces.Dict(a=BOX, b=spaces.Box(-1, 1, ())), "must have at least one dimension"),
+    (spaces.Discrete(3, start=1), "must start at 0"),
+    (spaces.MultiDiscrete([3, 2], start=[0, 1]), "must start at 0"),
+    (spaces.Dict(a=BOX, b=spaces.Discrete(3, start=-1)), "must start at 0"),
+]
+
+
+def refusal(observation_space: spaces.Space, action_space: spaces.Space) -> str:
     env = NeverStepped()
-    env.action_space = space
-    with pytest.raises(ValueError, match="must be one of Box, Discrete, MultiDiscrete, MultiBinary") as error:
-        TRPO("MlpPolicy", env)
-    assert str(space) in str(error.value)
+    env.observation_space, env.action_space = observation_space, action_space
+    with pytest.raises(ValueError, match="must") as error:
+        TRPO("MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy", env)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("space", "requirement"), ACTION_SPACES_REFUSED, ids=str)
+def test_action_spaces_that_cannot_work_are_named(space: spaces.Space, requirement: str) -> None:
+    message = refusal(VECTOR, space)
+    assert message.startswith(f"The action space is {' '.join(str(space).split())}, but {requirement}")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("space", "requirement"), OBSERVATION_SPACES_REFUSED, ids=str)
+def test_observation_spaces_that_cannot_work_are_named(space: spaces.Space, requirement: str) -> None:
+    message = refusal(space, BOX)
+    assert message.startswith("The observation space ")
+    assert requirement in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "space",
+    [space for space, words in OBSERVATION_SPACES_REFUSED if space != spaces.Dict() and space.shape != (0,)],
+    ids=str,
+)
+def test_flattened_observations_work_as_the_error_says(space: spaces.Space) -> None:
+    env = gym.wrappers.FlattenObservation(SpacesEnv(space, BOX))
+    TRPO("MlpPolicy", env, n_steps=128, batch_size=64, n_critic_updates=1, device="cpu").learn(128)
+
+
+@pytest.mark.parametrize("space", [spaces.MultiDiscrete(MATRIX), spaces.MultiBinary([2, 2])], ids=str)
+def test_reshaped_actions_work_as_the_error_says(space: spaces.Space) -> None:
+    flat = spaces.MultiDiscrete([2, 3, 3, 2]) if isinstance(space, spaces.MultiDiscrete) else spaces.MultiBinary(4)
+    env = gym.wrappers.TransformAction(SpacesEnv(VECTOR, space), lambda a: a.reshape(2, 2).astype(space.dtype), flat)
+    TRPO("MlpPolicy", env, n_steps=128, batch_size=64, n_critic_updates=1, device="cpu").learn(128)
+
+
+class Scalars(BaseFeaturesExtractor):
+    """Takes observations without a dimension, which SB3's own extractors can't."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=1)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return observations.reshape(-1, 1)
+
+
+def test_users_own_features_extractor_decides_what_it_takes(tmp_path: Any) -> None:
+    env = SpacesEnv(spaces.Box(-1, 1, ()), BOX)
+    kwargs: dict[str, Any] = {"n_steps": 128, "batch_size": 64, "device": "cpu"}
+    model = TRPO("MlpPolicy", env, policy_kwargs={"features_extractor_class": Scalars}, **kwargs).learn(128)
+    model.save(tmp_path / "model")
+    TRPO.load(tmp_path / "model", env, device="cpu").learn(128)
 
 
 def test_arguments_of_a_loaded_model_are_checked_too(tmp_path: Any) -> None:
