@@ -49,8 +49,9 @@ class _Factor:
         """
         size = rows.shape[1]
         if size > MAX_EXACT_SIZE:
-            total *= min(1.0, MAX_EXACT_SIZE / len(rows))
-            rows = rows[:MAX_EXACT_SIZE]
+            n_rows = len(rows)
+            rows = _thinned(rows, MAX_EXACT_SIZE)
+            total *= len(rows) / n_rows
         if len(rows) >= size:
             values, basis = th.linalg.eigh(rows.t() @ rows / total)
             return cls(values.clamp(min=0), basis)
@@ -166,6 +167,15 @@ def kronecker_preconditioner(linearization: Linearization, damping: float) -> Op
     return solve
 
 
+def _thinned(rows: th.Tensor, max_rows: int) -> th.Tensor:
+    """
+    :param rows: (N, ...), neighbours alike, as in a rollout
+    :param max_rows: of the result
+    :return: every so-manieth row
+    """
+    return rows[:: -(-len(rows) // max_rows)]
+
+
 def _signs(z: Parameters) -> Parameters:
     generator = th.Generator().manual_seed(_SIGN_SEED)
     return tuple(
@@ -194,8 +204,9 @@ def _positions(layer: LayerPass) -> tuple[th.Tensor, th.Tensor, int]:
     inputs, cotangents, conv = layer.inputs, layer.cotangents, layer.convolution
     fan_in = layer.weight[0].numel()
     n_positions = cotangents[0].numel() // len(layer.weight)
-    n_samples = max(1, min(len(inputs), MAX_FACTOR_ELEMENTS // (fan_in * n_positions)))
-    inputs, cotangents = inputs[:n_samples], cotangents[:n_samples]
+    max_samples = max(1, MAX_FACTOR_ELEMENTS // (fan_in * n_positions))
+    inputs, cotangents = _thinned(inputs, max_samples), _thinned(cotangents, max_samples)
+    n_samples = len(inputs)
     if conv is not None:
         assert not isinstance(conv.padding, str)
         patches = unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
