@@ -36,6 +36,8 @@ from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.samples import chunks, select, whole_rollout
 from sb3_trpo.saved_models.atomic import replaced_file
+from sb3_trpo.saved_models.contrib import explain_target_kl, is_contribs
+from sb3_trpo.saved_models.untrusted import model_file
 from sb3_trpo.transaction import NonFiniteError, Transaction, no_distribution_checks
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
@@ -473,6 +475,41 @@ class TRPO(OnPolicyAlgorithm):
                 super().save(file, exclude, include)
         else:
             super().save(path, exclude, include)
+
+    @classmethod
+    def load(
+        cls: type[SelfTRPO],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        trusted: bool = True,
+        **kwargs: Any,
+    ) -> SelfTRPO:
+        """
+        Load a model, also one that sb3-contrib's TRPO has saved. It may run any code, unless ``trusted`` is False.
+
+        :param path: of the file, or an open file
+        :param env: to train in, in the place of the model's own; None is enough to predict
+        :param device: cpu, cuda, ...
+        :param custom_objects: attributes to be used in the place of the file's
+        :param print_system_info: whether to print on what system the model was saved, and the present one
+        :param force_reset: whether training starts with a reset of the environment
+        :param trusted: whether the file comes from where no harm is meant; if not, it may hold weights, numbers and
+            objects of a short list, and is refused if it holds anything else
+        :param kwargs: attributes to be changed
+        :return: the model
+        :raises RefusedModelError: (a ValueError) if the file is not trusted and holds what it should not
+        """
+        given = {**kwargs, **(custom_objects or {})}
+        with model_file(cls, path, custom_objects, trusted) as (file, attributes):
+            model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
+            if "target_kl" not in given and is_contribs(file):
+                explain_target_kl(model.target_kl, model.action_space, stacklevel=2)
+        return model
 
     def _setup_model(self) -> None:
         # Once more, for a loaded model's arguments come later than the constructor.

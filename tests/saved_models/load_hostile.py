@@ -1,0 +1,46 @@
+"""
+Load every model in a folder, in bounds of time and memory: ``load_hostile.py FOLDER``.
+
+Prints, as JSON, for each file the error, and the growth of the process's memory at its peak, in bytes.
+"""
+
+import json
+import resource
+import sys
+import warnings
+from pathlib import Path
+
+import torch as th
+
+from sb3_trpo import TRPO
+
+MAX_SECONDS = 120
+MAX_BYTES = 2**30
+
+
+def outcome(path: Path) -> str:
+    """
+    :param path: of a model
+    :return: the error of loading it; empty if there is none
+    """
+    try:
+        TRPO.load(path, device="cpu", trusted=False)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def main(folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    th.set_num_threads(1)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MAX_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
+    outcomes = {path.name: outcome(path) for path in sorted(folder.iterdir())}
+    growth = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(json.dumps({"outcomes": outcomes, "growth": growth}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,243 @@
+"""
+Models from strangers: what TRPO saves with built-in parts loads and acts the same; all else is refused, and nothing of
+it runs, hangs or takes memory.
+"""
+
+import io
+import itertools
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import hostile
+import numpy as np
+import pytest
+import sb3_contrib
+import torch as th
+from gymnasium import spaces
+from small_models import ACTION_SPACES, OBSERVATION_SPACES, VECTOR, Extractor, SpacesEnv, TwoHeadsPolicy, policy_for
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_trpo import TRPO
+from sb3_trpo.saved_models.pickle_reader import RefusedModelError, read_pickle
+
+LOAD_HOSTILE = pathlib.Path(__file__).with_name("load_hostile.py")
+BOX = ACTION_SPACES["Box"]
+SETTINGS: dict[str, Any] = {"n_steps": 128, "batch_size": 64, "n_critic_updates": 1, "seed": 0, "device": "cpu"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gSDE": {"use_sde": True, "policy_kwargs": {"squash_output": True, "net_arch": [8]}},
+    "schedules": {"learning_rate": LinearSchedule(1e-3, 0.0, 1.0), "target_kl": LinearSchedule(0.02, 0.01, 1.0)},
+    "own optimizer": {"policy_kwargs": {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"alpha": 0.9}}},
+    "own network": {"policy_kwargs": {"activation_fn": th.nn.ReLU, "net_arch": {"pi": [8], "vf": [4, 4]}}},
+    "warm start": {"cg_warm_start": True, "adaptive_kl": True},
+}
+
+
+def trained(algorithm: Any, observation_space: spaces.Space, action_space: spaces.Space, **kwargs: Any) -> Any:
+    policy, policy_kwargs = policy_for(observation_space)
+    options = {"policy_kwargs": policy_kwargs, **SETTINGS, **kwargs}
+    return algorithm(policy, SpacesEnv(observation_space, action_space), **options).learn(128)
+
+
+def assert_acts_the_same(model: Any, path: Any) -> TRPO:
+    loaded = TRPO.load(path, device="cpu", trusted=False)
+    assert model.policy.state_dict().keys() == loaded.policy.state_dict().keys()
+    for name, tensor in model.policy.state_dict().items():
+        assert th.equal(tensor, loaded.policy.state_dict()[name])
+    assert (loaded.observation_space, loaded.action_space) == (model.observation_space, model.action_space)
+    for _ in range(5):
+        obs = model.observation_space.sample()
+        actions = [m.predict(obs, deterministic=True)[0] for m in (model, loaded)]
+        np.testing.assert_array_equal(*actions)
+    assert loaded.num_timesteps == model.num_timesteps
+    return loaded
+
+
+@pytest.mark.parametrize("observations", OBSERVATION_SPACES)
+@pytest.mark.parametrize("actions", ["Box", "MultiDiscrete"])
+def test_models_of_every_space_load(observations, actions, tmp_path):
+    model = trained(TRPO, OBSERVATION_SPACES[observations], ACTION_SPACES[actions])
+    model.save(tmp_path / "model")
+    assert_acts_the_same(model, tmp_path / "model")
+
+
+@pytest.mark.parametrize("actions", ["Discrete", "MultiBinary", "Box-2d"])
+def test_models_of_other_actions_load(actions, tmp_path):
+    model = trained(TRPO, VECTOR, ACTION_SPACES[actions])
+    model.save(tmp_path / "model")
+    assert_acts_the_same(model, str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("kwargs", OPTIONS.values(), ids=OPTIONS)
+def test_models_with_options_load_and_go_on_training(kwargs):
+    model = trained(TRPO, VECTOR, BOX, **kwargs)
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    loaded = assert_acts_the_same(model, file)
+    for name in ("kl_scale", "cg_damping", "n_steps", "_n_updates"):
+        assert getattr(loaded, name) == getattr(model, name)
+    assert th.equal(loaded.cg_direction, model.cg_direction)
+    assert str(loaded.lr_schedule) == str(model.lr_schedule)
+    optimizers = [m.policy.optimizer.state_dict() for m in (model, loaded)]
+    assert str(optimizers[0]) == str(optimizers[1])
+    before = th.cat([parameter.detach().flatten() for parameter in loaded.policy.parameters()])
+    loaded.set_env(SpacesEnv(VECTOR, BOX))
+    loaded.learn(128, reset_num_timesteps=False)
+    assert not th.equal(before, th.cat([parameter.detach().flatten() for parameter in loaded.policy.parameters()]))
+
+
+def test_contribs_models_load(tmp_path):
+    model = trained(sb3_contrib.TRPO, VECTOR, BOX)
+    model.save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="saved by sb3-contrib"):
+        assert_acts_the_same(model, tmp_path / "model")
+
+
+def test_a_real_task(tmp_path):
+    model = TRPO("MlpPolicy", "Pendulum-v1", **SETTINGS).learn(128)
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", env=gym.make("Pendulum-v1"), trusted=False, n_steps=64, device="cpu")
+    loaded.learn(64)
+    assert loaded.n_steps == 64
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        (
+            {"policy_kwargs": {"features_extractor_class": Extractor}},
+            "'policy_kwargs': it holds small_models.Extractor",
+        ),
+        ({"policy": TwoHeadsPolicy}, "'policy_class': it holds small_models.TwoHeadsPolicy"),
+        ({"learning_rate": lambda remaining: 1e-3 * remaining}, r"'learning_rate': it holds cloudpickle\..*_function"),
+    ],
+)
+def test_what_is_not_built_in_is_named_and_can_be_given(kwargs, named, tmp_path):
+    if "policy_kwargs" in kwargs:
+        kwargs["policy_kwargs"]["features_extractor_kwargs"] = {"layer": "layer-norm"}
+    model = TRPO(env=SpacesEnv(VECTOR, BOX), **{"policy": "MlpPolicy", **SETTINGS, **kwargs})
+    model.save(tmp_path / "model")
+    with pytest.raises(RefusedModelError, match=rf"model was refused: attribute {named}"):
+        TRPO.load(tmp_path / "model", device="cpu", trusted=False)
+    given = {name: getattr(model, name) for name in ("policy_kwargs", "policy_class", "learning_rate", "lr_schedule")}
+    loaded = TRPO.load(tmp_path / "model", custom_objects=given, device="cpu", trusted=False)
+    obs = VECTOR.sample()
+    np.testing.assert_array_equal(*(m.predict(obs, deterministic=True)[0] for m in (model, loaded)))
+
+
+@pytest.fixture(scope="module")
+def members() -> hostile.Members:
+    model = TRPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}, **SETTINGS).learn(128)
+    return hostile.members_of(model)
+
+
+def outcomes(models: Iterator[tuple[str, bytes]], folder: pathlib.Path) -> dict[str, str]:
+    """
+    :param models: archives, with names for them
+    :param folder: where to put them
+    :return: the error of loading each of them; memory has not grown on the way
+    """
+    names = {}
+    folder.mkdir()
+    for i, (name, content) in enumerate(models):
+        names[f"{i}.zip"] = name
+        (folder / f"{i}.zip").write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, LOAD_HOSTILE, str(folder)], capture_output=True, text=True, check=True, timeout=300
+    )
+    result = json.loads(done.stdout)
+    assert result["growth"] < 2**27
+    return {names[file]: error for file, error in result["outcomes"].items()}
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("code") / "trace"
+
+
+def test_code_runs_in_what_is_trusted(members, trace, tmp_path):
+    """Or the next test would prove nothing."""
+    models = dict(hostile.code(members, trace))
+    for name in ("code in policy_kwargs", "code as a key", "code by its name", "code by a computed name"):
+        (tmp_path / "model.zip").write_bytes(models[name])
+        with pytest.raises(Exception):  # noqa: B017, PT011  # it runs before it fails, anyhow
+            TRPO.load(tmp_path / "model.zip", device="cpu")
+        assert trace.exists()
+        trace.unlink()
+
+
+@pytest.fixture(scope="module")
+def errors(members, trace, tmp_path_factory) -> dict[str, str]:
+    """
+    :return: of loading each hostile model, by its name
+    """
+    corpus = [kind(members) for kind in (hostile.archives, hostile.attributes, hostile.pickles, hostile.tensors)]
+    models = itertools.chain(hostile.code(members, trace), *corpus)
+    return outcomes(models, tmp_path_factory.mktemp("hostile") / "models")
+
+
+def test_all_that_is_hostile_is_refused(errors):
+    assert len(errors) > 250
+    # A ValueError: a word of the checks of arguments.
+    assert {k: v for k, v in errors.items() if not v.startswith(("RefusedModelError: ", "ValueError: "))} == {}
+
+
+def test_no_code_runs_and_it_is_named(errors, members, trace):
+    assert not trace.exists()
+    for name in json.loads(members["data"]):
+        assert f"attribute '{name}': it holds io.open, which is not allowed" in errors[f"code in {name}"]
+    for name in ("policy.pth", "policy.optimizer.pth", "pytorch_variables.pth"):
+        assert f"{name}: it holds io.open, which is not allowed" in errors[f"code beside tensors in {name}"]
+    for name in ("in a list", "as a key", "by its name"):
+        assert "it holds io.open, which is not allowed" in errors[f"code {name}"]
+    assert "a name that is computed" in errors["code by a computed name"]
+
+
+@pytest.mark.usefixtures("errors")
+def test_no_file_is_written(tmp_path_factory):
+    assert list(tmp_path_factory.getbasetemp().rglob("*trace")) == []
+    assert not pathlib.Path("/tmp/trace").exists()
+
+
+@pytest.mark.parametrize("n", [50, pytest.param(2000, marks=pytest.mark.slow)])
+def test_wrong_bytes_are_refused_or_harmless(n, members, tmp_path):
+    errors = outcomes(hostile.mutations(members, n), tmp_path / "models")
+    assert {v for v in errors.values() if v and not v.startswith(("RefusedModelError: ", "ValueError: "))} == set()
+    assert len([error for error in errors.values() if error]) > n / 2
+
+
+def test_a_missing_file_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        TRPO.load(tmp_path / "model", trusted=False)
+
+
+def test_what_the_system_info_says_is_printed_without_control_characters(members, tmp_path, capsys):
+    info = b"- Python: 3\x1b]0;title\x07\n"
+    (tmp_path / "model.zip").write_bytes(hostile.zipped({**members, "system_info.txt": info}))
+    TRPO.load(tmp_path / "model.zip", print_system_info=True, device="cpu", trusted=False)
+    output = capsys.readouterr().out
+    assert "- Python: 3" in output
+    assert "\x1b" not in output
+    assert "\x07" not in output
+
+
+def test_training_does_not_write_where_the_file_says(members, tmp_path):
+    (tmp_path / "model.zip").write_bytes(hostile.with_attributes(members, tensorboard_log=str(tmp_path / "theirs")))
+    load = {"env": gym.make("Pendulum-v1"), "device": "cpu", "trusted": False}
+    TRPO.load(tmp_path / "model.zip", **load).learn(128)
+    assert not (tmp_path / "theirs").exists()
+    TRPO.load(tmp_path / "model.zip", **load, tensorboard_log=str(tmp_path / "ours")).learn(128)
+    assert (tmp_path / "ours").exists()
+
+
+def test_the_reader_of_pickles_reads_plain_values():
+    value = {"a": [1, 2.5, None, True, (3, "x"), (), b"y"], "b": {1: 2**70}}
+    for protocol in (3, 4, 5):
+        assert read_pickle(pickle.dumps(value, protocol=protocol)) == value
