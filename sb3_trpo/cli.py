@@ -53,7 +53,7 @@ COMMANDS = {
     "load-from-hub": Command("download a trained policy", "rl_zoo3.load_from_hub"),
 }
 
-MODULES_THAT_CHECK_ARGUMENTS = ("sb3_trpo.validation", "sb3_trpo.zoo_envpool", "sb3_trpo.envpool")
+MODULES_THAT_CHECK_ARGUMENTS = ("sb3_trpo.validation", "sb3_trpo.rl_zoo", "sb3_trpo.zoo_envpool", "sb3_trpo.envpool")
 
 USAGE = "usage: sb3-trpo COMMAND [OPTION ...]\n\n{commands}\n\n`sb3-trpo COMMAND --help` lists the options of one."
 

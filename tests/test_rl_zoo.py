@@ -7,17 +7,25 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
 
+import optuna
 import rl_zoo3
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 from sb3_trpo import TRPO
+from sb3_trpo.cli import main
 from sb3_trpo.rl_zoo import HYPERPARAMETERS, register
 
 TASKS = yaml.safe_load(HYPERPARAMETERS.read_text())
@@ -80,3 +88,75 @@ def test_hyperparameters_build_a_model(env_id):
     assert model.n_envs == TASKS[env_id]["n_envs"]
     if TASKS[env_id]["normalize"]:
         assert model.get_vec_normalize_env().gamma == model.gamma
+
+
+def manager_of(hyperparameters, **kwargs):
+    """
+    :param hyperparameters: of CartPole-v1, as in a file
+    :return: RL Zoo's experiment manager that reads them from a file
+    """
+    Path("mine.yml").write_text(yaml.safe_dump({"CartPole-v1": hyperparameters}))
+    return ExperimentManager(argparse.Namespace(), "trpo", "CartPole-v1", "logs", config="mine.yml", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("text", "at_the_start", "halfway"), [(0.02, 0.02, 0.02), ("lin_0.06", 0.06, 0.03), ("lin_1e-2", 0.01, 0.005)]
+)
+def test_files_may_give_a_schedule_for_target_kl(text, at_the_start, halfway):
+    hyperparameters = {"n_timesteps": 512, "policy": "MlpPolicy", "n_steps": 128, "target_kl": text}
+    model, _ = manager_of(hyperparameters, seed=0, device="cpu").setup_experiment()
+    target_kl = model.target_kl if callable(model.target_kl) else lambda _: model.target_kl
+    assert (target_kl(1.0), target_kl(0.5)) == (at_the_start, halfway)
+    model.learn(512)
+    # The last update comes after the last step.
+    assert model.logger.name_to_value["train/target_kl"] == target_kl(0.0)
+    model.env.close()
+
+
+@pytest.mark.parametrize("text", ["0.06", "lin_fast", "cos_0.06"])
+def test_other_schedules_are_refused(text):
+    manager = manager_of({"n_timesteps": 512, "policy": "MlpPolicy", "target_kl": text}, device="cpu")
+    with pytest.raises(ValueError, match=f"target_kl is '{text}', but must be a number, or lin_ and a number"):
+        manager.setup_experiment()
+
+
+NEW_OPTIONS = {"cg_residual_tol", "cg_warm_start", "ent_coef", "max_grad_norm", "adaptive_kl"}
+
+
+def test_optimization_tries_the_new_options():
+    """RL Zoo's own command, from sampling to the study on disk and back to hyperparameters."""
+    study_options = [
+        "--storage",
+        "studies/journal.log",
+        "--study-name",
+        "mine",
+        "--sampler",
+        "random",
+        "--pruner",
+        "none",
+    ]
+    short = ["-n", "512", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--seed", "0"]
+    small = ["--no-optim-plots", "--device", "cpu", "--num-threads", "1", "-params", "n_envs:1"]
+    main(["train", "-optimize", "--env", "Pendulum-v1", *study_options, *short, *small])
+    manager = ExperimentManager(argparse.Namespace(), "trpo", "Pendulum-v1", "logs", device="cpu")
+    study = optuna.load_study(study_name="mine", storage=JournalStorage(JournalFileBackend("studies/journal.log")))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    for trial in study.trials:
+        assert trial.params.keys() >= NEW_OPTIONS
+        loaded = manager.load_trial("studies/journal.log", "mine", trial.number)
+        model = TRPO("MlpPolicy", "Pendulum-v1", device="cpu", **loaded)
+        assert loaded["policy_kwargs"]["log_std_init"] == trial.params["log_std_init"]
+        assert model.n_steps >= model.batch_size
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**16), n_actions=st.sampled_from([0, 1, 17]), n_envs=st.sampled_from([1, 2, 3, 8]))
+def test_whatever_is_sampled_is_an_argument(seed, n_actions, n_envs):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    trial = study.ask()
+    sampled = HYPERPARAMS_SAMPLER["trpo"](trial, n_actions, n_envs, {})
+    assert ("log_std_init" in sampled["policy_kwargs"]) == (n_actions > 0)
+    assert sampled["batch_size"] <= sampled["n_steps"] * n_envs
+    again = HYPERPARAMS_CONVERTER["trpo"](trial.params)
+    assert str(again) == str(sampled)
+    TRPO("MlpPolicy", "Pendulum-v1", device="cpu", **{**sampled, "n_steps": sampled["n_steps"] * n_envs})

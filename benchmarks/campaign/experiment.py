@@ -18,11 +18,12 @@ from campaign.specification import RunSpecification
 try:
     import rl_zoo3
     from rl_zoo3.exp_manager import ExperimentManager
-    from rl_zoo3.utils import SimpleLinearSchedule
 except ImportError as error:
     raise ImportError(
         f"The benchmarks need RL Zoo ({error}): install it with `pip install 'sb3-trpo[zoo]'`."
     ) from error
+
+import sb3_trpo.rl_zoo  # noqa: F401  # lets target_kl have a schedule
 
 
 class Experiment(ExperimentManager):
@@ -73,14 +74,6 @@ class Experiment(ExperimentManager):
         # RL Zoo would give these to the training environments alone.
         self.eval_env_kwargs = hyperparams.get("env_kwargs", {})
         return hyperparams, {}
-
-    @staticmethod
-    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        # RL Zoo knows the schedules of PPO's parameters, not that target_kl may have one.
-        target_kl = hyperparams.get("target_kl")
-        if isinstance(target_kl, str):
-            hyperparams["target_kl"] = SimpleLinearSchedule(float(target_kl.removeprefix("lin_")))
-        return ExperimentManager._preprocess_schedules(hyperparams)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         if self.run.vec_env == "dummy":
