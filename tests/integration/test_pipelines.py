@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from small_models import OBSERVATION_SPACES, VECTOR, SpacesEnv
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
     EvalCallback,
+    EveryNTimesteps,
     StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.env_checker import check_env
@@ -103,6 +106,35 @@ def test_callback_sees_losses_and_may_change_the_model():
     assert len(callback.seen) == 2
     assert all(0 < kl <= 0.01 for kl in callback.seen)
     assert model.n_critic_updates == 1
+
+
+def test_functions_and_wrapped_callbacks():
+    """A plain function, a callback at every so-many steps, and training that ends when it no longer helps."""
+    seen, counter = [], []
+
+    class Counts(BaseCallback):
+        def _on_step(self) -> bool:
+            counter.append(self.num_timesteps)
+            return True
+
+    model = make_model()
+    model.learn(N_ENVS * N_STEPS, callback=lambda found, _: seen.append(found["n_steps"]) or True)
+    assert seen == list(range(N_STEPS))
+    model.learn(N_ENVS * N_STEPS, callback=EveryNTimesteps(32, Counts()))
+    assert counter == [32, 64, 96, 128]
+
+    patience = StopTrainingOnNoModelImprovement(max_no_improvement_evals=1, min_evals=1, verbose=0)
+    evaluation = EvalCallback(
+        # The return is always 0.
+        make_vec_env(lambda: SpacesEnv(VECTOR, spaces.Discrete(1)), 1),
+        callback_after_eval=patience,
+        eval_freq=8,
+        n_eval_episodes=1,
+        verbose=0,
+        warn=False,
+    )
+    model = make_model(SpacesEnv(VECTOR, spaces.Discrete(1))).learn(10_000, callback=evaluation)
+    assert model.num_timesteps == 3 * 8
 
 
 def test_tensorboard_files_hold_the_log(tmp_path):
