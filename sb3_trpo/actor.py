@@ -16,6 +16,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_trpo.mlp import to_columns
 from sb3_trpo.plain_policy import extract_features, plain_actor
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.linearization import (
@@ -79,7 +80,8 @@ class Actor:
         if self._mlp is None:
             with twice_differentiable():
                 return self._distribution_of(samples)
-        return self._distribution_from(self._mlp.last_layer(self._mlp.layer_inputs(self._features(samples))[-1]))
+        network = self._mlp.on_columns()
+        return self._distribution_from(network.outputs(network.layer_inputs(to_columns(self._features(samples)))).t())
 
     @th.no_grad()
     def _features(self, samples: Any) -> th.Tensor:

@@ -15,9 +15,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from sb3_trpo.mlp import PlainMlp
+from sb3_trpo.mlp import ColumnMlp, LayerInputs, PlainMlp, to_columns, to_matrices, write_matrices_
 from sb3_trpo.plain_policy import extract_features, plain_critic
 from sb3_trpo.samples import chunks, select
+from sb3_trpo.trust_region.flat import flatten
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,9 @@ class _FlatAdam:
     def __init__(self, network: PlainMlp, optimizer: th.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._parameters = network.parameters
-        self._shapes = [parameter.shape for parameter in self._parameters]
-        self._sizes = [parameter.numel() for parameter in self._parameters]
+        matrices = to_matrices(self._parameters)
+        self._shapes = [matrix.shape for matrix in matrices]
+        self._sizes = [matrix.numel() for matrix in matrices]
         group = optimizer.param_groups[0]
         self._fused_adam = functools.partial(
             th._fused_adam_,
@@ -204,18 +206,18 @@ class _FlatAdam:
             maximize=False,
         )
         state = optimizer.state
-        self._vector = self._gather([parameter.detach() for parameter in self._parameters])
+        self._vector = flatten(matrices)
         if self._parameters[0] in state:
-            self._moments = [
-                self._gather([state[p][name] for p in self._parameters]) for name in ("exp_avg", "exp_avg_sq")
-            ]
+            moments = ([state[p][name] for p in self._parameters] for name in ("exp_avg", "exp_avg_sq"))
+            self._moments = [flatten(to_matrices(moment)) for moment in moments]
             self._step = state[self._parameters[0]]["step"].detach().clone().to(self._vector.device)
         else:
             self._moments = [th.zeros_like(self._vector), th.zeros_like(self._vector)]
             self._step = th.zeros((), dtype=th.float32, device=self._vector.device)
-        self.values = self._views(self._vector)
-        self.gradient = th.zeros_like(self._vector)
-        self.gradients = self._views(self.gradient)
+        self._one = th.ones_like(self._step)
+        self._gradient = th.zeros_like(self._vector)
+        self.matrices = self._views(self._vector)
+        self.gradients = self._views(self._gradient)
 
     def step(self, max_grad_norm: float | None) -> None:
         """
@@ -223,27 +225,24 @@ class _FlatAdam:
         """
         if max_grad_norm is not None:
             # As in torch's clip_grad_norm_, so that both ways give the same numbers.
-            self.gradient.mul_((max_grad_norm / (self.gradient.norm() + 1e-6)).clamp(max=1.0))
-        self._step += 1
+            self._gradient.mul_((max_grad_norm / (self._gradient.norm() + 1e-6)).clamp(max=1.0))
+        self._step.add_(self._one)
         exp_avg, exp_avg_sq = self._moments
-        self._fused_adam([self._vector], [self.gradient], [exp_avg], [exp_avg_sq], [], [self._step])
+        self._fused_adam([self._vector], [self._gradient], [exp_avg], [exp_avg_sq], [], [self._step])
 
     @th.no_grad()
     def commit(self) -> None:
         """
         Write parameters and state back, the parameters in place.
         """
-        moments = [self._views(moment) for moment in self._moments]
-        for i, parameter in enumerate(self._parameters):
-            parameter.copy_(self.values[i])
-            self._optimizer.state[parameter] = {
-                "step": self._step.detach().clone().cpu(),
-                "exp_avg": moments[0][i].clone(),
-                "exp_avg_sq": moments[1][i].clone(),
-            }
-
-    def _gather(self, tensors: Sequence[th.Tensor]) -> th.Tensor:
-        return th.cat([tensor.reshape(-1) for tensor in tensors])
+        write_matrices_(self._parameters, self.matrices)
+        moments = []
+        for moment in self._moments:
+            moments.append([th.empty_like(parameter) for parameter in self._parameters])
+            write_matrices_(moments[-1], self._views(moment))
+        for parameter, exp_avg, exp_avg_sq in zip(self._parameters, *moments, strict=True):
+            step = self._step.detach().clone().cpu()
+            self._optimizer.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
     def _views(self, vector: th.Tensor) -> list[th.Tensor]:
         return [piece.view(shape) for piece, shape in zip(vector.split(self._sizes), self._shapes, strict=True)]
@@ -257,23 +256,26 @@ def _fit_plain(
     As ``_fit_any``, with the backward pass written out, on features that do not change.
     """
     adam = _FlatAdam(network, optimizer)
-    working_copy = network.with_parameters(adam.values)
+    working_copy = ColumnMlp(adam.matrices, network.activations)
+    columns, targets = to_columns(features), returns.unsqueeze(0)
+    # By the number of samples, for a last minibatch may be smaller.
+    inputs: dict[int, LayerInputs] = {}
     squares, factors = [], []
     for order in _epochs(returns, settings):
         batches = zip(
-            features[order].split(settings.batch_size),
-            returns[order].unsqueeze(1).split(settings.batch_size),
+            columns[:, order].split(settings.batch_size, dim=1),
+            targets[:, order].split(settings.batch_size, dim=1),
             strict=True,
         )
-        for batch_features, batch_returns in batches:
-            n = len(batch_features)
-            inputs = working_copy.layer_inputs(batch_features)
+        for batch_columns, batch_targets in batches:
+            n = batch_targets.shape[1]
+            inputs[n] = working_copy.layer_inputs(batch_columns, out=inputs.get(n))
             # 2 (V − R) / n, the gradient of the loss with respect to V.
-            gradient = working_copy.scaled_error(inputs[-1], batch_returns, 2.0 / n)
+            gradient = working_copy.scaled_error(inputs[n], batch_targets, 2.0 / n)
             flat = gradient.view(-1)
             squares.append(flat.dot(flat))
             factors.append(n / 4.0)
-            working_copy.vjp(inputs, gradient, out=adam.gradients)
+            working_copy.vjp(inputs[n], gradient, out=adam.gradients)
             adam.step(settings.max_grad_norm)
     adam.commit()
     # The mean squared error is n / 4 times the gradient's square.

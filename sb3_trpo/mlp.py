@@ -11,10 +11,6 @@ from dataclasses import dataclass
 import torch as th
 from torch import nn
 
-# A product whose result has many rows and fewer columns than this takes half the time the other way round: matrix
-# libraries work along the rows' direction.
-NARROW = 16
-
 
 @dataclass(frozen=True)
 class Activation:
@@ -66,13 +62,6 @@ class PlainMlp:
         self._transposed = tuple(weight.t() for weight in self.weights)
         self.activations = tuple(activations)
 
-    def with_parameters(self, parameters: Sequence[th.Tensor]) -> "PlainMlp":
-        """
-        :param parameters: shaped as this network's
-        :return: a network of the same form
-        """
-        return PlainMlp(parameters, self.activations)
-
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
         The network as SB3 evaluates it, bit for bit.
@@ -84,87 +73,157 @@ class PlainMlp:
             x = activation.apply(th.addmm(self.biases[i], x, self._transposed[i]))
         return th.addmm(self.biases[-1], x, self._transposed[-1])
 
-    def layer_inputs(self, x: th.Tensor) -> list[th.Tensor]:
+    def on_columns(self) -> "ColumnMlp":
         """
-        The same, faster, up to rounding.
+        :return: the network with its parameters as they are now, which knows its derivatives
+        """
+        return ColumnMlp(to_matrices(self.parameters), self.activations)
 
-        :param x: inputs, (N, n_in)
-        :return: what enters each layer: the inputs, then each activation's output
+
+class LayerInputs:
+    """
+    What enters the layers of a network on columns; the views that its derivatives need are made once.
+
+    :param columns: [x; 1], (n_in + 1, N)
+    :param activations: [f(M_i h_{i-1}); 1] of each layer but the last, (width + 1, N)
+    """
+
+    def __init__(self, columns: th.Tensor, activations: Sequence[th.Tensor]) -> None:
+        self.homogeneous = [columns, *activations]
+        self.transposed = [matrix.t() for matrix in self.homogeneous]
+        # Without the ones; the first is never asked for.
+        self.hidden = [matrix[:-1] for matrix in self.homogeneous]
+
+    def replace(self, columns: th.Tensor) -> None:
         """
-        inputs = [x]
+        :param columns: other inputs of the same number, for which the activations are to be computed anew
+        """
+        self.homogeneous[0], self.transposed[0] = columns, columns.t()
+
+
+class ColumnMlp:
+    """
+    A plain network on columns, one for each sample, with a last row of ones, so that bias and weight are one matrix:
+
+        h_0 = [x; 1],  h_i = [f(M_i h_{i-1}); 1],  output = M_L h_{L-1},  M_i = [W_i b_i].
+
+    A layer is one matrix product, its gradient another, with nothing to add for the bias; and rows of samples, long
+    and contiguous, are what matrix libraries work fastest along, however narrow the layer.
+
+    :param matrices: M of each layer, (m, n + 1); the network follows them when they are changed in place
+    :param activations: what follows each layer but the last
+    """
+
+    def __init__(self, matrices: Sequence[th.Tensor], activations: Sequence[Activation]) -> None:
+        assert len(matrices) == len(activations) + 1
+        self.matrices = tuple(matrices)
+        self.activations = tuple(activations)
+        self._weights = tuple(matrix[:, :-1] for matrix in matrices)
+        self._weights_transposed = tuple(weight.t() for weight in self._weights)
+
+    def layer_inputs(self, columns: th.Tensor, out: LayerInputs | None = None) -> LayerInputs:
+        """
+        :param columns: [x; 1], (n_in + 1, N)
+        :param out: of as many columns, to be overwritten; None makes new ones
+        :return: what enters each layer
+        """
+        if out is None:
+            n_samples = columns.shape[1]
+            ones = [columns.new_empty(len(matrix) + 1, n_samples).fill_(1.0) for matrix in self.matrices[:-1]]
+            out = LayerInputs(columns, ones)
+        else:
+            out.replace(columns)
         for i, activation in enumerate(self.activations):
-            c = activation.scale
-            scaled = th.addmm(self.biases[i], inputs[i], self._transposed[i], beta=c, alpha=c)
-            inputs.append(activation.apply_(scaled))
-        return inputs
+            hidden = out.hidden[i + 1]
+            th.addmm(hidden, self.matrices[i], out.homogeneous[i], beta=0.0, alpha=activation.scale, out=hidden)
+            activation.apply_(hidden)
+        return out
 
-    def last_layer(self, x: th.Tensor) -> th.Tensor:
+    def outputs(self, inputs: LayerInputs) -> th.Tensor:
         """
-        :param x: the last of ``layer_inputs``
-        :return: outputs, (N, n_out)
+        :param inputs: ``layer_inputs``
+        :return: (n_out, N)
         """
-        return _linear(x, self.weights[-1], self.biases[-1])
+        return self.matrices[-1].mm(inputs.homogeneous[-1])
 
-    def scaled_error(self, x: th.Tensor, targets: th.Tensor, scale: float) -> th.Tensor:
+    def scaled_error(self, inputs: LayerInputs, targets: th.Tensor, scale: float) -> th.Tensor:
         """
-        :param x: the last of ``layer_inputs``
-        :param targets: (N, n_out)
+        :param inputs: ``layer_inputs``
+        :param targets: (n_out, N)
         :param scale: c
-        :return: c (outputs − targets), (N, n_out)
+        :return: c (outputs − targets), (n_out, N)
         """
-        return _linear(x, self.weights[-1], self.biases[-1] - targets, scale)
+        return th.addmm(targets, self.matrices[-1], inputs.homogeneous[-1], beta=-scale, alpha=scale)
 
-    def jvp(self, inputs: Sequence[th.Tensor], tangents: Sequence[th.Tensor]) -> th.Tensor:
+    def jvp(self, inputs: LayerInputs, tangents: Sequence[th.Tensor]) -> th.Tensor:
         """
         Directional derivative of the outputs: J v.
 
         :param inputs: ``layer_inputs`` of the point
-        :param tangents: v, shaped as ``parameters``
-        :return: (N, n_out)
+        :param tangents: v, shaped as ``matrices``
+        :return: (n_out, N)
         """
-        out = _linear(inputs[0], tangents[0], tangents[1])
+        out = tangents[0].mm(inputs.homogeneous[0])
         for i, activation in enumerate(self.activations, start=1):
-            weight_tangent, bias_tangent = tangents[2 * i], tangents[2 * i + 1]
-            hidden = activation.backward(out, inputs[i])
-            out = _linear(inputs[i], weight_tangent, bias_tangent)
-            out = _linear(hidden, self.weights[i], out)
+            hidden = activation.backward(out, inputs.hidden[i])
+            out = tangents[i].mm(inputs.homogeneous[i]).addmm_(self._weights[i], hidden)
         return out
 
-    def backward(self, inputs: Sequence[th.Tensor], grad: th.Tensor) -> list[th.Tensor]:
+    def backward(self, inputs: LayerInputs, grad: th.Tensor) -> list[th.Tensor]:
         """
         Gradients with respect to each layer's output.
 
         :param inputs: ``layer_inputs`` of the point
-        :param grad: gradient with respect to the last layer's, (N, n_out)
-        :return: first layer to last, each (N, the layer's width)
+        :param grad: gradient with respect to the last layer's, (n_out, N)
+        :return: first layer to last, each (the layer's width, N)
         """
         grads = [grad]
         for i in range(len(self.activations), 0, -1):
-            grads.append(self.activations[i - 1].backward(grads[-1].mm(self.weights[i]), inputs[i]))
+            on_hidden = self._weights_transposed[i].mm(grads[-1])
+            grads.append(self.activations[i - 1].backward(on_hidden, inputs.hidden[i]))
         return grads[::-1]
 
-    def vjp(self, inputs: Sequence[th.Tensor], grad: th.Tensor, out: Sequence[th.Tensor]) -> None:
+    def vjp(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor] | None = None) -> Sequence[th.Tensor]:
         """
-        Gradient with respect to the parameters: Jᵀ u.
+        Gradient with respect to the matrices: Jᵀ u.
 
         :param inputs: ``layer_inputs`` of the point
-        :param grad: u, (N, n_out)
-        :param out: where the result goes, shaped as ``parameters``
+        :param grad: u, (n_out, N)
+        :param out: where the result goes, shaped as ``matrices``; None makes new ones
+        :return: the result
         """
-        for i, grad_i in enumerate(self.backward(inputs, grad)):
-            th.mm(grad_i.t(), inputs[i], out=out[2 * i])
-            th.sum(grad_i, dim=0, out=out[2 * i + 1])
+        if out is None:
+            out = [th.empty_like(matrix) for matrix in self.matrices]
+        for grad_i, input_i, out_i in zip(self.backward(inputs, grad), inputs.transposed, out, strict=True):
+            th.mm(grad_i, input_i, out=out_i)
+        return out
 
 
-def _linear(x: th.Tensor, weight: th.Tensor, addend: th.Tensor, scale: float = 1.0) -> th.Tensor:
+def to_matrices(pieces: Sequence[th.Tensor]) -> list[th.Tensor]:
+    """
+    :param pieces: weight (m, n) and bias (m,) of each layer in turn, or something shaped as these
+    :return: a matrix [W b] for each layer, (m, n + 1), copies
+    """
+    pairs = zip(pieces[::2], pieces[1::2], strict=True)
+    return [th.cat([weight.detach(), bias.detach().unsqueeze(1)], dim=1) for weight, bias in pairs]
+
+
+@th.no_grad()
+def write_matrices_(pieces: Sequence[th.Tensor], matrices: Sequence[th.Tensor]) -> None:
+    """
+    The reverse of ``to_matrices``.
+
+    :param pieces: to be written
+    :param matrices: a matrix [W b] for each layer
+    """
+    for weight, bias, matrix in zip(pieces[::2], pieces[1::2], matrices, strict=True):
+        weight.copy_(matrix[:, :-1])
+        bias.copy_(matrix[:, -1])
+
+
+def to_columns(x: th.Tensor) -> th.Tensor:
     """
     :param x: (N, n)
-    :param weight: (m, n)
-    :param addend: a bias (m,), or (N, m)
-    :param scale: c, at no cost
-    :return: c (x weightᵀ + addend), (N, m)
+    :return: [xᵀ; 1], (n + 1, N)
     """
-    if len(weight) >= NARROW:
-        return th.addmm(addend, x, weight.t(), beta=scale, alpha=scale)
-    transposed = addend.unsqueeze(1) if addend.dim() == 1 else addend.t()
-    return th.addmm(transposed, weight, x.t(), beta=scale, alpha=scale).t()
+    return th.cat([x.t(), x.new_ones(1, len(x))])

@@ -14,3 +14,9 @@ def logs_in_pytests_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("logs")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def distributions_check_their_arguments() -> None:
+    """As in a new process: the first use of torch.compile switches these checks off for good."""
+    th.distributions.Distribution.set_default_validate_args(__debug__)

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sb3_trpo.mlp import ACTIVATIONS, NARROW, PlainMlp
+from sb3_trpo.mlp import ACTIVATIONS, ColumnMlp, PlainMlp, to_columns, to_matrices, write_matrices_
 
-# Wide and narrow layers, which take different ways through the matrix library.
-SIZES = [[5, 3], [5, NARROW + 4, 3], [4, 7, NARROW, NARROW + 1], [3, NARROW + 2, 6, NARROW + 2, 1]]
+SIZES = [[5, 3], [5, 20, 3], [4, 7, 16, 17], [3, 18, 6, 18, 1]]
 
 
 def make_network(sizes: list[int], activation: type[nn.Module] = nn.Tanh, dtype: th.dtype = th.float64):
@@ -52,15 +51,39 @@ def test_forward_is_the_networks_own_bit_for_bit(activation, sizes, n, dtype) ->
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(th.float32, 1e-6), (th.float64, 1e-14)])
-def test_layer_inputs_are_the_activations_to_rounding(activation, sizes, dtype, tolerance) -> None:
+def test_on_columns_it_is_the_same_network_to_rounding(activation, sizes, dtype, tolerance) -> None:
     network, mlp = make_network(sizes, activation, dtype)
     x = make_inputs(100, sizes[0], dtype)
-    inputs = mlp.layer_inputs(x)
-    assert inputs[0] is x
+    columns = mlp.on_columns()
+    inputs = columns.layer_inputs(to_columns(x))
     with th.no_grad():
-        for i, layer_input in enumerate(inputs):
-            th.testing.assert_close(layer_input, network[: 2 * i](x), rtol=0, atol=tolerance)
-        th.testing.assert_close(mlp.last_layer(inputs[-1]), network(x), rtol=tolerance, atol=4 * tolerance)
+        for i, layer_input in enumerate(inputs.homogeneous):
+            th.testing.assert_close(layer_input[:-1].t(), network[: 2 * i](x), rtol=0, atol=tolerance)
+            assert th.equal(layer_input[-1], th.ones(100, dtype=dtype))
+        outputs = columns.outputs(inputs).t()
+        th.testing.assert_close(outputs, network(x), rtol=tolerance, atol=4 * tolerance)
+        targets = make_inputs(100, sizes[-1], dtype, seed=2)
+        error = columns.scaled_error(inputs, targets.t(), 0.5).t()
+        th.testing.assert_close(error, 0.5 * (network(x) - targets), rtol=tolerance, atol=8 * tolerance)
+
+
+def test_overwritten_inputs_are_those_of_the_other_samples(activation) -> None:
+    columns = make_network(SIZES[3], activation)[1].on_columns()
+    first, second = (to_columns(make_inputs(9, SIZES[3][0], seed=seed)) for seed in (1, 2))
+    expected, reused = columns.layer_inputs(second), columns.layer_inputs(first)
+    assert columns.layer_inputs(second, out=reused) is reused
+    for name in ("homogeneous", "transposed"):
+        assert all(map(th.equal, getattr(reused, name), getattr(expected, name)))
+    u = make_inputs(9, 1, seed=3).t()
+    assert all(map(th.equal, columns.vjp(reused, u), columns.vjp(expected, u)))
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_matrices_hold_the_parameters(sizes) -> None:
+    _, mlp = make_network(sizes)
+    copies = [th.empty_like(parameter) for parameter in mlp.parameters]
+    write_matrices_(copies, to_matrices(mlp.parameters))
+    assert all(map(th.equal, copies, mlp.parameters))
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-4, 20.0, -20.0, 1e30, -1e30, float("inf"), float("-inf")])
@@ -84,33 +107,34 @@ def test_derivatives_are_those_of_torch(seed, sizes, kind) -> None:
     generator = th.Generator().manual_seed(seed)
     names = [name for name, _ in network.named_parameters()]
     tangents = [th.randn(p.shape, generator=generator, dtype=th.float64) for p in mlp.parameters]
-    inputs = mlp.layer_inputs(x)
+    columns = mlp.on_columns()
+    inputs = columns.layer_inputs(to_columns(x))
 
     def evaluate(*parameters: th.Tensor) -> th.Tensor:
         return th.func.functional_call(network, dict(zip(names, parameters, strict=True)), (x,))
 
     parameters = tuple(parameter.detach() for parameter in mlp.parameters)
     _, expected = th.func.jvp(evaluate, parameters, tuple(tangents))
-    th.testing.assert_close(mlp.jvp(inputs, tangents), expected, rtol=1e-10, atol=1e-12)
+    th.testing.assert_close(columns.jvp(inputs, to_matrices(tangents)).t(), expected, rtol=1e-10, atol=1e-12)
 
     u = th.randn(expected.shape, generator=generator, dtype=th.float64)
-    gradients = [th.full_like(parameter, 7.0) for parameter in parameters]
-    mlp.vjp(inputs, u, out=gradients)
+    out = [th.full_like(matrix, 7.0) for matrix in columns.matrices]
+    assert columns.vjp(inputs, u.t(), out=out) is out
+    gradients = [th.empty_like(parameter) for parameter in parameters]
+    write_matrices_(gradients, out)
     for gradient, expected_gradient in zip(gradients, th.func.vjp(evaluate, *parameters)[1](u), strict=True):
         th.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_forward_and_backward_products_are_adjoint(activation) -> None:
     """⟨u, J v⟩ = ⟨Jᵀu, v⟩."""
-    _, mlp = make_network(SIZES[3], activation)
-    inputs = mlp.layer_inputs(make_inputs(9, SIZES[3][0]))
+    columns = make_network(SIZES[3], activation)[1].on_columns()
+    inputs = columns.layer_inputs(to_columns(make_inputs(9, SIZES[3][0])))
     generator = th.Generator().manual_seed(0)
-    v = [th.randn(p.shape, generator=generator, dtype=th.float64) for p in mlp.parameters]
-    u = th.randn(9, 1, generator=generator, dtype=th.float64)
-    gradient = [th.empty_like(p) for p in v]
-    mlp.vjp(inputs, u, out=gradient)
-    adjoint = sum(float((a * b).sum()) for a, b in zip(gradient, v, strict=True))
-    assert float((u * mlp.jvp(inputs, v)).sum()) == pytest.approx(adjoint, rel=1e-12)
+    v = [th.randn(matrix.shape, generator=generator, dtype=th.float64) for matrix in columns.matrices]
+    u = th.randn(1, 9, generator=generator, dtype=th.float64)
+    adjoint = sum(float((a * b).sum()) for a, b in zip(columns.vjp(inputs, u), v, strict=True))
+    assert float((u * columns.jvp(inputs, v)).sum()) == pytest.approx(adjoint, rel=1e-12)
 
 
 def test_gradients_of_each_layers_output(activation) -> None:
@@ -123,21 +147,24 @@ def test_gradients_of_each_layers_output(activation) -> None:
             outputs.append(hidden)
     u = make_inputs(9, 1, seed=2)
     expected = th.autograd.grad(outputs[-1], outputs, u)
-    for gradient, expected_gradient in zip(mlp.backward(mlp.layer_inputs(x), u), expected, strict=True):
-        th.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
+    columns = mlp.on_columns()
+    gradients = columns.backward(columns.layer_inputs(to_columns(x)), u.t())
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
+        th.testing.assert_close(gradient.t(), expected_gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_inputs_are_left_alone(activation) -> None:
     _, mlp = make_network(SIZES[3], activation)
     x = make_inputs(9, SIZES[3][0])
     before = x.clone()
-    inputs = mlp.layer_inputs(x)
-    kept = [layer_input.clone() for layer_input in inputs]
+    columns = mlp.on_columns()
+    inputs = columns.layer_inputs(to_columns(x))
+    kept = [layer_input.clone() for layer_input in inputs.homogeneous]
     mlp.forward(x)
-    mlp.jvp(inputs, [th.ones_like(p) for p in mlp.parameters])
-    mlp.vjp(inputs, th.ones(9, 1).double(), out=[th.empty_like(p) for p in mlp.parameters])
+    columns.jvp(inputs, [th.ones_like(matrix) for matrix in columns.matrices])
+    columns.vjp(inputs, th.ones(1, 9).double())
     assert th.equal(x, before)
-    assert all(map(th.equal, inputs, kept))
+    assert all(map(th.equal, inputs.homogeneous, kept))
 
 
 def test_follows_its_parameters() -> None:
@@ -147,24 +174,30 @@ def test_follows_its_parameters() -> None:
         for parameter in network.parameters():
             parameter.mul_(-1.5)
         assert th.equal(mlp.forward(x), network(x))
-        th.testing.assert_close(mlp.last_layer(mlp.layer_inputs(x)[-1]), network(x))
+        columns = mlp.on_columns()
+        th.testing.assert_close(columns.outputs(columns.layer_inputs(to_columns(x))).t(), network(x))
 
 
-def test_same_form_with_other_parameters() -> None:
+def test_on_columns_it_follows_its_matrices() -> None:
     network, mlp = make_network(SIZES[1], nn.ReLU)
     x = make_inputs(9, SIZES[1][0])
-    other = mlp.with_parameters([2.0 * parameter for parameter in mlp.parameters])
+    columns = ColumnMlp(to_matrices(mlp.parameters), mlp.activations)
+    inputs, u = columns.layer_inputs(to_columns(x)), make_inputs(9, SIZES[1][-1], seed=2)
+    before = columns.vjp(inputs, u.t())
     with th.no_grad():
-        before = mlp.forward(x)
+        for matrix in columns.matrices:
+            matrix.mul_(2.0)
         for parameter in network.parameters():
             parameter.mul_(2.0)
-        assert th.equal(other.forward(x), network(x))
-    assert not th.equal(before, other.forward(x))
+        th.testing.assert_close(columns.outputs(columns.layer_inputs(to_columns(x))).t(), network(x))
+    # Backward too: the gradient of the first layer comes through the weights of the second.
+    assert th.allclose(columns.vjp(inputs, u.t())[0], 2.0 * before[0])
 
 
 def test_records_no_graph() -> None:
     _, mlp = make_network(SIZES[1])
-    inputs = mlp.layer_inputs(make_inputs(9, SIZES[1][0]))
-    tangents = [th.ones_like(parameter) for parameter in mlp.parameters]
-    results = [mlp.forward(inputs[0]), mlp.last_layer(inputs[-1]), mlp.jvp(inputs, [t.detach() for t in tangents])]
-    assert not any(result.requires_grad for result in (*results, *inputs))
+    x = make_inputs(9, SIZES[1][0])
+    columns = mlp.on_columns()
+    inputs = columns.layer_inputs(to_columns(x))
+    results = [mlp.forward(x), columns.outputs(inputs), columns.jvp(inputs, to_matrices(mlp.parameters))]
+    assert not any(result.requires_grad for result in (*results, *inputs.homogeneous))

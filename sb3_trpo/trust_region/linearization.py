@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from sb3_trpo.mlp import PlainMlp
+from sb3_trpo.mlp import PlainMlp, to_columns, to_matrices, write_matrices_
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.kl import Parameters, family_of
 
@@ -195,11 +195,12 @@ class MlpLinearization(Linearization):
         parameters: FlatParameters,
         log_std: nn.Parameter | None,
     ) -> None:
-        self._mlp = mlp
+        self._layers = mlp.parameters
+        self._mlp = mlp.on_columns()
         self._log_std = log_std
         with th.no_grad():
-            self._inputs = mlp.layer_inputs(features)
-            self._outputs = mlp.last_layer(self._inputs[-1])
+            self._inputs = self._mlp.layer_inputs(to_columns(features))
+            self._outputs = self._mlp.outputs(self._inputs).t()
         self._outputs.requires_grad_()
         super().__init__(distribution_of(self._outputs), parameters)
 
@@ -211,7 +212,7 @@ class MlpLinearization(Linearization):
     @th.no_grad()
     def jvp(self, v: th.Tensor) -> Parameters:
         tangents = self.parameters.split(v)
-        on_outputs = self._mlp.jvp(self._inputs, tangents)
+        on_outputs = self._mlp.jvp(self._inputs, to_matrices(tangents[: len(self._layers)])).t()
         return (on_outputs,) if self._log_std is None else (on_outputs, self.z[1] * tangents[-1])
 
     @th.no_grad()
@@ -220,16 +221,16 @@ class MlpLinearization(Linearization):
 
     @th.no_grad()
     def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
-        for i, cotangents in enumerate(self._mlp.backward(self._inputs, u[0])):
-            weight, bias = self._mlp.parameters[2 * i : 2 * i + 2]
-            yield LayerPass(weight, bias, None, self._inputs[i], cotangents)
+        for i, cotangents in enumerate(self._mlp.backward(self._inputs, u[0].t())):
+            weight, bias = self._layers[2 * i : 2 * i + 2]
+            yield LayerPass(weight, bias, None, self._inputs.transposed[i][:, :-1], cotangents.t())
 
     @th.no_grad()
     def _pull_back(self, on_outputs: th.Tensor, on_log_std: Sequence[th.Tensor]) -> th.Tensor:
         gradient = th.empty(len(self.parameters), dtype=on_outputs.dtype, device=on_outputs.device)
         pieces = self.parameters.split(gradient)
-        self._mlp.vjp(self._inputs, on_outputs, out=pieces)
-        for piece, value in zip(pieces[len(self._mlp.parameters) :], on_log_std, strict=True):
+        write_matrices_(pieces[: len(self._layers)], self._mlp.vjp(self._inputs, on_outputs.t()))
+        for piece, value in zip(pieces[len(self._layers) :], on_log_std, strict=True):
             piece.copy_(value)
         return gradient
 
