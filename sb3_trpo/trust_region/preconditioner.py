@@ -41,25 +41,42 @@ class _Factor:
         return self.basis.shape[0] == self.basis.shape[1]
 
     @classmethod
-    def of(cls, rows: th.Tensor, total: float) -> "_Factor":
+    def of(cls, rows: th.Tensor, total: float, with_ones: bool = False) -> "_Factor":
         """
         :param rows: (R, n)
         :param total: what the sum over rows is divided by
+        :param with_ones: whether each row goes on with a 1
         :return: the factor rowsᵀ rows / total
         """
-        size = rows.shape[1]
+        size = rows.shape[1] + with_ones
         if size > MAX_EXACT_SIZE:
             n_rows = len(rows)
             rows = _thinned(rows, MAX_EXACT_SIZE)
             total *= len(rows) / n_rows
         if len(rows) >= size:
-            values, basis = th.linalg.eigh(rows.t() @ rows / total)
+            values, basis = th.linalg.eigh(_gram_matrix(rows, with_ones) / total)
             return cls(values.clamp(min=0), basis)
+        if with_ones:
+            rows = th.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         # Fewer rows than columns: rows rowsᵀ has the same eigenvalues, but for zeros, and is smaller.
         values, basis = th.linalg.eigh(rows @ rows.t() / total)
         kept = values > th.finfo(values.dtype).eps * len(rows) * values[-1]
         values, basis = values[kept], basis[:, kept]
         return cls(values, rows.t() @ basis / (values * total).sqrt())
+
+
+def _gram_matrix(rows: th.Tensor, with_ones: bool) -> th.Tensor:
+    """
+    :param rows: (R, n)
+    :param with_ones: whether each row goes on with a 1, which needs no copy of the rows
+    :return: rowsᵀ rows
+    """
+    products = rows.t() @ rows
+    if not with_ones:
+        return products
+    sums = rows.sum(dim=0)
+    border = th.cat([sums, sums.new_tensor([len(rows)])])
+    return th.cat([th.cat([products, sums.unsqueeze(0)]), border.unsqueeze(1)], dim=1)
 
 
 class _LayerBlock:
@@ -185,11 +202,9 @@ def _signs(z: Parameters) -> Parameters:
 
 def _layer_block(layer: LayerPass, position: dict[int, int], damping: float) -> _LayerBlock:
     inputs, cotangents, n_samples = _positions(layer)
-    if layer.bias is not None:
-        inputs = th.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
     # For convolutions, A sums over positions and G averages over them: inputs and derivatives are taken to be
     # independent of each other and from position to position.
-    input_factor = _Factor.of(inputs, n_samples)
+    input_factor = _Factor.of(inputs, n_samples, with_ones=layer.bias is not None)
     output_factor = _Factor.of(cotangents, len(cotangents))
     bias = None if layer.bias is None else position[id(layer.bias)]
     return _LayerBlock(position[id(layer.weight)], bias, input_factor, output_factor, damping)
