@@ -263,8 +263,8 @@ def _fit_plain(
     squares, factors = [], []
     for order in _epochs(returns, settings):
         batches = zip(
-            columns[:, order].split(settings.batch_size, dim=1),
-            targets[:, order].split(settings.batch_size, dim=1),
+            columns.index_select(1, order).split(settings.batch_size, dim=1),
+            targets.index_select(1, order).split(settings.batch_size, dim=1),
             strict=True,
         )
         for batch_columns, batch_targets in batches:
