@@ -51,13 +51,12 @@ class Transaction:
 
         :raises NonFiniteError: if a parameter, a buffer or the optimizer's state is not finite
         """
-        for name, parameter in self._policy.named_parameters():
-            state = self._policy.optimizer.state.get(parameter, {}).values()
-            if not all(map(_is_finite, [parameter, *state])):
-                raise NonFiniteError(
-                    f"{name}, or its state in the optimizer, is not finite; a lower learning_rate, max_grad_norm or "
-                    "normalised rewards (VecNormalize) may help"
-                )
+        name = _first_not_finite(self._policy)
+        if name:
+            raise NonFiniteError(
+                f"{name}, or its state in the optimizer, is not finite; a lower learning_rate, max_grad_norm or "
+                "normalised rewards (VecNormalize) may help"
+            )
         saved = {id(tensor): copy_ for tensor, copy_ in self._saved}
         for name, buffer in self._policy.named_buffers():
             if not _is_finite(buffer) and _is_finite(saved.get(id(buffer), buffer)):
@@ -65,6 +64,33 @@ class Transaction:
 
     def _tensors(self) -> list[th.Tensor]:
         return [*self._policy.parameters(), *self._policy.buffers()]
+
+
+def check_before_rollout(policy: ActorCriticPolicy) -> None:
+    """
+    No update leaves such weights; a file or a callback may.
+
+    :param policy: about to act
+    :raises NonFiniteError: if a parameter or the optimizer's state is not finite
+    """
+    name = _first_not_finite(policy)
+    if name:
+        raise NonFiniteError(
+            f"The policy's {name}, or its state in the optimizer, is not finite before the rollout, so that no update "
+            "can succeed. TRPO's updates leave no such weights: look at the file that the policy was loaded from, or "
+            "at what else has changed it."
+        )
+
+
+def _first_not_finite(policy: ActorCriticPolicy) -> str:
+    """
+    :param policy: with an optimizer
+    :return: the name of a parameter that is not finite, or whose state in the optimizer isn't; empty if there is none
+    """
+    for name, parameter in policy.named_parameters():
+        if not all(map(_is_finite, [parameter, *policy.optimizer.state.get(parameter, {}).values()])):
+            return name
+    return ""
 
 
 def _is_finite(value: Any) -> bool:
