@@ -78,7 +78,7 @@ class Actor:
         :return: π(·|s) at the present θ, by the same arithmetic as in ``linearize``
         """
         if self._mlp is None:
-            with twice_differentiable():
+            with twice_differentiable(self._policy):
                 return self._distribution_of(samples)
         network = self._mlp.on_columns()
         return self._distribution_from(network.outputs(network.layer_inputs(to_columns(self._features(samples)))).t())

@@ -107,7 +107,7 @@ class GraphLinearization(Linearization):
     def __init__(
         self, distribution_of: Callable[[], Distribution], policy: nn.Module, parameters: FlatParameters | None = None
     ) -> None:
-        with twice_differentiable(), _Recorder(policy) as calls:
+        with twice_differentiable(policy), _Recorder(policy) as calls:
             distribution = distribution_of()
         if parameters is None:
             z = family_of(distribution).parameters(distribution.distribution)
@@ -287,12 +287,19 @@ def parameters_behind(tensors: Sequence[th.Tensor], candidates: Iterable[nn.Para
 
 
 @contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
+def twice_differentiable(policy: nn.Module) -> Iterator[None]:
     """
-    While it is open, what is computed can be differentiated twice: neither what ``torch.compile`` makes of a module nor
-    fused attention can be. For any other module nothing changes.
+    While it is open, what the policy computes can be differentiated twice: neither what ``torch.compile`` makes of a
+    module nor fused attention can be, nor cuDNN's recurrent layers, in evaluation mode not even once. For any other
+    module nothing changes.
+
+    :param policy: which may have such modules
     """
-    with th.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(th.compiler.set_stance("force_eager"))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in policy.modules()):
+            stack.enter_context(th.backends.cudnn.flags(enabled=False))
         yield
 
 

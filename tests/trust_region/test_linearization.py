@@ -301,6 +301,29 @@ def test_leaves_no_hooks_behind() -> None:
     assert not any(module._forward_hooks for module in policy.modules())
 
 
+class Sequences(nn.Module):
+    """Takes the features for a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRU(1, 5, batch_first=True)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        self.used_cudnn = th.backends.cudnn.enabled
+        return self.cell(x.unsqueeze(2))[0][:, -1]
+
+
+def test_recurrent_layers_go_without_cudnn() -> None:
+    """Its derivatives can't be differentiated again. Whether it is allowed can be seen without a GPU."""
+    policy, sequences = make_policy(), Sequences()
+    append(policy, sequences)
+    obs = make_observations(policy, N_STATES)
+    linearize(policy, obs)
+    assert not sequences.used_cudnn
+    distribution_of(policy, obs)
+    assert sequences.used_cudnn
+
+
 def test_uses_no_random_numbers() -> None:
     for linearization_of in (linearize, linearize_mlp):
         policy = make_policy()
