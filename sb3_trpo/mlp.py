@@ -183,20 +183,29 @@ class ColumnMlp:
             grads.append(self.activations[i - 1].backward(on_hidden, inputs.hidden[i]))
         return grads[::-1]
 
-    def vjp(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor] | None = None) -> Sequence[th.Tensor]:
+    def vjp(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor]) -> None:
         """
         Gradient with respect to the matrices: Jᵀ u.
 
         :param inputs: ``layer_inputs`` of the point
         :param grad: u, (n_out, N)
-        :param out: where the result goes, shaped as ``matrices``; None makes new ones
-        :return: the result
+        :param out: where the result goes, shaped as ``matrices``
         """
-        if out is None:
-            out = [th.empty_like(matrix) for matrix in self.matrices]
         for grad_i, input_i, out_i in zip(self.backward(inputs, grad), inputs.transposed, out, strict=True):
             th.mm(grad_i, input_i, out=out_i)
-        return out
+
+    def vjp_in_pieces(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor]) -> None:
+        """
+        The same, by weights and biases. For many samples it is faster: a matrix product into 64 columns takes a fifth
+        less than one into 65. For few it is slower, for it takes twice as many calls.
+
+        :param inputs: ``layer_inputs`` of the point
+        :param grad: u, (n_out, N)
+        :param out: where the result goes: weight (m, n) and bias (m,) of each layer in turn
+        """
+        for i, grad_i in enumerate(self.backward(inputs, grad)):
+            th.mm(grad_i, inputs.transposed[i][:, :-1], out=out[2 * i])
+            th.sum(grad_i, dim=1, out=out[2 * i + 1])
 
 
 def to_matrices(pieces: Sequence[th.Tensor]) -> list[th.Tensor]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sb3_trpo.mlp import ACTIVATIONS, ColumnMlp, PlainMlp, to_columns, to_matrices, write_matrices_
+from sb3_trpo.mlp import ACTIVATIONS, ColumnMlp, LayerInputs, PlainMlp, to_columns, to_matrices, write_matrices_
 
 SIZES = [[5, 3], [5, 20, 3], [4, 7, 16, 17], [3, 18, 6, 18, 1]]
 
@@ -32,6 +32,12 @@ def make_network(sizes: list[int], activation: type[nn.Module] = nn.Tanh, dtype:
 
 def make_inputs(n: int, width: int, dtype: th.dtype = th.float64, seed: int = 1) -> th.Tensor:
     return 2.0 * th.randn(n, width, generator=th.Generator().manual_seed(seed), dtype=dtype)
+
+
+def vjp(columns: ColumnMlp, inputs: LayerInputs, u: th.Tensor) -> list[th.Tensor]:
+    out = [th.full_like(matrix, 7.0) for matrix in columns.matrices]
+    columns.vjp(inputs, u, out=out)
+    return out
 
 
 @pytest.fixture(params=list(ACTIVATIONS), ids=lambda activation: activation.__name__)
@@ -75,7 +81,7 @@ def test_overwritten_inputs_are_those_of_the_other_samples(activation) -> None:
     for name in ("homogeneous", "transposed"):
         assert all(map(th.equal, getattr(reused, name), getattr(expected, name)))
     u = make_inputs(9, 1, seed=3).t()
-    assert all(map(th.equal, columns.vjp(reused, u), columns.vjp(expected, u)))
+    assert all(map(th.equal, vjp(columns, reused, u), vjp(columns, expected, u)))
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -118,12 +124,14 @@ def test_derivatives_are_those_of_torch(seed, sizes, kind) -> None:
     th.testing.assert_close(columns.jvp(inputs, to_matrices(tangents)).t(), expected, rtol=1e-10, atol=1e-12)
 
     u = th.randn(expected.shape, generator=generator, dtype=th.float64)
-    out = [th.full_like(matrix, 7.0) for matrix in columns.matrices]
-    assert columns.vjp(inputs, u.t(), out=out) is out
-    gradients = [th.empty_like(parameter) for parameter in parameters]
-    write_matrices_(gradients, out)
-    for gradient, expected_gradient in zip(gradients, th.func.vjp(evaluate, *parameters)[1](u), strict=True):
+    gradients, pieces = ([th.full_like(parameter, 7.0) for parameter in parameters] for _ in range(2))
+    write_matrices_(gradients, vjp(columns, inputs, u.t()))
+    columns.vjp_in_pieces(inputs, u.t(), out=pieces)
+    for gradient, piece, expected_gradient in zip(
+        gradients, pieces, th.func.vjp(evaluate, *parameters)[1](u), strict=True
+    ):
         th.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
+        th.testing.assert_close(piece, expected_gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_forward_and_backward_products_are_adjoint(activation) -> None:
@@ -133,7 +141,7 @@ def test_forward_and_backward_products_are_adjoint(activation) -> None:
     generator = th.Generator().manual_seed(0)
     v = [th.randn(matrix.shape, generator=generator, dtype=th.float64) for matrix in columns.matrices]
     u = th.randn(1, 9, generator=generator, dtype=th.float64)
-    adjoint = sum(float((a * b).sum()) for a, b in zip(columns.vjp(inputs, u), v, strict=True))
+    adjoint = sum(float((a * b).sum()) for a, b in zip(vjp(columns, inputs, u), v, strict=True))
     assert float((u * columns.jvp(inputs, v)).sum()) == pytest.approx(adjoint, rel=1e-12)
 
 
@@ -162,7 +170,7 @@ def test_inputs_are_left_alone(activation) -> None:
     kept = [layer_input.clone() for layer_input in inputs.homogeneous]
     mlp.forward(x)
     columns.jvp(inputs, [th.ones_like(matrix) for matrix in columns.matrices])
-    columns.vjp(inputs, th.ones(1, 9).double())
+    vjp(columns, inputs, th.ones(1, 9).double())
     assert th.equal(x, before)
     assert all(map(th.equal, inputs.homogeneous, kept))
 
@@ -183,7 +191,7 @@ def test_on_columns_it_follows_its_matrices() -> None:
     x = make_inputs(9, SIZES[1][0])
     columns = ColumnMlp(to_matrices(mlp.parameters), mlp.activations)
     inputs, u = columns.layer_inputs(to_columns(x)), make_inputs(9, SIZES[1][-1], seed=2)
-    before = columns.vjp(inputs, u.t())
+    before = vjp(columns, inputs, u.t())
     with th.no_grad():
         for matrix in columns.matrices:
             matrix.mul_(2.0)
@@ -191,7 +199,7 @@ def test_on_columns_it_follows_its_matrices() -> None:
             parameter.mul_(2.0)
         th.testing.assert_close(columns.outputs(columns.layer_inputs(to_columns(x))).t(), network(x))
     # Backward too: the gradient of the first layer comes through the weights of the second.
-    assert th.allclose(columns.vjp(inputs, u.t())[0], 2.0 * before[0])
+    assert th.allclose(vjp(columns, inputs, u.t())[0], 2.0 * before[0])
 
 
 def test_records_no_graph() -> None:

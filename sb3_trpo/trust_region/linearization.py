@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from sb3_trpo.mlp import PlainMlp, to_columns, to_matrices, write_matrices_
+from sb3_trpo.mlp import PlainMlp, to_columns, to_matrices
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.kl import Parameters, family_of
 
@@ -229,7 +229,7 @@ class MlpLinearization(Linearization):
     def _pull_back(self, on_outputs: th.Tensor, on_log_std: Sequence[th.Tensor]) -> th.Tensor:
         gradient = th.empty(len(self.parameters), dtype=on_outputs.dtype, device=on_outputs.device)
         pieces = self.parameters.split(gradient)
-        write_matrices_(pieces[: len(self._layers)], self._mlp.vjp(self._inputs, on_outputs.t()))
+        self._mlp.vjp_in_pieces(self._inputs, on_outputs.t(), out=pieces)
         for piece, value in zip(pieces[len(self._layers) :], on_log_std, strict=True):
             piece.copy_(value)
         return gradient
