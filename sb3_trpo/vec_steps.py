@@ -23,6 +23,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_trpo.env_failures import explained_failures
+
 Step = Callable[[np.ndarray], VecEnvStepReturn]
 
 
@@ -41,8 +43,16 @@ def watched_steps(env: VecEnv, count_steps: Callable[[], int], are_kept: bool) -
     if not are_kept and _is_plain(innermost, DummyVecEnv) and isinstance(innermost.observation_space, spaces.Box):
         step_wait = functools.partial(_dummy_step_wait, innermost)  # type: ignore[arg-type]
 
+    space = innermost.observation_space
+    shape = space.shape if isinstance(space, spaces.Box) else None
+
     def checked_step_wait() -> VecEnvStepReturn:
         obs, rewards, dones, infos = step_wait()
+        if shape is not None and isinstance(obs, np.ndarray) and obs.shape[1:] != shape:
+            raise ValueError(
+                f"The environments' observations have shape {obs.shape[1:]} after {count_steps()} steps, but their "
+                f"observation space has {shape}."
+            )
         check_finite(obs, rewards, count_steps())
         if np.count_nonzero(dones):
             _check_truncations(dones, infos, count_steps())
@@ -51,7 +61,7 @@ def watched_steps(env: VecEnv, count_steps: Callable[[], int], are_kept: bool) -
     step: Step = env.step
     if not are_kept and _is_plain(env, VecNormalize) and isinstance(env.observation_space, spaces.Box):
         step = functools.partial(_normalized_step, env)  # type: ignore[arg-type]
-    with _replaced_method(innermost, "step_wait", checked_step_wait):
+    with _replaced_method(innermost, "step_wait", checked_step_wait), explained_failures(innermost, count_steps):
         yield step
 
 

@@ -1,0 +1,223 @@
+"""
+Environments that fail: the error says which and at what step, no process is left behind, and the model lives on.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_models import ACTION_SPACES, VECTOR, SpacesEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
+from updates import changed, state
+
+from sb3_trpo import TRPO
+
+N_STEPS = 64
+N_ENVS = 2
+# In the second rollout.
+FAILS_AT = N_STEPS + 7
+SETTINGS: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 64, "n_critic_updates": 1, "seed": 0, "device": "cpu"}
+loops = pytest.mark.parametrize("use_sde", [False, True], ids=["lean", "SB3's loop"])
+
+
+class BrokenError(Exception):
+    """Of the environment."""
+
+
+class FailingEnv(SpacesEnv):
+    """
+    :param fault: what happens
+    :param fails_at: at which step
+    """
+
+    def __init__(self, fault: str = "", fails_at: int = FAILS_AT) -> None:
+        super().__init__(VECTOR, ACTION_SPACES["Box"])
+        self.fault = fault
+        self.steps_left = fails_at
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = super().step(action)
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            if self.fault == "raises":
+                raise BrokenError("out of order")
+            if self.fault == "exits":
+                os._exit(3)
+            if self.fault == "is killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "wrong shape":
+                obs = np.zeros(5, np.float32)
+        return obs, reward, *rest
+
+    def reset(self, **kwargs: Any) -> Any:
+        if self.fault == "raises in reset" and self.steps_left < FAILS_AT - N_STEPS:
+            raise BrokenError("does not start")
+        return super().reset(**kwargs)
+
+
+def make_env(kind: Any, fault: str, *, all_fail: bool = False) -> Any:
+    """
+    :return: two environments, of which the second fails, or both
+    """
+    return kind([lambda: FailingEnv(fault if all_fail else ""), lambda: FailingEnv(fault)])
+
+
+def model_in(env: Any, **kwargs: Any) -> TRPO:
+    return TRPO("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, **SETTINGS, **kwargs)
+
+
+class Watch(BaseCallback):
+    """Notes the model's state at the start of each rollout."""
+
+    state: dict[str, Any]
+
+    def _on_rollout_start(self) -> None:
+        self.state = state(self.model)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def assert_lives_on(model: TRPO, watch: Watch, folder: Path) -> None:
+    """
+    :param model: whose training has failed
+    :param watch: its callback
+    :param folder: for a file
+    """
+    assert not changed(watch.state, state(model))
+    assert model._n_updates == 1
+    model.save(folder / "model")
+    loaded = TRPO.load(folder / "model", make_env(DummyVecEnv, ""), device="cpu")
+    assert not changed(watch.state, state(loaded))
+    loaded.learn(N_STEPS, reset_num_timesteps=False)
+    model.set_env(make_env(DummyVecEnv, ""))
+    model.learn(N_STEPS, reset_num_timesteps=False)
+    assert changed(watch.state, state(model))
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("raises", "ended with code 1"),
+        ("raises in reset", "ended with code 1"),
+        ("exits", "ended with code 3"),
+        ("is killed", "was killed by signal 9"),
+    ],
+)
+@loops
+def test_a_process_that_ends_is_named_and_none_is_left(fault, how, use_sde, tmp_path):
+    inner = make_env(SubprocVecEnv, fault)
+    model, watch = model_in(VecNormalize(VecMonitor(inner)), use_sde=use_sde), Watch()
+    at = N_ENVS * (80 if fault == "raises in reset" else FAILS_AT)
+    with pytest.raises(RuntimeError, match=rf"Environment 1 of 2 failed after {at} steps: its process {how}"):
+        model.learn(10_000, watch)
+    assert not any(process.is_alive() for process in inner.processes)
+    assert not multiprocessing.active_children()
+    model.env.close()
+    assert_lives_on(model, watch, tmp_path)
+
+
+class Kill(Watch):
+    """Kills an environment's process from outside, between two steps."""
+
+    def _on_step(self) -> bool:
+        if self.n_calls == FAILS_AT:
+            process = self.training_env.unwrapped.processes[0]
+            process.kill()
+            process.join()
+        return True
+
+
+def test_a_process_that_was_killed_between_steps_is_named(tmp_path):
+    env = make_env(SubprocVecEnv, "")
+    model, watch = model_in(env), Kill()
+    with pytest.raises(
+        RuntimeError, match=rf"Environment 0 of 2 failed after {N_ENVS * (FAILS_AT + 1)} steps.*signal 9"
+    ):
+        model.learn(10_000, watch)
+    assert not any(process.is_alive() for process in env.processes)
+    assert_lives_on(model, watch, tmp_path)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize(
+    ("fault", "error", "at"),
+    [
+        ("raises", BrokenError, FAILS_AT),
+        ("raises in reset", BrokenError, 80),
+        ("wrong shape", ValueError, FAILS_AT),
+    ],
+)
+@loops
+def test_an_environments_own_exception_is_told_with_its_number(fault, error, at, use_sde, tmp_path):
+    model, watch = model_in(make_env(DummyVecEnv, fault), use_sde=use_sde), Watch()
+    with pytest.raises(error) as caught:
+        model.learn(10_000, watch)
+    assert caught.value.__notes__ == [f"This happened in environment 1 of 2, after {N_ENVS * at} steps."]
+    assert_lives_on(model, watch, tmp_path)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_a_wrong_shape_out_of_another_process_is_told_with_its_number(tmp_path):
+    model, watch = model_in(make_env(SubprocVecEnv, "wrong shape")), Watch()
+    with pytest.raises(ValueError, match="same shape") as caught:
+        model.learn(10_000, watch)
+    assert caught.value.__notes__ == [f"This happened in environment 1 of 2, after {N_ENVS * FAILS_AT} steps."]
+    model.env.close()
+    assert_lives_on(model, watch, tmp_path)
+
+
+@loops
+def test_the_same_wrong_shape_everywhere(use_sde, tmp_path):
+    model, watch = model_in(make_env(SubprocVecEnv, "wrong shape", all_fail=True), use_sde=use_sde), Watch()
+    with pytest.raises(ValueError, match=rf"shape \(5,\) after {N_ENVS * FAILS_AT} steps, but .* \(3,\)"):
+        model.learn(10_000, watch)
+    model.env.close()
+    assert_lives_on(model, watch, tmp_path)
+
+
+class Fails(BaseCallback):
+    def _on_step(self) -> bool:
+        raise BrokenError("a callback's")
+
+
+def test_an_exception_of_a_callback_is_not_the_environments():
+    model = model_in(make_env(DummyVecEnv, ""))
+    with pytest.raises(BrokenError) as caught:
+        model.learn(10_000, Fails())
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_no_process_outlives_a_training_that_is_killed():
+    script = (
+        "import test_failing_environments as t\n"
+        "if __name__ == '__main__':\n"
+        "    env = t.make_env(t.SubprocVecEnv, '', all_fail=True)\n"
+        "    print(*[process.pid for process in env.processes], flush=True)\n"
+        "    t.model_in(env).learn(10**9)\n"
+    )
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent)])
+    training = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert training.stdout is not None
+    workers = [Path("/proc") / pid for pid in training.stdout.readline().split()]
+    assert len(workers) == N_ENVS
+    assert all(worker.exists() for worker in workers)
+    time.sleep(1.0)
+    training.kill()
+    training.wait()
+    training.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(worker.exists() for worker in workers)
