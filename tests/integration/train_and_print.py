@@ -1,0 +1,53 @@
+"""
+Train small models of several kinds, and print a digest of each: of every weight, and of the optimizer's state.
+"""
+
+import hashlib
+
+import torch as th
+from small_models import ACTION_SPACES, OBSERVATION_SPACES, SpacesEnv, policy_for
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+from updates import state
+
+from sb3_trpo import TRPO
+
+KINDS = {
+    "Box": ("float32", "Box", {}),
+    "gSDE": ("float32", "Box", {"use_sde": True}),
+    "Dict": ("Dict", "Discrete", {"fisher_chunk_size": 40}),
+    "image": ("image", "MultiBinary", {"sub_sampling_factor": 2}),
+    "every option": (
+        "float64-2d",
+        "MultiDiscrete",
+        {"cg_warm_start": True, "adaptive_kl": True, "ent_coef": 0.01, "max_grad_norm": 0.5, "preconditioner": None},
+    ),
+}
+
+
+def digest(model: TRPO) -> str:
+    """
+    :param model: trained
+    :return: of all its numbers
+    """
+    sha = hashlib.sha256()
+    for name, tensor in sorted(state(model).items()):
+        sha.update(name.encode())
+        sha.update(tensor.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def main() -> None:
+    th.set_num_threads(1)
+    settings = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 3, "device": "cpu"}
+    for name, (observations, actions, kwargs) in KINDS.items():
+        policy, policy_kwargs = policy_for(OBSERVATION_SPACES[observations])
+        env = SpacesEnv(OBSERVATION_SPACES[observations], ACTION_SPACES[actions])
+        model = TRPO(policy, env, policy_kwargs=policy_kwargs, **settings, **kwargs).learn(192)
+        print(name, digest(model))
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=3))
+    print("Pendulum", digest(TRPO("MlpPolicy", env, **settings).learn(384)))
+
+
+if __name__ == "__main__":
+    main()
