@@ -2,10 +2,10 @@
 ``sb3-trpo``: RL Zoo's commands, which find this package's TRPO and hyperparameters under ``trpo``.
 
 Every option is RL Zoo's own. What is added: ``--algo trpo`` need not be typed; ``train`` ends with an evaluation of the
-final policy and a picture of the learning curve, and its ``--vec-env`` can be ``envpool``. RL Zoo's
-``record_training`` and ``benchmark`` are left out: they start other scripts as processes of their own, which a
-registration in this process does not reach. So is ``push_to_hub``: that of RL Zoo 2.9.2 imports a function that no
-sb3-team-hf-integration it allows has.
+final policy and a picture of the learning curve, and its ``--vec-env`` can be ``envpool``; ``enjoy-untrusted`` runs a
+model without running what it holds. RL Zoo's ``record_training`` and ``benchmark`` are left out: they start other
+scripts as processes of their own, which a registration in this process does not reach. So is ``push_to_hub``: that of
+RL Zoo 2.9.2 imports a function that no sb3-team-hf-integration it allows has.
 """
 
 import importlib
@@ -23,10 +23,10 @@ from sb3_trpo import __version__
 @dataclass(frozen=True)
 class Command:
     """
-    One of RL Zoo's commands.
+    One of RL Zoo's commands, or of ours.
 
     :param summary: what it does, for ``sb3-trpo --help``
-    :param module: the module of RL Zoo that holds it
+    :param module: the module that holds it
     :param function: the module's entry point; empty if the module is a script, to be run as ``__main__``
     :param defaults: arguments taken for granted; they come before the user's, and the last one given wins
     """
@@ -46,6 +46,7 @@ class Command:
 COMMANDS = {
     "train": Command("train a policy, or tune hyperparameters", "rl_zoo3.train", "train"),
     "enjoy": Command("run a trained policy", "rl_zoo3.enjoy", "enjoy"),
+    "enjoy-untrusted": Command("run a model of unknown origin", "sb3_trpo.saved_models.enjoy", "main", ()),
     "plot-train": Command("plot training returns", "rl_zoo3.plots.plot_train", "plot_train"),
     "all-plots": Command("plot evaluations, make tables", "rl_zoo3.plots.all_plots", "all_plots", ("--algos", "trpo")),
     "plot-from-file": Command("plot what all-plots saved", "rl_zoo3.plots.plot_from_file", "plot_from_file", ()),

@@ -12,8 +12,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import policies, torch_layers
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.saved_models.pickle_reader import Call, Name, RefusedModelError, read_pickle
@@ -152,6 +154,17 @@ def _float_schedule(state: dict[str, Any]) -> FloatSchedule:
     return FloatSchedule(schedule)
 
 
+def _running_mean_std(state: dict[str, Any]) -> RunningMeanStd:
+    statistics = RunningMeanStd()
+    statistics.mean, statistics.var = (np.asarray(state[name], np.float64) for name in ("mean", "var"))
+    statistics.count = float(state["count"])
+    return statistics
+
+
+def _state(state: dict[str, Any]) -> dict[str, Any]:
+    return state
+
+
 def _forget(*_: Any, **__: Any) -> None:
     """A space's random numbers: they play no part in what a policy does, and start anew."""
 
@@ -196,6 +209,8 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     _path(LinearSchedule): _linear_schedule,
     _path(ConstantSchedule): _constant_schedule,
     _path(FloatSchedule): _float_schedule,
+    _path(RunningMeanStd): _running_mean_std,
+    _path(VecNormalize): _state,
     "numpy.random._pickle.__generator_ctor": _forget,
     "numpy.random._pickle.__bit_generator_ctor": _forget,
     "numpy.random.bit_generator.__pyx_unpickle_SeedSequence": _forget,

@@ -1,0 +1,87 @@
+"""
+``sb3-trpo enjoy-untrusted``: watch a model from strangers.
+
+RL Zoo's ``enjoy`` runs what it finds in the folder of a run: pickles, YAML with Python in it, expressions, names of
+wrappers. Here nothing but the model is read, and a file of normalisation statistics, both as data; the task is the one
+that is named on the command line, without wrappers.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from gymnasium.error import Error as GymnasiumError
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_trpo.saved_models.objects import read_object
+from sb3_trpo.saved_models.pickle_reader import RefusedModelError
+from sb3_trpo.trpo import TRPO
+
+
+def main() -> None:
+    """Entry point; the arguments are in ``sys.argv``."""
+    parser = argparse.ArgumentParser(description="Run a model that may mean harm, without running what it holds.")
+    parser.add_argument("model", help="the file", type=pathlib.Path)
+    parser.add_argument("--env", help="environment ID", required=True)
+    parser.add_argument("--vecnormalize", help="vecnormalize.pkl that came with the model", type=pathlib.Path)
+    parser.add_argument("-n", "--n-timesteps", help="number of timesteps", default=1000, type=int)
+    parser.add_argument("--seed", help="random generator seed", default=0, type=int)
+    parser.add_argument("--device", help="PyTorch device", default="auto")
+    parser.add_argument("--stochastic", help="use stochastic actions", action="store_true")
+    parser.add_argument("--no-render", help="do not render the environment", action="store_true")
+    args = parser.parse_args()
+    try:
+        env_kwargs = {} if args.no_render else {"render_mode": "human"}
+        env = make_vec_env(args.env, 1, seed=args.seed, env_kwargs=env_kwargs)
+        if args.vecnormalize is not None:
+            env = read_vec_normalize(args.vecnormalize, env)
+        model = TRPO.load(args.model, env=env, device=args.device, trusted=False)
+    except (OSError, ValueError, GymnasiumError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    _run(model, env, args.n_timesteps, not args.stochastic)
+
+
+def read_vec_normalize(path: pathlib.Path, venv: VecEnv) -> VecNormalize:
+    """
+    ``VecNormalize.load`` for a file that may mean harm.
+
+    :param path: of the file
+    :param venv: environments to be normalised
+    :return: the same, with the file's statistics of observations, which stay as they are
+    :raises RefusedModelError: if the file holds what it should not
+    """
+    try:
+        state = read_object(path.read_bytes())
+        statistics, clip, epsilon = state["obs_rms"], float(state["clip_obs"]), float(state["epsilon"])
+        is_on, keys = bool(state["norm_obs"]), state["norm_obs_keys"]
+    except RefusedModelError as error:
+        raise RefusedModelError(f"{path} was refused: {error}.") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise RefusedModelError(f"{path} was refused: it is no VecNormalize ({type(error).__name__}).") from error
+    env = VecNormalize(venv, False, is_on, False, clip, epsilon=epsilon, norm_obs_keys=keys)
+    if is_on:
+        _check_statistics(path, statistics, env.obs_rms)
+        env.obs_rms = statistics
+    return env
+
+
+def _check_statistics(path: pathlib.Path, statistics: object, expected: object) -> None:
+    if isinstance(expected, dict) and isinstance(statistics, dict) and expected.keys() == statistics.keys():
+        for key in expected:
+            _check_statistics(path, statistics[key], expected[key])
+        return
+    fit = isinstance(statistics, RunningMeanStd) and isinstance(expected, RunningMeanStd)
+    if not fit or not statistics.mean.shape == statistics.var.shape == expected.mean.shape:  # type: ignore[attr-defined]
+        raise RefusedModelError(f"{path} was refused: its statistics are not those of the environment's observations.")
+
+
+def _run(model: TRPO, env: VecEnv, n_steps: int, is_deterministic: bool) -> None:
+    obs = env.reset()
+    for _ in range(n_steps):
+        actions, _ = model.predict(obs, deterministic=is_deterministic)  # type: ignore[arg-type]
+        obs, _, _, infos = env.step(actions)
+        if "episode" in infos[0]:
+            print(f"Episode of {infos[0]['episode']['l']} steps: return {infos[0]['episode']['r']:.2f}")
+    env.close()
