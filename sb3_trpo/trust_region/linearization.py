@@ -84,6 +84,14 @@ class Linearization(ABC):
         """
 
     @abstractmethod
+    def vjp_pieces(self, u: Parameters, positions: Sequence[int]) -> list[th.Tensor]:
+        """
+        :param u: shaped as z
+        :param positions: of parameters in θ, at least one
+        :return: what Jᵀ u has for these parameters, shaped as they are
+        """
+
+    @abstractmethod
     def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
         """
         :param u: shaped as z, to be propagated backward
@@ -138,6 +146,11 @@ class GraphLinearization(Linearization):
 
     def vjp(self, u: Parameters) -> th.Tensor:
         return self._flat(self._backward(self.parameters.parameters, u))
+
+    def vjp_pieces(self, u: Parameters, positions: Sequence[int]) -> list[th.Tensor]:
+        chosen = [self.parameters.parameters[i] for i in positions]
+        pieces = self._backward(chosen, u)
+        return [th.zeros_like(p) if piece is None else piece for p, piece in zip(chosen, pieces, strict=True)]
 
     def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
         own = {id(parameter) for parameter in self.parameters}
@@ -217,7 +230,18 @@ class MlpLinearization(Linearization):
 
     @th.no_grad()
     def vjp(self, u: Parameters) -> th.Tensor:
-        return self._pull_back(u[0], [] if self._log_std is None else [(u[1] * self.z[1]).sum(dim=0)])
+        return self._pull_back(u[0], [] if self._log_std is None else [self._on_log_std(u)])
+
+    @th.no_grad()
+    def vjp_pieces(self, u: Parameters, positions: Sequence[int]) -> list[th.Tensor]:
+        if list(positions) == [len(self._layers)]:
+            # log σ alone, which needs no pass through the network.
+            return [self._on_log_std(u)]
+        pieces = self.parameters.split(self.vjp(u))
+        return [pieces[i] for i in positions]
+
+    def _on_log_std(self, u: Parameters) -> th.Tensor:
+        return (u[1] * self.z[1]).sum(dim=0)
 
     @th.no_grad()
     def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:

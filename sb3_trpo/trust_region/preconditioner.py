@@ -238,11 +238,10 @@ def _scalar_blocks(linearization: Linearization, u: Parameters, rest: list[int],
     :param damping: λ
     :return: a block each; as ε is independent from state to state, (Jᵀ R ε)² / N has the mean diag F
     """
-    pieces = linearization.parameters.split(linearization.vjp(u))
     blocks = []
-    for i in rest:
-        curvature = float(pieces[i].square().mean()) / len(linearization) + damping
+    for i, piece in zip(rest, linearization.vjp_pieces(u, rest), strict=True):
+        curvature = float(piece.square().mean()) / len(linearization) + damping
         if not 0.0 < curvature < float("inf"):
-            raise PreconditionerError(f"the curvature of a parameter of shape {tuple(pieces[i].shape)} is {curvature}")
+            raise PreconditionerError(f"the curvature of a parameter of shape {tuple(piece.shape)} is {curvature}")
         blocks.append(_ScalarBlock(i, 1.0 / curvature))
     return blocks

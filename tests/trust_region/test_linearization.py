@@ -104,6 +104,20 @@ def test_products_with_the_jacobian(linearization_of, make) -> None:
 
 
 @pytest.mark.parametrize(("linearization_of", "make"), CASES)
+def test_pieces_are_those_of_the_whole_product(linearization_of, make) -> None:
+    policy = make()
+    linearization = linearization_of(policy, make_observations(policy, N_STATES))
+    u = random_cotangents(linearization, th.Generator().manual_seed(0))
+    whole = linearization.parameters.split(linearization.vjp(u))
+    last = len(whole) - 1
+    for positions in ([0], [last], [last, 0], list(range(len(whole)))):
+        pieces = linearization.vjp_pieces(u, positions)
+        assert len(pieces) == len(positions)
+        for i, piece in zip(positions, pieces, strict=True):
+            th.testing.assert_close(piece, whole[i], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("linearization_of", "make"), CASES)
 def test_results_belong_to_the_caller(linearization_of, make) -> None:
     """They are detached, and later products don't overwrite them."""
     policy = make()
