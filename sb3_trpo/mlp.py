@@ -166,7 +166,7 @@ class ColumnMlp:
         out = tangents[0].mm(inputs.homogeneous[0])
         for i, activation in enumerate(self.activations, start=1):
             hidden = activation.backward(out, inputs.hidden[i])
-            out = tangents[i].mm(inputs.homogeneous[i]).addmm_(self._weights[i], hidden)
+            out = th.addmm(tangents[i].mm(inputs.homogeneous[i]), self._weights[i], hidden)
         return out
 
     def backward(self, inputs: LayerInputs, grad: th.Tensor) -> list[th.Tensor]:

@@ -349,7 +349,7 @@ class TRPO(OnPolicyAlgorithm):
         try:
             return kronecker_preconditioner(fisher.linearizations.first(), self.cg_damping)
         except PreconditionerError as error:
-            message = f"conjugate gradient goes without its preconditioner in this update: {error}."
+            message = f"conjugate gradient goes without its preconditioner in this update ({str(error).rstrip('.')})."
             self.logger.info(f"Update {self._n_updates + 1}: {message}")
             self._advice.observe("preconditioner", True, message, patience=1)
             return None
