@@ -109,7 +109,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         the line search had to back off or failed, and stays within a factor of 5 of ``target_kl``
     :param fisher_chunk_size: states at a time in gradient, Fisher product and line search, to bound the memory; None
         takes all at once, unless their observations are as large as images
-    :param preconditioner: of conjugate gradient; ``"kfac"`` reaches in two or three iterations what takes 15 without
+    :param preconditioner: of conjugate gradient; ``"kfac"`` reaches in three to five iterations what takes 15 without
         (see ``benchmarks/RESULTS.md``); None uses none
     """
 
