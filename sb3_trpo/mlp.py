@@ -57,9 +57,8 @@ class PlainMlp:
     def __init__(self, parameters: Sequence[th.Tensor], activations: Sequence[Activation]) -> None:
         assert len(parameters) == 2 * len(activations) + 2
         self.parameters = tuple(parameters)
-        self.weights = tuple(weight.detach() for weight in self.parameters[::2])
-        self.biases = tuple(bias.detach() for bias in self.parameters[1::2])
-        self._transposed = tuple(weight.t() for weight in self.weights)
+        self._biases = tuple(bias.detach() for bias in self.parameters[1::2])
+        self._transposed = tuple(weight.detach().t() for weight in self.parameters[::2])
         self.activations = tuple(activations)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
@@ -70,8 +69,8 @@ class PlainMlp:
         :return: outputs, (N, n_out)
         """
         for i, activation in enumerate(self.activations):
-            x = activation.apply(th.addmm(self.biases[i], x, self._transposed[i]))
-        return th.addmm(self.biases[-1], x, self._transposed[-1])
+            x = activation.apply(th.addmm(self._biases[i], x, self._transposed[i]))
+        return th.addmm(self._biases[-1], x, self._transposed[-1])
 
     def on_columns(self) -> "ColumnMlp":
         """
