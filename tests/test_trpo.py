@@ -104,8 +104,16 @@ def test_target_kl_and_learning_rate_take_schedules() -> None:
 
 
 def test_schedules_end_at_the_end_although_the_last_rollout_goes_beyond_it() -> None:
-    schedules = {"target_kl": LinearSchedule(0.02, 0.0, 1.0), "learning_rate": LinearSchedule(1e-3, 0.0, 1.0)}
-    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=256, seed=0, device="cpu", **schedules)
+    # SB3's LinearSchedule stops at its end by itself; RL Zoo's, and a user's function, go on below zero.
+    model = TRPO(
+        "MlpPolicy",
+        "Pendulum-v1",
+        n_steps=256,
+        seed=0,
+        device="cpu",
+        target_kl=lambda progress: 0.02 * progress,
+        learning_rate=lambda progress: 1e-3 * progress,
+    )
     model.learn(1000)
     assert model.num_timesteps == 1024
     assert log(model)["train/target_kl"] == 0.0
