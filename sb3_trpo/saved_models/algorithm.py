@@ -12,7 +12,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trpo.saved_models.atomic import replaced_file
-from sb3_trpo.saved_models.contrib import explain_target_kl, is_contribs
+from sb3_trpo.saved_models.contrib import explain_target_kl, is_contribs, missing_gym_explained
 from sb3_trpo.saved_models.untrusted import model_file
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SafelySaved")
@@ -74,7 +74,8 @@ class SafelySaved(OnPolicyAlgorithm):
         """
         given = {**kwargs, **(custom_objects or {})}
         with model_file(cls, path, custom_objects, trusted) as (file, attributes):
-            model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
+            with missing_gym_explained():
+                model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
             if "target_kl" not in given and is_contribs(file):
                 explain_target_kl(model.target_kl, model.action_space, stacklevel=2)
         return model

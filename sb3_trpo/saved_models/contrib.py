@@ -2,11 +2,13 @@
 Models that were saved by sb3-contrib's TRPO: they load as they are, but one number in them has come to mean more.
 """
 
+import contextlib
 import io
 import json
 import pathlib
 import warnings
 import zipfile
+from collections.abc import Iterator
 
 from gymnasium import spaces
 from stable_baselines3.common.save_util import open_path
@@ -59,3 +61,23 @@ def explain_target_kl(target_kl: object, action_space: spaces.Space, stacklevel:
         UserWarning,
         stacklevel=stacklevel + 1,
     )
+
+
+@contextlib.contextmanager
+def missing_gym_explained() -> Iterator[None]:
+    """
+    While it is open, say what to do about a file from before sb3-contrib 2.0, whose spaces are of the old Gym.
+
+    :raises ModuleNotFoundError: as before, in words that help
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "gym":
+            raise
+        raise ModuleNotFoundError(
+            "This model was saved with spaces of the old Gym, which is not installed: give Gymnasium's in their place, "
+            'as in TRPO.load(..., custom_objects={"observation_space": env.observation_space, '
+            '"action_space": env.action_space}).',
+            name=error.name,
+        ) from error

@@ -1,7 +1,12 @@
+import importlib.util
 import io
 import warnings
+import zipfile
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import sb3_contrib
 import torch as th
@@ -85,3 +90,74 @@ def test_open_files_too():
     file.seek(0)
     assert len(warnings_of_load(file)) == 1
     assert not file.closed
+
+
+# Files of old versions, and what these predicted; see README.md beside them.
+OLD_FILES = sorted((Path(__file__).parent / "data").glob("*.zip"))
+
+
+def load_old(path: Path, env: gym.Env | None = None) -> TRPO:
+    """
+    As SB3's documentation has it: what a file from before 2.0 has are spaces of the old Gym, and those of a task may
+    have other bounds today. A schedule was saved as bytecode, which is of no use to another version of Python.
+    """
+    task = gym.make(env_of(path))
+    spaces_of_task = {"observation_space": task.observation_space, "action_space": task.action_space}
+    custom_objects = spaces_of_task if env is not None or "contrib-1." in path.name else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Could not deserialize object lr_schedule")
+        # What numpy says to any file from before 2.0.
+        warnings.filterwarnings("ignore", "numpy.core", DeprecationWarning)
+        return TRPO.load(path, env, device="cpu", custom_objects=custom_objects)
+
+
+def env_of(path: Path) -> str:
+    return path.stem.split("-", maxsplit=2)[2]
+
+
+@pytest.mark.parametrize("path", OLD_FILES, ids=lambda path: path.stem)
+def test_old_files_act_as_they_did(path):
+    model = load_old(path)
+    with np.load(path.with_suffix(".npz")) as recorded:
+        state = model.policy.state_dict()
+        assert state.keys() == set(recorded) - {"observations", "actions"}
+        for name, tensor in state.items():
+            np.testing.assert_array_equal(tensor.numpy(), recorded[name])
+        actions, _ = model.predict(recorded["observations"], deterministic=True)
+        assert len(np.unique(actions)) > 1
+        np.testing.assert_array_equal(actions, recorded["actions"])
+    assert (model.gamma, model.batch_size, model.target_kl, model.num_timesteps) == (0.98, 64, 0.02, 256)
+    assert (model.lr_schedule(1.0), model.n_critic_updates, model._n_updates) == (0.002, 2, 2)
+    with zipfile.ZipFile(path) as archive:
+        optimizer = th.load(io.BytesIO(archive.read("policy.optimizer.pth")), weights_only=True)
+    ours = model.policy.optimizer.state_dict()
+    assert ours["state"].keys() == optimizer["state"].keys() != set()
+    for i, moments in optimizer["state"].items():
+        assert all(th.equal(th.as_tensor(ours["state"][i][key]), th.as_tensor(moments[key])) for key in moments)
+    assert ours["param_groups"][0]["lr"] == optimizer["param_groups"][0]["lr"]
+
+
+@pytest.mark.parametrize("path", OLD_FILES, ids=lambda path: path.stem)
+def test_old_files_go_on_training(path, tmp_path):
+    model = load_old(path, gym.make(env_of(path)))
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    model.learn(256, reset_num_timesteps=False)
+    log = model.logger.name_to_value
+    assert log["train/is_line_search_success"] == 1
+    assert 0 < log["train/kl_divergence_loss"] <= 0.02
+    assert any(not th.equal(before[name], tensor) for name, tensor in model.policy.state_dict().items())
+    assert model.num_timesteps == 512
+    # And from here on it is a file of the present.
+    model.save(tmp_path / "saved")
+    assert warnings_of_load(tmp_path / "saved") == []
+
+
+def test_there_are_old_files():
+    assert {path.stem.split("-")[1] for path in OLD_FILES} == {"1.4.0", "1.8.0", "2.0.0", "2.6.0"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gym") is not None, reason="the old Gym is installed")
+def test_a_file_with_spaces_of_the_old_gym_says_what_to_do():
+    path = next(path for path in OLD_FILES if "contrib-1.4.0" in path.name)
+    with pytest.raises(ModuleNotFoundError, match=r"custom_objects=\{\"observation_space\": env.observation_space"):
+        TRPO.load(path, device="cpu")
