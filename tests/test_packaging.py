@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from importlib.metadata import requires
 from pathlib import Path
@@ -75,21 +76,80 @@ def test_importing_needs_only_sb3_and_what_it_needs():
     assert result.returncode == 0, result.stderr
 
 
+def test_importing_warns_of_nothing():
+    command = [sys.executable, "-W", "error", "-c", "import sb3_trpo, sb3_trpo.cli"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
+# The hooks that pip calls, without pip's isolated environment, which would have to be downloaded.
+BUILD = """
+import os, sys
+
+os.umask(int(sys.argv[1], 8))
+sys.path.insert(0, "build_backend")
+import reproducible
+
+reproducible.build_sdist("dist")
+reproducible.build_wheel("dist")
+"""
+
+EPOCH = 1_700_000_000  # seconds since 1970
+
+
+def build(sources: Path, umask: int, modified: int) -> Path:
+    """
+    :param sources: a folder to be made, which gets a copy of the sources
+    :param umask: permissions that the copy and all that is built don't get
+    :param modified: when the sources were written, in seconds since 1970
+    :return: a folder with wheel and source distribution
+    """
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        sources.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, sources)
+    for name in ("sb3_trpo", "build_backend", "tests", "benchmarks"):
+        ignored = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(REPOSITORY / name, sources / name, ignore=ignored)
+    for path in sources.rglob("*"):
+        path.chmod((0o777 if path.is_dir() or path.stat().st_mode & 0o100 else 0o666) & ~umask)
+        os.utime(path, (modified, modified))
+    result = subprocess.run(
+        [sys.executable, "-c", BUILD, f"{umask:o}"],
+        cwd=sources,
+        env={**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return sources / "dist"
+
+
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory) -> Path:
     """
-    :return: a folder with wheel and source distribution, built from a copy of the sources
+    :return: a folder with wheel and source distribution
     """
-    sources = tmp_path_factory.mktemp("sources")
-    for file in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / file, sources)
-    for folder in ("sb3_trpo", "tests", "benchmarks"):
-        shutil.copytree(REPOSITORY / folder, sources / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    # The hooks that pip calls, without pip's isolated environment, which would have to be downloaded.
-    build = "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
-    result = subprocess.run([sys.executable, "-c", build], cwd=sources, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return sources / "dist"
+    return build(tmp_path_factory.mktemp("distributions") / "sources", umask=0o022, modified=EPOCH - 1000)
+
+
+def test_builds_depend_on_the_sources_alone(distributions, tmp_path):
+    other = build(tmp_path / "another_folder", umask=0o077, modified=EPOCH + 2_000_000)
+    names = sorted(path.name for path in distributions.iterdir())
+    assert [name.rpartition(".")[2] for name in names] == ["whl", "gz"]
+    for name in names:
+        assert (distributions / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_builds_have_the_time_that_was_asked_for_and_no_owner(distributions):
+    (sdist,) = distributions.glob("*.tar.gz")
+    assert sdist.read_bytes()[4:8] == EPOCH.to_bytes(4, "little")
+    with tarfile.open(sdist) as archive:
+        assert {(file.mtime, file.uid, file.uname, file.gid, file.gname) for file in archive} == {(EPOCH, 0, "", 0, "")}
+        assert {file.mode for file in archive if file.isfile()} == {0o644}
+    (wheel,) = distributions.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert {file.date_time for file in archive.infolist()} == {time.gmtime(EPOCH)[:6]}
 
 
 def test_wheel_holds_the_whole_package_and_nothing_else(distributions):
