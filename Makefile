@@ -18,16 +18,23 @@ ARGS =
 BIN = .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help train test test-slow lint format bench-speed report clean
+.PHONY: help train test test-slow test-contrib test-versions lint format audit dist bench-speed campaign soak kill-campaign report clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make train [ENV=HalfCheetah-v5] [STEPS=1000000] [SEED=0] [ARGS=...]   train, evaluate, draw the learning curve'
 	@echo 'make test [ARGS=...]                                                  run the tests'
 	@echo 'make test-slow                                                        run the long tests'
+	@echo 'make test-contrib                                                     run the tests of sb3-contrib on this TRPO'
+	@echo 'make test-versions                                                    run the tests with the oldest and the newest dependencies'
 	@echo 'make lint                                                             ruff and mypy'
 	@echo 'make format                                                           let ruff format and fix the sources'
+	@echo 'make audit                                                            look up known vulnerabilities of all that constraints.txt pins'
+	@echo 'make dist                                                             build wheel and source distribution, twice, and compare'
 	@echo 'make bench-speed [ARGS=...]                                           measure speed against the peers, half an hour'
+	@echo 'make campaign [ARGS=...]                                              train for the table of results: 120 runs of 1M steps, many hours'
+	@echo 'make soak [ARGS=...]                                                  train for 10M steps, and see what grows'
+	@echo 'make kill-campaign [ARGS=...]                                         kill one training at random moments, and see what is lost'
 	@echo 'make report                                                           make benchmarks/RESULTS.md from the raw files'
 	@echo 'make clean                                                            remove .venv and the caches'
 
@@ -40,8 +47,14 @@ train: .venv/train.stamp
 test: .venv/dev.stamp
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-slow: .venv/dev.stamp
+test-slow: .venv/slow.stamp
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-contrib: .venv/dev.stamp
+	@$(BIN)/python benchmarks/contrib_suite.py $(ARGS)
+
+test-versions: .venv/release.stamp
+	@$(BIN)/nox $(ARGS)
 
 lint: .venv/dev.stamp
 	@$(BIN)/ruff check
@@ -52,9 +65,33 @@ format: .venv/dev.stamp
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+# Every pin whose marker holds for this Python. Without --strict a package that the service doesn't know, or an index that
+# isn't PyPI and knows no vulnerabilities, would count as a success.
+audit: .venv/release.stamp
+	@$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt $(ARGS)
+
+# Of what is committed, not of what lies about; pip's own build environment would have the newest setuptools.
+dist: .venv/release.stamp
+	@rm -rf dist build/first build/second && mkdir -p build/first build/second
+	@set -e; for copy in first second; do git archive HEAD | tar -x -m -C build/$$copy; \
+		SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --quiet --no-isolation build/$$copy; done
+	@diff -r build/first/dist build/second/dist && mv build/first/dist dist
+	@cd dist && sha256sum *
+
 # Without other load: what is measured already is kept (ARGS=--replace measures anew).
 bench-speed: .venv/bench.stamp
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
+
+# Goes on where it was stopped.
+campaign: .venv/train.stamp
+	@$(BIN)/python benchmarks/learning.py --algos sb3_trpo --seeds 0-9 $(ARGS)
+	@$(BIN)/python benchmarks/learning.py --algos sb3_contrib ppo --seeds 0-4 $(ARGS)
+
+soak: .venv/dev.stamp
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
+
+kill-campaign: .venv/dev.stamp
+	@$(BIN)/python benchmarks/kill_campaign.py $(ARGS)
 
 report: .venv/train.stamp
 	@$(BIN)/python benchmarks/report.py
@@ -71,6 +108,16 @@ clean:
 .venv/dev.stamp: .venv/train.stamp
 	@echo 'Installing the test and lint tools into .venv ...'
 	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv/slow.stamp: .venv/dev.stamp
+	@echo 'Installing the Atari games and OpenCV into .venv ...'
+	@$(PIP_INSTALL) -e '.[atari]'
+	@touch $@
+
+.venv/release.stamp: .venv/dev.stamp
+	@echo 'Installing the tools that check a release into .venv ...'
+	@$(PIP_INSTALL) -e '.[release]'
 	@touch $@
 
 .venv/bench.stamp: .venv/dev.stamp
