@@ -2,10 +2,11 @@
 ``sb3-trpo``: RL Zoo's commands, which find this package's TRPO and hyperparameters under ``trpo``.
 
 Every option is RL Zoo's own. What is added: ``--algo trpo`` need not be typed; ``train`` ends with an evaluation of the
-final policy and a picture of the learning curve, and its ``--vec-env`` can be ``envpool``; ``enjoy-untrusted`` runs a
-model without running what it holds. RL Zoo's ``record_training`` and ``benchmark`` are left out: they start other
-scripts as processes of their own, which a registration in this process does not reach. So is ``push_to_hub``: that of
-RL Zoo 2.9.2 imports a function that no sb3-team-hf-integration it allows has.
+final policy and a picture of the learning curve, its ``--vec-env`` can be ``envpool``, and with ``--resume`` it goes on
+after a crash; ``enjoy-untrusted`` runs a model without running what it holds. RL Zoo's ``record_training`` and
+``benchmark`` are left out: they start other scripts as processes of their own, which a registration in this process
+does not reach. So is ``push_to_hub``: that of RL Zoo 2.9.2 imports a function that no sb3-team-hf-integration it allows
+has.
 """
 
 import importlib
@@ -54,7 +55,9 @@ COMMANDS = {
     "load-from-hub": Command("download a trained policy", "rl_zoo3.load_from_hub"),
 }
 
-MODULES_THAT_CHECK_ARGUMENTS = ("sb3_trpo.validation", "sb3_trpo.rl_zoo", "sb3_trpo.zoo_envpool", "sb3_trpo.envpool")
+MODULES_THAT_CHECK_ARGUMENTS = tuple(
+    f"sb3_trpo.{name}" for name in ("validation", "rl_zoo", "zoo_envpool", "zoo_resume", "envpool")
+)
 
 USAGE = "usage: sb3-trpo COMMAND [OPTION ...]\n\n{commands}\n\n`sb3-trpo COMMAND --help` lists the options of one."
 
@@ -104,13 +107,12 @@ def _register() -> None:
     try:
         import rl_zoo3.train
 
-        from sb3_trpo.run_report import ReportingExperimentManager
-        from sb3_trpo.zoo_envpool import TrainParser
+        from sb3_trpo.zoo_resume import ResumableExperimentManager, ResumableTrainParser
     except ImportError as error:
         sys.exit(f"sb3-trpo needs RL Zoo ({error}): install it with `pip install 'sb3-trpo[zoo]'`.")
     # The two names of that module through which its parser and its environments are made.
-    rl_zoo3.train.argparse = SimpleNamespace(ArgumentParser=TrainParser)  # type: ignore[assignment, attr-defined]
-    rl_zoo3.train.ExperimentManager = ReportingExperimentManager  # type: ignore[attr-defined]
+    rl_zoo3.train.argparse = SimpleNamespace(ArgumentParser=ResumableTrainParser)  # type: ignore[assignment, attr-defined]
+    rl_zoo3.train.ExperimentManager = ResumableExperimentManager  # type: ignore[attr-defined]
 
 
 def _innermost_module(traceback: TracebackType | None) -> str:

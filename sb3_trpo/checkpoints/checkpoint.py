@@ -9,6 +9,7 @@ import zipfile
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
@@ -80,6 +81,10 @@ class Checkpoint(BaseCallback):
         else:
             model = algorithm_class.load(io.BytesIO(content), env, **kwargs)
         self._pending = read_member(self.path, "state")
+        folder = read_member(self.path, "log_folder")
+        if trusted and model.tensorboard_log is not None and folder:
+            # One curve in TensorBoard, not one for each session.
+            model.set_logger(configure(folder, [*(["stdout"] if model.verbose else []), "tensorboard"]))
         return model
 
     def _on_training_start(self) -> None:
@@ -111,9 +116,9 @@ class Checkpoint(BaseCallback):
         assert isinstance(self.model, OnPolicyAlgorithm)
         model_file = io.BytesIO()
         self.model.save(model_file)
-        state = pack({"note": self.note, "state": save_training(self.model, self._root)})
+        state = {"note": self.note, "log_folder": self.logger.get_dir(), "state": save_training(self.model, self._root)}
         with zipfile.ZipFile(model_file, "a") as archive:
-            archive.writestr(STATE, state)
+            archive.writestr(STATE, pack(state))
         with replaced_file(self.path, "zip") as file:
             file.write(model_file.getvalue())
         self._is_own = True
@@ -127,7 +132,7 @@ class Checkpoint(BaseCallback):
 def read_member(path: pathlib.Path, name: str) -> Any:
     """
     :param path: of a checkpoint
-    :param name: ``note`` or ``state``
+    :param name: ``note``, ``log_folder`` or ``state``
     :return: that part of it
     :raises ValueError: if it is no checkpoint
     """

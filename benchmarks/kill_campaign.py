@@ -1,0 +1,252 @@
+"""
+One training that is killed a hundred times, at random moments, against the same training left alone.
+
+    python benchmarks/kill_campaign.py [--kills 100]
+
+Each session is a process that goes on from the last checkpoint until SIGKILL ends it; the last one is left to finish.
+Writes ``benchmarks/results/reliability/kill_campaign.json``: how many steps each kill has cost, and whether the end is
+that of the training that was left alone, bit for bit: weights, optimizer, statistics of ``VecNormalize``, evaluations,
+and episodes in the monitor files.
+"""
+
+import argparse
+import hashlib
+import json
+import mmap
+import os
+import platform
+import random
+import signal
+import struct
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+import sb3_trpo
+from sb3_trpo import TRPO
+from sb3_trpo.checkpoints import Checkpoint
+
+RESULT = Path(__file__).parent / "results" / "reliability" / "kill_campaign.json"
+TASK = "Hopper-v5"
+N_ENVS, N_STEPS, EVERY = 4, 128, 2
+TOTAL_STEPS = 400_000
+# A session is killed so many seconds after its start, at most.
+LONGEST_LIFE = 3.0
+COUNTERS = struct.Struct("qqq")
+
+
+class Shared:
+    """Numbers that outlive the process that writes them."""
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, COUNTERS.size)
+
+    def write(self, started_at: int, steps: int, checkpoint: int) -> None:
+        """
+        :param started_at: steps at the start of the session
+        :param steps: done
+        :param checkpoint: steps at the last checkpoint
+        """
+        COUNTERS.pack_into(self.memory, 0, started_at, steps, checkpoint)
+
+    def read(self) -> tuple[int, int, int]:
+        return COUNTERS.unpack_from(self.memory, 0)
+
+
+class Count(BaseCallback):
+    """
+    :param shared: gets the number of steps
+    :param checkpoint: whose file is watched
+    """
+
+    reads_values = False
+
+    def __init__(self, shared: Shared, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.shared = shared
+        self.checkpoint = checkpoint
+        self.started_at = self.saved_at = -1
+
+    def _on_rollout_start(self) -> None:
+        # After the checkpoint has been written, or training has gone on from it.
+        steps = self.model.num_timesteps
+        if self.started_at < 0:
+            self.started_at = self.saved_at = steps
+        if self.model._n_updates % self.checkpoint.every == 0:
+            self.saved_at = steps
+
+    def _on_step(self) -> bool:
+        self.shared.write(self.started_at, self.model.num_timesteps, self.saved_at)
+        return True
+
+
+def make_env(folder: Path | None, seed: int, is_training: bool) -> VecNormalize:
+    env = make_vec_env(
+        TASK,
+        N_ENVS if is_training else 1,
+        seed=seed,
+        monitor_dir=None if folder is None else str(folder),
+        monitor_kwargs={"override_existing": not (folder and (folder / "0.monitor.csv").exists())},
+    )
+    return VecNormalize(env, training=is_training, norm_reward=is_training)
+
+
+def train(folder: Path, shared: Shared) -> None:
+    """
+    Train to the end, from the folder's checkpoint if there is one.
+    """
+    checkpoint = Checkpoint(folder / "checkpoint.zip", EVERY)
+    is_resumed = checkpoint.exists()
+    if not is_resumed:
+        for begun in folder.glob("*.monitor.csv"):
+            begun.unlink()
+    env = make_env(folder, 1, True)
+    evaluation = EvalCallback(make_env(None, 2, False), eval_freq=2500, n_eval_episodes=2, verbose=0, log_path=folder)
+    settings: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 128, "n_critic_updates": 5, "seed": 1}
+    model = checkpoint.load(env, device="cpu") if is_resumed else TRPO("MlpPolicy", env, device="cpu", **settings)
+    model.learn(TOTAL_STEPS, [evaluation, checkpoint, Count(shared, checkpoint)])
+    model.save(folder / "model.zip")
+    env.save(str(folder / "vecnormalize.pkl"))
+    env.close()
+
+
+def session(folder: Path, shared: Shared, life: float | None) -> bool:
+    """
+    :param folder: of the run
+    :param shared: for its count of steps
+    :param life: seconds until it is killed; None leaves it alone
+    :return: whether it has come to the end
+    """
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            train(folder, shared)
+            code = 0
+        finally:
+            os._exit(code)
+    if life is not None:
+        time.sleep(life)
+        os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    if life is None and status != 0:
+        raise RuntimeError(f"A session failed ({status}).")
+    return status == 0
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """
+    :param folder: of a run that has ended
+    :return: of each thing that it has produced
+    """
+    model = TRPO.load(folder / "model.zip", device="cpu")
+    optimizer = [x for state in model.policy.optimizer.state_dict()["state"].values() for x in state.values()]
+    env = VecNormalize.load(str(folder / "vecnormalize.pkl"), make_vec_env(TASK, N_ENVS))
+    statistics = [x for rms in (env.obs_rms, env.ret_rms) for x in (rms.mean, rms.var, np.asarray(rms.count))]
+    with np.load(folder / "evaluations.npz") as evaluations:
+        evaluated = [evaluations[name] for name in sorted(evaluations)]
+    # Return and length of episodes; the third column is the time.
+    rows = [
+        row.rsplit(",", 1)[0]
+        for path in sorted(folder.glob("*.monitor.csv"))
+        for row in path.read_text().splitlines()[1:]
+    ]
+    return {
+        "weights": _digest([x.numpy().tobytes() for x in model.policy.state_dict().values()]),
+        "optimizer": _digest([th.as_tensor(x).numpy().tobytes() for x in optimizer]),
+        "VecNormalize": _digest([np.asarray(x).tobytes() for x in statistics]),
+        "evaluations": _digest([x.tobytes() for x in evaluated]),
+        "episodes": _digest([row.encode() for row in rows]),
+    }
+
+
+def _digest(parts: list[bytes]) -> str:
+    return hashlib.sha256(b"|".join(parts)).hexdigest()[:16]
+
+
+def campaign(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
+    """
+    :param folder: of the run
+    :param n_kills: at most; fewer if the training has ended before
+    :param rng: of the moments
+    :return: what the kills have cost
+    """
+    lost, n_before_first_step, n_while_saving, went_back, checkpoint = [], 0, 0, 0, 0
+    start = time.perf_counter()
+    for _ in range(n_kills):
+        shared = Shared()
+        shared.write(-1, -1, -1)
+        if session(folder, shared, rng.uniform(0.0, LONGEST_LIFE)):
+            break
+        started_at, steps, saved_at = shared.read()
+        for half_written in folder.glob(".checkpoint.zip.*.tmp"):
+            n_while_saving += 1
+            half_written.unlink()
+        if steps < 0:
+            n_before_first_step += 1
+            continue
+        # A session starts where the last checkpoint was written, or after it.
+        went_back += started_at < checkpoint
+        checkpoint = saved_at
+        lost.append(steps - saved_at)
+    n_done = len(lost) + n_before_first_step
+    steps_at_last_kill = checkpoint
+    session(folder, Shared(), None)
+    return {
+        "kills": n_done,
+        "of_these_before_the_first_step": n_before_first_step,
+        "of_these_while_a_checkpoint_was_written": n_while_saving,
+        "sessions_that_started_before_the_last_checkpoint": went_back,
+        "steps_at_the_last_kill": steps_at_last_kill,
+        "steps_lost_per_kill": {"mean": float(np.mean(lost or 0)), "max": max(lost, default=0)},
+        "steps_between_checkpoints": EVERY * N_STEPS * N_ENVS,
+        "minutes": (time.perf_counter() - start) / 60,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Kill a training again and again, and see what is lost.")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    # What is imported late is imported once, not in each session.
+    TRPO("MlpPolicy", make_env(None, 0, True), n_steps=32, batch_size=32, device="cpu").learn(32)
+    with tempfile.TemporaryDirectory() as name:
+        alone, killed = Path(name, "alone"), Path(name, "killed")
+        for folder in (alone, killed):
+            folder.mkdir()
+        session(alone, Shared(), None)
+        result = {
+            "task": TASK,
+            "steps": TOTAL_STEPS,
+            "n_envs": N_ENVS,
+            "n_steps": N_STEPS,
+            **campaign(killed, args.kills, random.Random(args.seed)),
+        }
+        expected, found = digests(alone), digests(killed)
+    result["same_as_without_kills"] = {name: found[name] == expected[name] for name in expected}
+    result["versions"] = {
+        "sb3_trpo": sb3_trpo.__version__,
+        "stable_baselines3": stable_baselines3.__version__,
+        "gymnasium": gymnasium.__version__,
+        "torch": th.__version__,
+        "python": platform.python_version(),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
