@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -169,6 +170,42 @@ def test_source_distribution_holds_the_package_and_no_tests(distributions):
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "setup.cfg", "sb3_trpo/py.typed", "sb3_trpo/hyperparams/trpo.yml"} <= names
     assert not {name for name in names if name.startswith(("tests", "benchmarks"))}
+
+
+TRAIN = """
+import sys
+from sb3_trpo import TRPO
+
+assert sys.modules["sb3_trpo"].__file__.startswith(sys.prefix)
+TRPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu").learn(64)
+"""
+
+
+@pytest.fixture
+def clean_environment(tmp_path) -> Iterator[Path]:
+    """
+    :return: the folder of a virtual environment, which is removed at the end: PyTorch takes a gigabyte
+    """
+    folder = tmp_path / "environment"
+    # Not every Python has ensurepip; the pip at hand installs into any environment.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=300)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_both_install_in_a_clean_environment(distributions, clean_environment):
+    """With what the package itself requires and nothing else, in the versions of constraints.txt, from an index."""
+    programs = clean_environment / ("Scripts" if os.name == "nt" else "bin")
+    pip = [sys.executable, "-m", "pip", "--python", programs / "python"]
+    install = [*pip, "install", "--quiet", "-c", REPOSITORY / "constraints.txt"]
+    (wheel,), (sdist,) = distributions.glob("*.whl"), distributions.glob("*.tar.gz")
+    for installation in ([*install, wheel], [*install, "--no-deps", "--force-reinstall", sdist]):
+        uses = [programs / "python", "-I", "-c", TRAIN], [programs / "sb3-trpo", "--help"]
+        for command in (installation, [*pip, "check"], *uses):
+            result = subprocess.run(command, cwd=clean_environment, capture_output=True, text=True, timeout=900)
+            assert result.returncode == 0, result.stderr
+        assert "enjoy-untrusted" in result.stdout
 
 
 def pins() -> list[Requirement]:
