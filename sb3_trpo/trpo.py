@@ -30,6 +30,7 @@ from sb3_trpo import rollouts
 from sb3_trpo.actor import Actor
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
+from sb3_trpo.env_failures import limited_waiting
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.samples import chunks, select, whole_rollout
 from sb3_trpo.saved_models.algorithm import SafelySaved
@@ -48,6 +49,7 @@ from sb3_trpo.validation import (
     check_real,
     check_spaces,
 )
+from sb3_trpo.vec_steps import watched_reset
 
 # What the rollout buffers give.
 Rollout: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
@@ -100,8 +102,10 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
     :param device: cpu, cuda, ...; auto takes the GPU if there is one
     :param _init_setup_model: whether to build the network at once
     :param cg_residual_tol: conjugate gradient stops when the residual has fallen to this share of the gradient (in the
-        preconditioner's norm); at the default the direction is within 1% as good as that of 25 iterations without
-        preconditioner (see ``benchmarks/RESULTS.md``)
+        preconditioner's norm)
+    :param cg_progress_tol: conjugate gradient stops after an iteration that has added less than this share to what it
+        maximises, gᵀx − ½ xᵀ(F + λ I)x; at the defaults the direction is within 1% as good as that of 25 iterations
+        without preconditioner (see ``benchmarks/RESULTS.md``)
     :param cg_warm_start: whether conjugate gradient starts from the last update's direction
     :param ent_coef: coefficient of the entropy in the surrogate
     :param max_grad_norm: bound on the norm of the critic's gradient; None leaves it as it is
@@ -111,6 +115,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         takes all at once, unless their observations are as large as images
     :param preconditioner: of conjugate gradient; ``"kfac"`` reaches in three to five iterations what takes 15 without
         (see ``benchmarks/RESULTS.md``); None uses none
+    :param env_timeout: seconds that an environment in another process (``SubprocVecEnv``) may take for a step or a
+        reset before training ends with an error; None waits for ever
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -149,17 +155,20 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         *,
         cg_residual_tol: float = 0.07,
+        cg_progress_tol: float = 0.01,
         cg_warm_start: bool = False,
         ent_coef: float = 0.0,
         max_grad_norm: float | None = None,
         adaptive_kl: bool = False,
         fisher_chunk_size: int | None = None,
         preconditioner: str | None = "kfac",
+        env_timeout: float | None = 600.0,
     ) -> None:
         self.batch_size = batch_size
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.cg_residual_tol = cg_residual_tol
+        self.cg_progress_tol = cg_progress_tol
         self.cg_warm_start = cg_warm_start
         self.preconditioner = preconditioner
         self.fisher_chunk_size = fisher_chunk_size
@@ -170,6 +179,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         self.adaptive_kl = adaptive_kl
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
+        self.env_timeout = env_timeout
         # What the base class will hold; set here so that everything is checked before an environment is made.
         self.learning_rate, self.n_steps, self.gamma, self.gae_lambda = learning_rate, n_steps, gamma, gae_lambda
         self.ent_coef, self.max_grad_norm = ent_coef, max_grad_norm  # type: ignore[assignment]
@@ -327,6 +337,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
             g,
             max_steps=self.cg_max_steps,
             residual_tol=self.cg_residual_tol,
+            progress_tol=self.cg_progress_tol,
             preconditioner=self._preconditioner(fisher),
             x0=self.cg_direction if self.cg_warm_start and self.cg_direction.shape == g.shape else None,
         )
@@ -442,7 +453,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         :raises NonFiniteError: if the policy's weights are not finite
         """
         check_before_rollout(self.policy)
-        return rollouts.collect(self, env, callback, rollout_buffer, n_rollout_steps)
+        with limited_waiting(env.unwrapped, self.env_timeout):
+            return rollouts.collect(self, env, callback, rollout_buffer, n_rollout_steps)
 
     def learn(
         self: SelfTRPO,
@@ -454,6 +466,11 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfTRPO:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        assert self.env is not None
+        with limited_waiting(self.env.unwrapped, self.env_timeout), watched_reset(self.env):
+            return super()._setup_learn(*args, **kwargs)
 
     def _setup_model(self) -> None:
         # Once more, for a loaded model's arguments come later than the constructor.

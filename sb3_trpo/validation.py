@@ -33,13 +33,15 @@ def check_hyperparameters(algorithm: Any) -> None:
     check_schedule("target_kl", algorithm.target_kl, "above 0", lambda x: x > 0)
     for name in ("gamma", "gae_lambda"):
         check_real(name, getattr(algorithm, name), "between 0 and 1", lambda x: 0 <= x <= 1)
-    for name in ("cg_damping", "cg_residual_tol", "ent_coef"):
+    for name in ("cg_damping", "cg_residual_tol", "cg_progress_tol", "ent_coef"):
         check_real(name, getattr(algorithm, name), "at least 0", lambda x: x >= 0)
     shrinking_factor = algorithm.line_search_shrinking_factor
     check_real("line_search_shrinking_factor", shrinking_factor, "above 0 and below 1", lambda x: 0 < x < 1)
     if algorithm.max_grad_norm is not None:
         # 0 is what sb3-contrib's saved models hold, for none.
         check_real("max_grad_norm", algorithm.max_grad_norm, "above 0, or None", lambda x: x >= 0)
+    if algorithm.env_timeout is not None:
+        check_real("env_timeout", algorithm.env_timeout, "a number of seconds above 0, or None", lambda x: x > 0)
     check_choice("preconditioner", algorithm.preconditioner, ("kfac", None))
 
 

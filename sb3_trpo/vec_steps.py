@@ -21,7 +21,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_trpo.env_failures import explained_failures
 
@@ -44,15 +44,13 @@ def watched_steps(env: VecEnv, count_steps: Callable[[], int], are_kept: bool) -
         step_wait = functools.partial(_dummy_step_wait, innermost)  # type: ignore[arg-type]
 
     space = innermost.observation_space
-    shape = space.shape if isinstance(space, spaces.Box) else None
+
+    def when() -> str:
+        return f"after {count_steps()} steps"
 
     def checked_step_wait() -> VecEnvStepReturn:
         obs, rewards, dones, infos = step_wait()
-        if shape is not None and isinstance(obs, np.ndarray) and obs.shape[1:] != shape:
-            raise ValueError(
-                f"The environments' observations have shape {obs.shape[1:]} after {count_steps()} steps, but their "
-                f"observation space has {shape}."
-            )
+        _check_shape(obs, space, when)
         check_finite(obs, rewards, count_steps())
         if np.count_nonzero(dones):
             _check_truncations(dones, infos, count_steps())
@@ -61,8 +59,44 @@ def watched_steps(env: VecEnv, count_steps: Callable[[], int], are_kept: bool) -
     step: Step = env.step
     if not are_kept and _is_plain(env, VecNormalize) and isinstance(env.observation_space, spaces.Box):
         step = functools.partial(_normalized_step, env)  # type: ignore[arg-type]
-    with _replaced_method(innermost, "step_wait", checked_step_wait), explained_failures(innermost, count_steps):
+    with _replaced_method(innermost, "step_wait", checked_step_wait), explained_failures(innermost, when):
         yield step
+
+
+@contextlib.contextmanager
+def watched_reset(env: VecEnv) -> Iterator[None]:
+    """
+    While it is open, a reset of the environments that fails is told with the environment's number.
+
+    :param env: the training environments
+    """
+    innermost = env.unwrapped
+    reset = innermost.reset
+
+    def when() -> str:
+        return "in the reset before the first step"
+
+    def checked_reset() -> VecEnvObs:
+        obs = reset()
+        _check_shape(obs, innermost.observation_space, when)
+        return obs
+
+    with _replaced_method(innermost, "reset", checked_reset), explained_failures(innermost, when):
+        yield
+
+
+def _check_shape(obs: VecEnvObs, space: spaces.Space, when: Callable[[], str]) -> None:
+    """
+    :param obs: of all environments
+    :param space: of each environment's
+    :param when: gives the moment in words
+    :raises ValueError: if they do not fit; for arrays only
+    """
+    if isinstance(space, spaces.Box) and isinstance(obs, np.ndarray) and obs.shape[1:] != space.shape:
+        raise ValueError(
+            f"The environments' observations have shape {obs.shape[1:]} {when()}, but their observation space has "
+            f"{space.shape}."
+        )
 
 
 @contextlib.contextmanager

@@ -32,10 +32,12 @@ NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
     "gae_lambda": ([-0.1, 1.1, math.nan], "between 0 and 1"),
     "cg_damping": ([-0.1, math.nan, math.inf], "at least 0"),
     "cg_residual_tol": ([-0.1, math.nan], "at least 0"),
+    "cg_progress_tol": ([-0.1, math.nan], "at least 0"),
     "ent_coef": ([-0.1, math.nan], "at least 0"),
     "line_search_shrinking_factor": ([0.0, 1.0, -0.5, 2, math.nan], "above 0 and below 1"),
     "max_grad_norm": ([-1.0, math.nan, math.inf], "above 0, or None"),
     "preconditioner": (["jacobi", 1, True], "'kfac', None"),
+    "env_timeout": ([0, -1.0, math.nan, math.inf, "long"], "seconds above 0, or None"),
 }
 CASES = [(name, value, allowed) for name, (values, allowed) in NOT_ALLOWED.items() for value in values]
 

@@ -5,6 +5,7 @@ Environments that fail: the error says which and at what step, no process is lef
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,9 @@ N_STEPS = 64
 N_ENVS = 2
 # In the second rollout.
 FAILS_AT = N_STEPS + 7
+# That an environment may take, where it blocks.
+SECONDS = 2.0
+FIRST_RESET = "in the reset before the first step"
 SETTINGS: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 64, "n_critic_updates": 1, "seed": 0, "device": "cpu"}
 loops = pytest.mark.parametrize("use_sde", [False, True], ids=["lean", "SB3's loop"])
 
@@ -55,9 +59,19 @@ class FailingEnv(SpacesEnv):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.fault == "wrong shape":
                 obs = np.zeros(5, np.float32)
+            if self.fault == "blocks":
+                time.sleep(3600)
         return obs, reward, *rest
 
     def reset(self, **kwargs: Any) -> Any:
+        if self.fault == "raises at once":
+            raise BrokenError("does not start")
+        if self.fault == "exits at once":
+            os._exit(3)
+        if self.fault == "blocks at once":
+            time.sleep(3600)
+        if self.fault == "wrong shape at once":
+            return np.zeros(5, np.float32), {}
         if self.fault == "raises in reset" and self.steps_left < FAILS_AT - N_STEPS:
             raise BrokenError("does not start")
         return super().reset(**kwargs)
@@ -182,6 +196,95 @@ def test_the_same_wrong_shape_everywhere(use_sde, tmp_path):
         model.learn(10_000, watch)
     model.env.close()
     assert_lives_on(model, watch, tmp_path)
+
+
+class Impatient(Watch):
+    """Waits a few seconds only, once the processes have started and done a rollout."""
+
+    def _on_rollout_end(self) -> None:
+        self.model.env_timeout = SECONDS
+
+
+def test_a_process_that_blocks_is_named_and_none_is_left(tmp_path):
+    inner = make_env(SubprocVecEnv, "blocks")
+    model, watch = model_in(VecNormalize(VecMonitor(inner))), Impatient()
+    with pytest.raises(RuntimeError, match=rf"Environment 1 of 2 did not answer after {N_ENVS * FAILS_AT} steps"):
+        model.learn(10_000, watch)
+    assert not any(process.is_alive() for process in inner.processes)
+    assert not multiprocessing.active_children()
+    model.env.close()
+    assert_lives_on(model, watch, tmp_path)
+
+
+def test_waiting_is_limited_only_while_training():
+    env = make_env(SubprocVecEnv, "")
+    model_in(env, env_timeout=60.0).learn(N_STEPS * N_ENVS)
+    for remote in env.remotes:
+        with socket.socket(fileno=os.dup(remote.fileno())) as end:
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16) == bytes(16)
+    env.close()
+
+
+def started(env: Any) -> Any:
+    """
+    :return: the same, once its processes answer
+    """
+    env.get_attr("fault")
+    return env
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("raises at once", "failed {}: its process ended with code 1"),
+        ("exits at once", "failed {}: its process ended with code 3"),
+        ("blocks at once", "did not answer {}, for longer than env_timeout allows"),
+    ],
+)
+def test_a_process_that_fails_in_the_first_reset_is_named_and_none_is_left(fault, how):
+    inner = started(make_env(SubprocVecEnv, fault))
+    model = model_in(VecNormalize(inner), env_timeout=SECONDS)
+    with pytest.raises(RuntimeError, match=f"Environment 1 of 2 {how.format(FIRST_RESET)}"):
+        model.learn(10_000)
+    assert not any(process.is_alive() for process in inner.processes)
+    assert not multiprocessing.active_children()
+    assert_can_be_trained(model)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize(
+    ("kind", "fault", "error"),
+    [
+        (DummyVecEnv, "raises at once", BrokenError),
+        (DummyVecEnv, "wrong shape at once", ValueError),
+        (SubprocVecEnv, "wrong shape at once", ValueError),
+    ],
+)
+def test_an_exception_in_the_first_reset_is_told_with_the_environments_number(kind, fault, error):
+    model = model_in(make_env(kind, fault))
+    with pytest.raises(error) as caught:
+        model.learn(10_000)
+    assert caught.value.__notes__ == [f"This happened in environment 1 of 2, {FIRST_RESET}."]
+    model.env.close()
+    assert_can_be_trained(model)
+
+
+def test_the_same_wrong_shape_everywhere_in_the_first_reset():
+    model = model_in(make_env(SubprocVecEnv, "wrong shape at once", all_fail=True))
+    with pytest.raises(ValueError, match=rf"shape \(5,\) {FIRST_RESET}, but .* \(3,\)"):
+        model.learn(10_000)
+    model.env.close()
+    assert_can_be_trained(model)
+
+
+def assert_can_be_trained(model: TRPO) -> None:
+    """
+    :param model: whose first training has failed before it began
+    """
+    before = state(model)
+    model.set_env(make_env(DummyVecEnv, ""))
+    model.learn(N_STEPS)
+    assert changed(before, state(model))
 
 
 class Fails(BaseCallback):
