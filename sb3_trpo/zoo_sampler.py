@@ -37,6 +37,7 @@ def sample_trpo_params(
         "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 30),
         "cg_damping": trial.suggest_float("cg_damping", 1e-3, 0.3, log=True),
         "cg_residual_tol": trial.suggest_float("cg_residual_tol", 0.01, 0.3, log=True),
+        "cg_progress_tol": trial.suggest_float("cg_progress_tol", 0.001, 0.1, log=True),
         "cg_warm_start": trial.suggest_categorical("cg_warm_start", [False, True]),
         "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),

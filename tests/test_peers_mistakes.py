@@ -254,7 +254,15 @@ def test_the_constructor_begins_with_the_same_parameters() -> None:
     shared, extra = ours[: len(theirs)], ours[len(theirs) :]
     assert [(p.name, p.default, p.kind) for p in shared] == [(p.name, p.default, p.kind) for p in theirs]
     assert {p.kind for p in extra} == {inspect.Parameter.KEYWORD_ONLY}
-    names = ["cg_residual_tol", "cg_warm_start", "ent_coef", "max_grad_norm", "adaptive_kl", "fisher_chunk_size"]
+    names = [
+        "cg_residual_tol",
+        "cg_progress_tol",
+        "cg_warm_start",
+        "ent_coef",
+        "max_grad_norm",
+        "adaptive_kl",
+        "fisher_chunk_size",
+    ]
     assert [p.name for p in extra] == [*names, "preconditioner"]
 
 

@@ -120,7 +120,7 @@ def test_other_schedules_are_refused(text):
         manager.setup_experiment()
 
 
-NEW_OPTIONS = {"cg_residual_tol", "cg_warm_start", "ent_coef", "max_grad_norm", "adaptive_kl"}
+NEW_OPTIONS = {"cg_residual_tol", "cg_progress_tol", "cg_warm_start", "ent_coef", "max_grad_norm", "adaptive_kl"}
 
 
 def test_optimization_tries_the_new_options():

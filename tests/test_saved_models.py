@@ -74,6 +74,7 @@ KINDS = {
         fisher_chunk_size=40,
         sub_sampling_factor=2,
         cg_residual_tol=0.05,
+        cg_progress_tol=0.02,
         preconditioner=None,
     ),
 }

@@ -111,7 +111,7 @@ def _policy_step(run: Run, hyperparameters: dict[str, Any], repetitions: int) ->
     contenders: dict[str, Contender] = {
         "sb3_trpo": workload.update(sb3_trpo.TRPO).contender,
         f"sb3_trpo, {peers.CG_ITERATIONS} plain iterations": workload.update(
-            sb3_trpo.TRPO, preconditioner=None, cg_residual_tol=0.0
+            sb3_trpo.TRPO, preconditioner=None, cg_residual_tol=0.0, cg_progress_tol=0.0
         ).contender,
         "sb3-contrib": workload.update(sb3_contrib.TRPO).contender,
     }

@@ -14,9 +14,13 @@ from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 
 # The factors are only a preconditioner: beyond so many elements of a layer's inputs, some samples stand for all.
 MAX_FACTOR_ELEMENTS = 2**23
-# The eigenvectors of a factor beyond this size would cost more than they save: so many samples have to do.
-MAX_EXACT_SIZE = 1024
-_SIGN_SEED = 0
+# Beyond this size a factor is known by its leading eigenvectors: its spectrum falls so fast that, at the usual damping,
+# they are all that counts, and all of them would take more time than the iterations that they save.
+MAX_EXACT_SIZE = 128
+N_LEADING = 48
+# Below it, a square root or a square would be rounded to nothing.
+_TINY = 1e-30
+_SEED = 0
 
 
 class PreconditionerError(Exception):
@@ -28,7 +32,7 @@ class _Factor:
     """
     A Kronecker factor E[rows rowsᵀ], by its eigenvectors.
 
-    :param values: eigenvalues that are not zero for want of rows, (k,)
+    :param values: eigenvalues, but for those that are taken as zero, (k,)
     :param basis: their eigenvectors, (n, k)
     """
 
@@ -49,20 +53,53 @@ class _Factor:
         :return: the factor rowsᵀ rows / total
         """
         size = rows.shape[1] + with_ones
-        if size > MAX_EXACT_SIZE:
-            n_rows = len(rows)
-            rows = _thinned(rows, MAX_EXACT_SIZE)
-            total *= len(rows) / n_rows
-        if len(rows) >= size:
+        if size <= MAX_EXACT_SIZE and size <= len(rows):
             values, basis = th.linalg.eigh(_gram_matrix(rows, with_ones) / total)
             return cls(values.clamp(min=0), basis)
-        if with_ones:
-            rows = th.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        # Fewer rows than columns: rows rowsᵀ has the same eigenvalues, but for zeros, and is smaller.
-        values, basis = th.linalg.eigh(rows @ rows.t() / total)
-        kept = values > th.finfo(values.dtype).eps * len(rows) * values[-1]
-        values, basis = values[kept], basis[:, kept]
-        return cls(values, rows.t() @ basis / (values * total).sqrt())
+        if len(rows) <= MAX_EXACT_SIZE:
+            if with_ones:
+                rows = th.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+            return cls(*_nonzero_eigenpairs(rows.t() / total**0.5))
+        return cls(*_leading_eigenpairs(rows, total, with_ones))
+
+
+def _nonzero_eigenpairs(root: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param root: (n, k), k the smaller
+    :return: eigenvalues of root rootᵀ that are not zero, and their eigenvectors, orthonormal to rounding
+    """
+    basis, singular, _ = th.linalg.svd(root, full_matrices=False)
+    kept = singular > th.finfo(singular.dtype).eps * len(singular) * singular[0]
+    return singular[kept].square(), basis[:, kept]
+
+
+def _leading_eigenpairs(rows: th.Tensor, total: float, with_ones: bool) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Nyström's approximation S Q (Qᵀ S Q)⁻¹ Qᵀ S of S = rowsᵀ rows / total from random directions Q (Tropp et al. 2017,
+    https://arxiv.org/abs/1706.05736, algorithm 3): one pass over the rows in k directions, where S itself takes n.
+
+    :param rows: (R, n)
+    :param total: a divisor
+    :param with_ones: whether each row goes on with a 1
+    :return: up to k = ``N_LEADING`` eigenvalues and their eigenvectors
+    """
+    size = rows.shape[1] + with_ones
+    generator = th.Generator().manual_seed(_SEED)
+    directions = th.linalg.qr(th.randn(size, N_LEADING, generator=generator).to(rows)).Q
+    projections = rows @ directions[: rows.shape[1]]
+    if with_ones:
+        projections += directions[-1]
+    sketch = rows.t() @ projections
+    if with_ones:
+        sketch = th.cat([sketch, projections.sum(dim=0, keepdim=True)])
+    sketch /= total
+    # Rounding could make Qᵀ S Q indefinite where S has but few directions; the shift is taken off again.
+    shift = (th.finfo(rows.dtype).eps * N_LEADING * sketch.norm()).clamp(min=_TINY)
+    sketch += shift * directions
+    root = th.linalg.cholesky(directions.t() @ sketch)
+    values, basis = _nonzero_eigenpairs(th.linalg.solve_triangular(root.t(), sketch, upper=True, left=False))
+    kept = values > 2 * shift
+    return values[kept] - shift, basis[:, kept]
 
 
 def _gram_matrix(rows: th.Tensor, with_ones: bool) -> th.Tensor:
@@ -194,7 +231,7 @@ def _thinned(rows: th.Tensor, max_rows: int) -> th.Tensor:
 
 
 def _signs(z: Parameters) -> Parameters:
-    generator = th.Generator().manual_seed(_SIGN_SEED)
+    generator = th.Generator().manual_seed(_SEED)
     return tuple(
         (th.randint(0, 2, tensor.shape, generator=generator, dtype=th.int8) * 2 - 1).to(tensor) for tensor in z
     )

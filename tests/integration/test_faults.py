@@ -285,6 +285,7 @@ HYPERPARAMETERS = st.fixed_dictionaries(
         "cg_max_steps": st.integers(1, 20),
         "cg_damping": st.floats(0, 1e6),
         "cg_residual_tol": st.floats(0, 10),
+        "cg_progress_tol": st.floats(0, 1),
         "cg_warm_start": st.booleans(),
         "line_search_shrinking_factor": st.floats(1e-6, 1 - 1e-6),
         "line_search_max_iter": st.integers(1, 12),

@@ -2,6 +2,7 @@
 Conjugate gradient against direct solutions.
 """
 
+import itertools
 import math
 
 import pytest
@@ -57,6 +58,26 @@ def test_tolerance_is_relative(seed, tol, scale) -> None:
     before = solve(matrix, scale * b, 1e-12, max_steps=solution.iterations - 1)
     assert before.stop is Stop.MAX_ITERATIONS
     assert before.residual > tol
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 10_000),
+    tol=st.sampled_from([0.3, 0.03, 1e-3]),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    is_started=st.booleans(),
+)
+def test_ends_after_the_first_iteration_that_adds_less_than_a_share(seed, tol, scale, is_started) -> None:
+    matrix, b = random_system(seed, 20)
+    b = scale * b
+    x0 = b + scale * random_system(seed + 1, 20)[1] if is_started else None
+    solution = solve(matrix, b, 1e-12, progress_tol=tol, x0=x0)
+    iterates = [solve(matrix, b, 0.0, max_steps=n, x0=x0).x for n in range(solution.iterations + 1)]
+    gains = [float(b @ x - x @ matrix @ x / 2) for x in iterates]
+    added = [(after - before) / after for before, after in itertools.pairwise(gains)]
+    assert solution.stop is Stop.TOLERANCE
+    assert added[-1] < tol
+    assert all(share >= tol for share in added[:-1])
 
 
 @pytest.mark.parametrize("dtype", [th.float32, th.float64])

@@ -213,7 +213,7 @@ def test_other_parameters_get_an_unbiased_estimate_of_their_mean_curvature(monke
     ones = th.ones(len(parameters), dtype=th.float64)
     estimates = []
     for seed in range(200):
-        monkeypatch.setattr(preconditioner, "_SIGN_SEED", seed)
+        monkeypatch.setattr(preconditioner, "_SEED", seed)
         estimates.append(1.0 / kronecker_preconditioner(linearization, DAMPING)(ones) - DAMPING)
     curvature = matrix_of(fisher_of(linearization).__matmul__, linearization).diag()
     pairs = zip(parameters.split(th.stack(estimates).mean(dim=0)), parameters.split(curvature), strict=True)
@@ -224,14 +224,68 @@ def test_other_parameters_get_an_unbiased_estimate_of_their_mean_curvature(monke
         assert float(estimate[0]) == pytest.approx(float(exact.mean()), rel=0.25)
 
 
-@pytest.mark.parametrize("constant", ["MAX_EXACT_SIZE", "MAX_FACTOR_ELEMENTS"])
-def test_some_samples_stand_for_all(constant, monkeypatch) -> None:
+@pytest.mark.parametrize("n_states", [3, 6])
+def test_leading_eigenvectors_are_all_if_there_are_no_more(n_states, monkeypatch) -> None:
+    policy = make_policy(box(1), net_arch=[40, 40])
+    linearization = linearize(policy, make_observations(policy, n_states).repeat(20, 1))
+    # The signs differ from copy to copy; their squares, and so a layer of one action, do not.
+    expected = _matrix_of_last_layer(linearization, policy)
+    monkeypatch.setattr(preconditioner, "MAX_EXACT_SIZE", 10)
+    th.testing.assert_close(_matrix_of_last_layer(linearization, policy), expected, rtol=1e-6, atol=1e-6)
+
+
+def _matrix_of_last_layer(linearization: Linearization, policy: ActorCriticPolicy) -> th.Tensor:
+    names = [id(p) for p in linearization.parameters]
+    start = sum(p.numel() for p in list(linearization.parameters)[: names.index(id(policy.action_net.weight))])
+    matrix = matrix_of(kronecker_preconditioner(linearization, DAMPING), linearization)
+    return matrix[start : start + 41, start : start + 41]
+
+
+@pytest.mark.parametrize("with_ones", [False, True])
+@pytest.mark.parametrize("dtype", [th.float32, th.float64])
+def test_leading_eigenvectors_of_a_falling_spectrum(dtype, with_ones) -> None:
+    """Tropp et al., theorem 4.1, at half the rank: the trace of what is left out, in the mean over the directions."""
+    generator = th.Generator().manual_seed(0)
+    rows = th.randn(400, 300, generator=generator, dtype=dtype) * th.logspace(0, -3, 300, dtype=dtype)
+    factor = preconditioner._Factor.of(rows, 400, with_ones)
+    full = th.cat([rows, th.ones(400, 1, dtype=dtype)], dim=1) if with_ones else rows
+    exact = full.t() @ full / 400
+    k = preconditioner.N_LEADING
+    identity = th.eye(k, dtype=dtype)
+    th.testing.assert_close(
+        factor.basis.t() @ factor.basis, identity, rtol=0, atol=1e-4 if dtype is th.float32 else 1e-9
+    )
+    left_out = exact - factor.basis * factor.values @ factor.basis.t()
+    assert left_out.trace() < (1 + (k / 2) / (k / 2 - 1)) * th.linalg.eigvalsh(exact)[: -k // 2].sum()
+    # It never overestimates: P stays between λ and F's blocks.
+    assert th.linalg.eigvalsh(left_out)[0] > -1e-5
+
+
+@pytest.mark.parametrize("damping", [1e-2, 1e-1])
+def test_leading_eigenvectors_cost_one_iteration_at_most(damping, monkeypatch) -> None:
+    """To a few percent, where inputs and gradient are noise, which has no leading directions."""
+    policy = make_policy(box(3), box(17), dtype=th.float32, net_arch=[256, 256])
+    linearization = linearize_mlp(policy, make_observations(policy, 1024))
+    g = noisy_gradient(linearization)
+    operator = damped(fisher_of(linearization), damping)
+
+    def reached(n_iterations: int) -> float:
+        solve = kronecker_preconditioner(linearization, damping)
+        x = conjugate_gradient(operator, g, max_steps=n_iterations, residual_tol=0.0, preconditioner=solve).x
+        return quality(linearization, damping, x, g)
+
+    leading = reached(5)
+    monkeypatch.setattr(preconditioner, "MAX_EXACT_SIZE", 1000)
+    assert leading > 0.97 * reached(4)
+
+
+def test_some_samples_stand_for_all(monkeypatch) -> None:
     """If all samples are alike, those that are left out make no difference."""
     policy = make_policy(box(1), net_arch=[8, 8])
     policy.log_std.requires_grad_(False)
     linearization = linearize(policy, make_observations(policy, 1).expand(30, -1))
     expected = matrix_of(kronecker_preconditioner(linearization, DAMPING), linearization)
-    monkeypatch.setattr(preconditioner, constant, 7)
+    monkeypatch.setattr(preconditioner, "MAX_FACTOR_ELEMENTS", 7)
     th.testing.assert_close(matrix_of(kronecker_preconditioner(linearization, DAMPING), linearization), expected)
 
 
@@ -293,11 +347,11 @@ def dead_policy(n_hidden: int) -> ActorCriticPolicy:
     return policy
 
 
-@pytest.mark.parametrize("n_hidden", [4, 50])
-def test_dead_layers_are_no_hindrance(n_hidden) -> None:
+@pytest.mark.parametrize(("n_hidden", "n_states"), [(4, 10), (50, 10), (150, 200)])
+def test_dead_layers_are_no_hindrance(n_hidden, n_states) -> None:
     """With more and with fewer states than units: where there is no curvature, P is λ."""
     policy = dead_policy(n_hidden)
-    linearization = linearize(policy, make_observations(policy, 10))
+    linearization = linearize(policy, make_observations(policy, n_states))
     solve = kronecker_preconditioner(linearization, DAMPING)
     r = th.randn(len(linearization.parameters), generator=th.Generator().manual_seed(0), dtype=th.float64)
     pieces = dict(zip(linearization.parameters, linearization.parameters.split(solve(r)), strict=True))
@@ -308,10 +362,10 @@ def test_dead_layers_are_no_hindrance(n_hidden) -> None:
     assert pieces[policy.action_net.bias].abs() < residuals[policy.action_net.bias].abs() / DAMPING
 
 
-@pytest.mark.parametrize("n_hidden", [4, 50])
-def test_singular_factors_without_damping_are_hopeless(n_hidden) -> None:
+@pytest.mark.parametrize(("n_hidden", "n_states"), [(4, 10), (50, 10), (150, 200)])
+def test_singular_factors_without_damping_are_hopeless(n_hidden, n_states) -> None:
     policy = dead_policy(n_hidden)
-    linearization = linearize(policy, make_observations(policy, 10))
+    linearization = linearize(policy, make_observations(policy, n_states))
     with pytest.raises(PreconditionerError, match="singular"):
         kronecker_preconditioner(linearization, 0.0)
 
