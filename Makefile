@@ -97,7 +97,7 @@ report: .venv/train.stamp
 	@$(BIN)/python benchmarks/report.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .nox build dist *.egg-info .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # A stamp is written when its installation is complete: after an interruption, `make` goes on where it was.
 .venv/train.stamp: setup.cfg constraints.txt | .venv/venv.stamp
