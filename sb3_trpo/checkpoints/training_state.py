@@ -22,7 +22,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from sb3_trpo.checkpoints.env_state import OFFERS_STATE, process_random
 from sb3_trpo.checkpoints.kinds import KINDS
 from sb3_trpo.checkpoints.tree import class_path, pack, unpack
-from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
+from sb3_trpo.checkpoints.vec_env_state import own_copy, restore_vec_env, save_vec_env
 
 # Those that `learn` sets anew, and observations, which a model that is not trusted comes without.
 ATTRIBUTES = (
@@ -114,7 +114,7 @@ def _local(model: OnPolicyAlgorithm) -> dict[str, Any]:
     distribution = _distribution(model)
     noise = vars(distribution) if isinstance(distribution, StateDependentNoiseDistribution) else {}
     return {
-        "attributes": {name: getattr(model, name) for name in ATTRIBUTES},
+        "attributes": {name: own_copy(getattr(model, name)) for name in ATTRIBUTES},
         "spaces": [model.observation_space, model.action_space],
         "logged": {name: dict(getattr(model.logger, name)) for name in LOGGED},
         "noise": {name: noise[name].detach().cpu().numpy().copy() for name in NOISE if name in noise},

@@ -8,6 +8,7 @@ on with new episodes.
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -44,6 +45,8 @@ def save_vec_env(env: VecEnv) -> dict[str, Any]:
     :return: plain data; ``why_not`` says why the environments will have to be reset, if they will
     """
     saved: dict[str, Any] = {"layers": _names(env), "n_envs": env.num_envs, "wrappers": [], "envs": [], "why_not": ""}
+    # For the next reset; none when there has been one.
+    saved["seeds"], saved["options"] = env.unwrapped._seeds, env.unwrapped._options
     try:
         # The statistics of a wrapper that is not known in full are better than none.
         saved["wrappers"] = [pack(_attributes(wrapper), KINDS) for wrapper in _wrappers(env)]
@@ -75,6 +78,7 @@ def restore_vec_env(env: VecEnv, saved: dict[str, Any], seed: int) -> tuple[Any,
     if not why_not:
         try:
             _restore_envs(env.unwrapped, saved["envs"])
+            env.unwrapped._seeds, env.unwrapped._options = saved["seeds"], saved["options"]
             return None, ""
         except NotSavableError as error:
             why_not = str(error)
@@ -100,10 +104,20 @@ def _attributes(wrapper: VecEnvWrapper) -> dict[str, Any]:
     if _offers_state(wrapper):
         return {"offered": wrapper.get_checkpoint_state()}
     names = next((names for kind, names in WRAPPERS.items() if isinstance(wrapper, kind)), ())
-    attributes = {name: vars(wrapper)[name] for name in names if name in vars(wrapper)}
+    attributes = {name: own_copy(vars(wrapper)[name]) for name in names if name in vars(wrapper)}
     if isinstance(wrapper, VecFrameStack):
         attributes = {"stacked_obs": wrapper.stacked_obs.stacked_obs}
     return attributes
+
+
+def own_copy(obs: Any) -> Any:
+    """
+    :param obs: observations, which may lie in the memory of a simulation; anything else stays as it is
+    :return: the same, in memory of their own
+    """
+    if isinstance(obs, dict):
+        return {name: own_copy(value) for name, value in obs.items()}
+    return obs.copy() if isinstance(obs, np.ndarray) else obs
 
 
 def _set_attributes(wrapper: VecEnvWrapper, attributes: dict[str, Any]) -> None:

@@ -1,0 +1,389 @@
+"""
+A training that is killed and goes on ends as if it had not been killed, bit for bit; where the environments can't be
+saved, it goes on with new episodes, and says so.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
+from updates import changed, state
+
+from sb3_trpo import TRPO
+from sb3_trpo.checkpoints import Checkpoint, Checkpointable
+
+N_ENVS, N_STEPS = 2, 64
+ROLLOUT = N_ENVS * N_STEPS
+TOTAL = 6 * ROLLOUT
+SETTINGS: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 32, "seed": 0, "device": "cpu"}
+SETTINGS["policy_kwargs"] = {"net_arch": [8]}
+
+
+class Crash(BaseCallback):
+    """
+    :param at: step at which training ends with an error
+    """
+
+    reads_values = False
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.at:
+            raise InterruptedError
+        return True
+
+
+class Setup:
+    """
+    :param task: of Gymnasium
+    :param wrap: its vectorised environments
+    :param algorithm: to train with
+    :param env_kwargs: of ``make_vec_env``
+    :param kwargs: of the algorithm
+    """
+
+    def __init__(
+        self,
+        task: str,
+        wrap: Any = lambda env: env,
+        algorithm: Any = TRPO,
+        env_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.task, self.wrap, self.algorithm = task, wrap, algorithm
+        self.env_kwargs = env_kwargs or {}
+        self.kwargs = kwargs
+
+    def env(self, seed: int = 0, n_envs: int = N_ENVS) -> Any:
+        return self.wrap(make_vec_env(self.task, n_envs, seed=seed, **self.env_kwargs))
+
+    def model(self) -> Any:
+        return self.algorithm("MlpPolicy", self.env(), **{**SETTINGS, **self.kwargs})
+
+    def evaluation(self, folder: Path) -> EvalCallback:
+        # Three evaluations in a training.
+        return EvalCallback(self.env(7, 1), eval_freq=2 * N_STEPS - 7, n_eval_episodes=2, verbose=0, log_path=folder)
+
+
+def crash_and_go_on(setup: Setup, folder: Path, at: int, every: int = 2, callbacks: Any = None) -> tuple[Any, Any]:
+    """
+    :param setup: of the training
+    :param folder: for the checkpoint
+    :param at: step of the crash
+    :param every: updates between checkpoints
+    :param callbacks: makes further callbacks
+    :return: the model at its end, and its Checkpoint
+    """
+    path = folder / "checkpoint.zip"
+    others = callbacks or list
+    model = setup.model()
+    with pytest.raises(InterruptedError):
+        model.learn(TOTAL, [Checkpoint(path, every), *others(), Crash(at)])
+    checkpoint = Checkpoint(path, every)
+    # Whatever the process has done before plays no part.
+    th.manual_seed(99)
+    random.seed(99)
+    model.env.close()
+    resumed = checkpoint.load(setup.env(seed=5), setup.algorithm, device="cpu")
+    resumed.learn(TOTAL, [checkpoint, *others()])
+    return resumed, checkpoint
+
+
+def assert_same_end(expected: BaseAlgorithm, found: BaseAlgorithm) -> None:
+    assert not changed(state(expected), state(found))
+    assert expected.num_timesteps == found.num_timesteps == TOTAL
+    assert expected._n_updates == found._n_updates  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(expected._last_obs, found._last_obs)  # type: ignore[arg-type]
+    assert [(info["r"], info["l"]) for info in expected.ep_info_buffer or []] == [
+        (info["r"], info["l"]) for info in found.ep_info_buffer or []
+    ]
+    first, second = expected.get_vec_normalize_env(), found.get_vec_normalize_env()
+    if first is not None and second is not None:
+        assert first.obs_rms.mean.tobytes() == second.obs_rms.mean.tobytes()  # type: ignore[union-attr]
+        assert first.ret_rms.var.tobytes() == second.ret_rms.var.tobytes()
+
+
+SETUPS = {
+    "CartPole": Setup("CartPole-v1"),
+    "every option": Setup(
+        "Pendulum-v1",
+        lambda env: VecFrameStack(VecNormalize(env), 2),
+        cg_warm_start=True,
+        adaptive_kl=True,
+        ent_coef=0.01,
+        learning_rate=LinearSchedule(1e-3, 0.0, 1.0),
+        target_kl=LinearSchedule(0.02, 0.0, 1.0),
+        env_kwargs={"env_kwargs": {"g": 9.81}},
+    ),
+    "gSDE": Setup("Pendulum-v1", VecNormalize, use_sde=True, sde_sample_freq=5),
+    "gSDE, noise once a rollout": Setup("MountainCarContinuous-v0", use_sde=True),
+    "processes": Setup(
+        "Pendulum-v1", VecNormalize, env_kwargs={"vec_env_cls": SubprocVecEnv, "wrapper_class": Checkpointable}
+    ),
+    "PPO": Setup("CartPole-v1", VecNormalize, algorithm=PPO, n_epochs=2),
+}
+MUJOCO = {task: Setup(task, VecNormalize) for task in ("InvertedPendulum-v5", "Hopper-v5")}
+
+
+@pytest.mark.parametrize("name", [*SETUPS, *MUJOCO])
+def test_a_crash_changes_nothing(name, tmp_path):
+    if name in MUJOCO:
+        pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
+    setup = {**SETUPS, **MUJOCO}[name]
+    expected = setup.model()
+    # In the middle of the fifth rollout; the last checkpoint was written before it, or one earlier.
+    with_evaluations = "vec_env_cls" not in setup.env_kwargs
+
+    def evaluations(folder: Path) -> list[Any]:
+        return [setup.evaluation(folder)] if with_evaluations else []
+
+    expected.learn(TOTAL, CallbackList(evaluations(tmp_path / "expected")))
+    random_number = th.rand(1)
+    found, checkpoint = crash_and_go_on(setup, tmp_path, 5 * ROLLOUT - 20, 3, lambda: evaluations(tmp_path / "found"))
+    assert torch_is_where_it_was(random_number)
+    assert checkpoint.why_reset == ""
+    assert_same_end(expected, found)
+    if with_evaluations:
+        files = (np.load(tmp_path / folder / "evaluations.npz") for folder in ("expected", "found"))
+        first, second = ({key: file[key].tolist() for key in file} for file in files)
+        assert first == second
+        assert len(first["timesteps"]) == 3
+    expected.env.close()
+    found.env.close()
+
+
+def torch_is_where_it_was(random_number: th.Tensor) -> bool:
+    return bool((th.rand(1) == random_number).all())
+
+
+@pytest.mark.parametrize("at", [1, ROLLOUT, ROLLOUT + 1, 2 * ROLLOUT, TOTAL])
+def test_wherever_the_crash_comes(at, tmp_path):
+    setup = SETUPS["CartPole"]
+    found, _ = crash_and_go_on(setup, tmp_path, at)
+    assert_same_end(setup.model().learn(TOTAL), found)
+
+
+def test_crash_after_crash(tmp_path):
+    setup, path = SETUPS["CartPole"], tmp_path / "checkpoint.zip"
+    expected = setup.model().learn(TOTAL)
+    for at in (ROLLOUT + 10, ROLLOUT + 20, 3 * ROLLOUT + 5, 4 * ROLLOUT, 10**9):
+        checkpoint = Checkpoint(path, 1)
+        model = checkpoint.load(setup.env(), device="cpu") if checkpoint.exists() else setup.model()
+        try:
+            model.learn(TOTAL, [checkpoint, Crash(at)])
+        except InterruptedError:
+            continue
+    assert_same_end(expected, model)
+    # A training that has come to its end comes to it once more.
+    checkpoint = Checkpoint(path, 1)
+    again = checkpoint.load(setup.env(), device="cpu").learn(TOTAL, checkpoint)
+    assert_same_end(expected, again)
+
+
+def test_checkpoints_do_not_change_what_is_learned(tmp_path):
+    setup = Setup("Pendulum-v1", VecNormalize, use_sde=True)
+    plain = setup.model().learn(TOTAL)
+    with_checkpoints = setup.model().learn(TOTAL, Checkpoint(tmp_path / "checkpoint.zip", 1))
+    assert_same_end(plain, with_checkpoints)
+
+
+def test_without_a_state_training_goes_on_with_new_episodes(tmp_path):
+    pytest.importorskip("Box2D", reason="needs sb3-trpo[box2d]")
+    setup = Setup("LunarLander-v3", VecNormalize)
+    with pytest.warns(UserWarning, match=r"goes on with new episodes, not where they were: LunarLander\['world'\]"):
+        found, checkpoint = crash_and_go_on(setup, tmp_path, 3 * ROLLOUT)
+    assert "world" in checkpoint.why_reset
+    assert found.num_timesteps == TOTAL
+    # Each step's observations, and those of three resets, are in the statistics: 2 updates, then 4.
+    assert found.get_vec_normalize_env().obs_rms.count == pytest.approx(TOTAL + 2 * N_ENVS + 1e-4, abs=1e-3)
+
+
+def test_envpool_goes_on_with_new_episodes(tmp_path):
+    pytest.importorskip("envpool", reason="needs sb3-trpo[envpool]")
+    from sb3_trpo.envpool import make_envpool_vec_env
+
+    path = tmp_path / "checkpoint.zip"
+    # Without a wrapper its observations lie in the pool's memory.
+    TRPO("MlpPolicy", make_envpool_vec_env("Pendulum-v1", N_ENVS, 0), **SETTINGS).learn(
+        4 * ROLLOUT, Checkpoint(path, 3)
+    )
+    checkpoint = Checkpoint(path)
+    model = checkpoint.load(make_envpool_vec_env("Pendulum-v1", N_ENVS, 0), device="cpu")
+    with pytest.warns(UserWarning, match="goes on with new episodes.*EnvPoolVecEnv"):
+        model.learn(TOTAL, checkpoint)
+    assert model.num_timesteps == TOTAL
+
+
+def test_a_checkpoint_is_a_model_too(tmp_path):
+    setup, path = SETUPS["every option"], tmp_path / "checkpoint.zip"
+    model = setup.model().learn(TOTAL, Checkpoint(path, 5))
+    loaded = TRPO.load(path, device="cpu")
+    assert loaded.num_timesteps == 5 * ROLLOUT
+    obs = setup.env().reset()
+    assert loaded.predict(obs)[0].shape == model.predict(obs)[0].shape
+    with zipfile.ZipFile(path) as archive:
+        assert {"data", "policy.pth", "training_state"} <= set(archive.namelist())
+
+
+def test_it_can_be_read_without_trust(tmp_path):
+    setup, path = SETUPS["every option"], tmp_path / "checkpoint.zip"
+    expected = setup.model().learn(TOTAL, Checkpoint(path, 4))
+    checkpoint = Checkpoint(path, 4)
+    found = checkpoint.load(setup.env(), device="cpu", trusted=False)
+    assert_same_end(expected, found.learn(TOTAL, checkpoint))
+
+
+def test_log_goes_on_in_the_same_folder(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs sb3-trpo[zoo]")
+    setup = Setup("CartPole-v1", tensorboard_log=str(tmp_path / "logs"))
+    found, _ = crash_and_go_on(setup, tmp_path, 5 * ROLLOUT)
+    assert [folder.name for folder in (tmp_path / "logs").iterdir()] == ["TRPO_1"]
+    assert found.logger.get_dir() == str(tmp_path / "logs" / "TRPO_1")
+
+
+class Tally(BaseCallback):
+    """Counts episodes, and offers the count."""
+
+    n_episodes = 0
+
+    def _on_step(self) -> bool:
+        self.n_episodes += int(np.count_nonzero(self.locals["dones"]))
+        return True
+
+    def get_checkpoint_state(self) -> Any:
+        return self.n_episodes
+
+    def set_checkpoint_state(self, state: Any) -> None:
+        self.n_episodes = state
+
+
+def test_a_callback_can_offer_its_state(tmp_path):
+    setup = SETUPS["CartPole"]
+    counted = Tally()
+    setup.model().learn(TOTAL, counted)
+    tallies: list[Tally] = []
+
+    def tally() -> list[BaseCallback]:
+        tallies.append(Tally())
+        return [tallies[-1]]
+
+    crash_and_go_on(setup, tmp_path, 5 * ROLLOUT, callbacks=tally)
+    assert tallies[-1].n_episodes == counted.n_episodes > 0
+    assert tallies[-1].n_calls == counted.n_calls
+
+
+def test_a_checkpoint_is_not_overwritten_by_another_training(tmp_path):
+    setup, path = SETUPS["CartPole"], tmp_path / "checkpoint.zip"
+    checkpoint = Checkpoint(path, 1)
+    model = setup.model().learn(ROLLOUT, checkpoint)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="is the checkpoint of another training: go on from it"):
+        setup.model().learn(ROLLOUT, Checkpoint(path))
+    assert path.read_bytes() == before
+    # The same training may go on.
+    model.learn(ROLLOUT, checkpoint, reset_num_timesteps=False)
+    assert TRPO.load(path, device="cpu").num_timesteps == ROLLOUT
+
+
+def test_bad_input_gets_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="every is 0, but must be an integer of at least 1"):
+        Checkpoint(tmp_path / "c.zip", 0)
+    SETUPS["CartPole"].model().save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="is no checkpoint: it has no state of a training"):
+        Checkpoint(tmp_path / "model.zip").load(SETUPS["CartPole"].env(), device="cpu")
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(ValueError, match="zip"):
+        Checkpoint(tmp_path / "text.zip").load(SETUPS["CartPole"].env(), device="cpu")
+    with pytest.raises(ValueError, match="for algorithms without a replay buffer"):
+        DQN("MlpPolicy", "CartPole-v1", device="cpu").learn(10, Checkpoint(tmp_path / "d.zip"))
+    checkpoint = Checkpoint(tmp_path / "c.zip")
+    SETUPS["CartPole"].model().learn(ROLLOUT, checkpoint)
+    other = Checkpoint(tmp_path / "c.zip")
+    model = other.load(VecNormalize(SETUPS["CartPole"].env()), device="cpu")
+    with pytest.raises(ValueError, match="The checkpoint is of 2 environments"):
+        model.learn(ROLLOUT, other)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import test_checkpoint as t
+
+if __name__ == "__main__":
+    setup = t.Setup(sys.argv[2], t.VecNormalize)
+    checkpoint = t.Checkpoint(Path(sys.argv[1], "checkpoint.zip"), 1)
+    model = checkpoint.load(setup.env(), device="cpu") if checkpoint.exists() else setup.model()
+    model.learn(int(sys.argv[3]), checkpoint).save(Path(sys.argv[1], "model.zip"))
+"""
+
+
+def run_and_kill(folder: Path, task: str, total: int, n_kills: int) -> int:
+    """
+    :param folder: of the training
+    :param task: of Gymnasium
+    :param total: steps
+    :param n_kills: processes that are killed at random moments, once they have gone on from the last checkpoint
+    :return: how many were killed
+    """
+    path, rng = folder / "checkpoint.zip", random.Random(0)
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "OMP_NUM_THREADS": "1"}
+    n_killed = 0
+    for i in range(n_kills + 1):
+        before = path.read_bytes() if path.exists() else b""
+        process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SCRIPT, folder, task, str(total)], env=env)
+        while i < n_kills and process.poll() is None:
+            if path.exists() and path.read_bytes() != before:
+                time.sleep(rng.uniform(0.0, 0.1))
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        n_killed += process.wait() == -signal.SIGKILL
+    return n_killed
+
+
+@pytest.mark.parametrize(
+    ("task", "total", "n_kills"),
+    [
+        ("Pendulum-v1", 100 * ROLLOUT, 2),
+        pytest.param("HalfCheetah-v5", 1000 * ROLLOUT, 10, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_processes(task, total, n_kills, tmp_path):
+    assert run_and_kill(tmp_path, task, total, n_kills) == n_kills
+    expected = Setup(task, VecNormalize).model().learn(total)
+    found = TRPO.load(tmp_path / "model.zip", device="cpu")
+    assert found.num_timesteps == expected.num_timesteps
+    assert not changed(state(expected), state(found))
+
+
+def test_what_a_checkpoint_holds_is_data(tmp_path):
+    path = tmp_path / "checkpoint.zip"
+    SETUPS["every option"].model().learn(ROLLOUT, Checkpoint(path, note={"made by": "a test"}))
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("training_state")
+    length = int.from_bytes(content[8:16], "little")
+    tree = json.loads(content[16 : 16 + length])
+    assert tree[0] == "dict"
+    # No pickle in it, at any depth.
+    assert b"\x80\x04\x95" not in content
+    assert b"\x80\x05\x95" not in content
