@@ -56,7 +56,8 @@ COMMANDS = {
 }
 
 MODULES_THAT_CHECK_ARGUMENTS = tuple(
-    f"sb3_trpo.{name}" for name in ("validation", "rl_zoo", "zoo_envpool", "zoo_resume", "envpool")
+    f"sb3_trpo.{name}"
+    for name in ("validation", "rl_zoo", "zoo_envpool", "zoo_resume", "envpool", "checkpoints.checkpoint")
 )
 
 USAGE = "usage: sb3-trpo COMMAND [OPTION ...]\n\n{commands}\n\n`sb3-trpo COMMAND --help` lists the options of one."

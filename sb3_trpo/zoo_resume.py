@@ -5,7 +5,7 @@ goes on with it, in the same folder.
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -18,7 +18,14 @@ from sb3_trpo.run_report import ReportingExperimentManager
 from sb3_trpo.validation import check_integer
 from sb3_trpo.zoo_envpool import TrainParser
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 CHECKPOINT = "checkpoint.zip"
+# Locked by the process that trains; the system takes the lock away when that ends, however it ends.
+LOCK = ".in_use"
 # What makes two commands one run; a seed counts only if it is given.
 IDENTITY = (
     "algo",
@@ -80,6 +87,10 @@ def find_unfinished_run(args: argparse.Namespace) -> tuple[Path | None, int]:
     wanted = identity(args)
     checkpoints = Path(args.log_folder, args.algo).glob(f"{args.env.replace('/', '-')}_*/{CHECKPOINT}")
     for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime, reverse=True):
+        lock = _lock(path.parent)
+        if lock is None:
+            continue
+        lock.close()
         note = read_member(path, "note")
         if note == {**wanted, "seed": note["seed"] if args.seed < 0 else wanted["seed"]}:
             return path.parent, int(note["seed"])
@@ -105,6 +116,7 @@ class ResumableExperimentManager(ReportingExperimentManager):
         super().__init__(args, *others, **settings)
         self.checkpoint: Checkpoint | None = None
         self.is_resumed = False
+        self._lock: IO | None = None
         if getattr(args, "resume", False):
             self.is_resumed = bool(args.resumed_run)
             if self.is_resumed:
@@ -124,6 +136,27 @@ class ResumableExperimentManager(ReportingExperimentManager):
         assert model.env is not None
         print(f"Going on with {self.save_path}")
         return self.checkpoint.load(model.env, type(model), device=self.device, verbose=self.verbose), hyperparams
+
+    def create_log_folder(self) -> None:
+        super().create_log_folder()
+        if self.checkpoint is not None:
+            self._lock = _lock(Path(self.save_path))
+            if self._lock is None:
+                raise ValueError(f"{self.save_path} is a run that another process is going on with.")
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: new, or from the run's checkpoint
+        """
+        try:
+            super().learn(model)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def create_callbacks(self) -> None:
         super().create_callbacks()
@@ -161,6 +194,22 @@ class ResumableExperimentManager(ReportingExperimentManager):
         super().save_trained_model(model)
         if self.checkpoint is not None and model.num_timesteps >= self.n_timesteps:
             self.checkpoint.path.unlink(missing_ok=True)
+        self._unlock()
+
+
+def _lock(run: Path) -> IO | None:
+    """
+    :param run: a folder
+    :return: a file whose closing ends the lock; None if another process has it
+    """
+    file = (run / LOCK).open("w")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+    return file
 
 
 def _within_reach(env_wrapper: Any) -> Any:
