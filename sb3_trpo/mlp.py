@@ -20,14 +20,16 @@ class Activation:
     :param apply: x -> f(x), as the module of this name computes it
     :param apply_: c x -> f(x) in place, to rounding
     :param scale: c, which the matrix product before it supplies at no cost
-    :param backward: from a gradient with respect to y = f(x), and y, the gradient with respect to x; as this is a
-        multiplication by f'(x), it carries tangents forward just as well
+    :param backward: from a gradient with respect to y = f(x), and y, the gradient with respect to x
+    :param backward_into: the same with a place for the result; as this is a multiplication by f'(x), it carries
+        tangents forward just as well
     """
 
     apply: Callable[[th.Tensor], th.Tensor]
     apply_: Callable[[th.Tensor], th.Tensor]
     scale: float
     backward: Callable[[th.Tensor, th.Tensor], th.Tensor]
+    backward_into: Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 
 
 _MINUS_ONE = th.tensor(-1.0)
@@ -38,10 +40,29 @@ def _tanh_of_half_(x: th.Tensor) -> th.Tensor:
     return th.add(_MINUS_ONE, x.sigmoid_(), alpha=2.0, out=x)
 
 
+_ATEN = th.ops.aten
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(th.tanh, _tanh_of_half_, 2.0, th.ops.aten.tanh_backward.default),
-    nn.Sigmoid: Activation(th.sigmoid, th.sigmoid_, 1.0, th.ops.aten.sigmoid_backward.default),
-    nn.ReLU: Activation(th.relu, th.relu_, 1.0, lambda grad, y: th.ops.aten.threshold_backward.default(grad, y, 0)),
+    nn.Tanh: Activation(
+        th.tanh,
+        _tanh_of_half_,
+        2.0,
+        _ATEN.tanh_backward.default,
+        lambda grad, y, out: _ATEN.tanh_backward.grad_input(grad, y, grad_input=out),
+    ),
+    nn.Sigmoid: Activation(
+        th.sigmoid,
+        th.sigmoid_,
+        1.0,
+        _ATEN.sigmoid_backward.default,
+        lambda grad, y, out: _ATEN.sigmoid_backward.grad_input(grad, y, grad_input=out),
+    ),
+    nn.ReLU: Activation(
+        th.relu,
+        th.relu_,
+        1.0,
+        lambda grad, y: _ATEN.threshold_backward.default(grad, y, 0),
+        lambda grad, y, out: _ATEN.threshold_backward.grad_input(grad, y, 0, grad_input=out),
+    ),
 }
 
 
@@ -84,11 +105,18 @@ class LayerInputs:
     What enters the layers of a network on columns; the views that its derivatives need are made once.
 
     :param columns: [x; 1], (n_in + 1, N)
-    :param activations: [f(M_i h_{i-1}); 1] of each layer but the last, (width + 1, N)
+    :param widths: of each layer but the last
+    :param with_tangents: whether tangents will be carried forward: they get their place below what they belong to
     """
 
-    def __init__(self, columns: th.Tensor, activations: Sequence[th.Tensor]) -> None:
-        self.homogeneous = [columns, *activations]
+    def __init__(self, columns: th.Tensor, widths: Sequence[int], with_tangents: bool = False) -> None:
+        n_samples = columns.shape[1]
+        # [f(M_i h_{i-1}); 1] or [f(M_i h_{i-1}); 1; tangent] of each layer but the last.
+        self.stacked = [columns.new_empty(width + 1 + width * with_tangents, n_samples) for width in widths]
+        for matrix, width in zip(self.stacked, widths, strict=True):
+            matrix[width] = 1.0
+        self.tangents = [matrix[width + 1 :] for matrix, width in zip(self.stacked, widths, strict=True)]
+        self.homogeneous = [columns, *(matrix[: width + 1] for matrix, width in zip(self.stacked, widths, strict=True))]
         self.transposed = [matrix.t() for matrix in self.homogeneous]
         # Without the ones; the first is never asked for.
         self.hidden = [matrix[:-1] for matrix in self.homogeneous]
@@ -120,16 +148,17 @@ class ColumnMlp:
         self._weights = tuple(matrix[:, :-1] for matrix in matrices)
         self._weights_transposed = tuple(weight.t() for weight in self._weights)
 
-    def layer_inputs(self, columns: th.Tensor, out: LayerInputs | None = None) -> LayerInputs:
+    def layer_inputs(
+        self, columns: th.Tensor, out: LayerInputs | None = None, with_tangents: bool = False
+    ) -> LayerInputs:
         """
         :param columns: [x; 1], (n_in + 1, N)
         :param out: of as many columns, to be overwritten; None makes new ones
+        :param with_tangents: whether new ones are to have a place for ``jvp``
         :return: what enters each layer
         """
         if out is None:
-            n_samples = columns.shape[1]
-            ones = [columns.new_empty(len(matrix) + 1, n_samples).fill_(1.0) for matrix in self.matrices[:-1]]
-            out = LayerInputs(columns, ones)
+            out = LayerInputs(columns, [len(matrix) for matrix in self.matrices[:-1]], with_tangents)
         else:
             out.replace(columns)
         for i, activation in enumerate(self.activations):
@@ -156,16 +185,18 @@ class ColumnMlp:
 
     def jvp(self, inputs: LayerInputs, tangents: Sequence[th.Tensor]) -> th.Tensor:
         """
-        Directional derivative of the outputs: J v.
+        Directional derivative of the outputs: J v. A layer's own tangent and what comes up from below,
+        M_i' h_{i-1} + W_i h_{i-1}', are one matrix product [M_i' W_i] [h_{i-1}; h_{i-1}'].
 
-        :param inputs: ``layer_inputs`` of the point
-        :param tangents: v, shaped as ``matrices``
+        :param inputs: ``layer_inputs`` of the point, with a place for tangents
+        :param tangents: v, weight (m, n) and bias (m,) of each layer in turn
         :return: (n_out, N)
         """
-        out = tangents[0].mm(inputs.homogeneous[0])
-        for i, activation in enumerate(self.activations, start=1):
-            hidden = activation.backward(out, inputs.hidden[i])
-            out = th.addmm(tangents[i].mm(inputs.homogeneous[i]), self._weights[i], hidden)
+        out = to_matrices(tangents[:2])[0].mm(inputs.homogeneous[0])
+        for i, activation in enumerate(self.activations):
+            activation.backward_into(out, inputs.hidden[i + 1], inputs.tangents[i])
+            weight, bias = tangents[2 * i + 2 : 2 * i + 4]
+            out = th.cat([weight, bias.unsqueeze(1), self._weights[i + 1]], dim=1).mm(inputs.stacked[i])
         return out
 
     def backward(self, inputs: LayerInputs, grad: th.Tensor) -> list[th.Tensor]:

@@ -114,14 +114,14 @@ def test_derivatives_are_those_of_torch(seed, sizes, kind) -> None:
     names = [name for name, _ in network.named_parameters()]
     tangents = [th.randn(p.shape, generator=generator, dtype=th.float64) for p in mlp.parameters]
     columns = mlp.on_columns()
-    inputs = columns.layer_inputs(to_columns(x))
+    inputs = columns.layer_inputs(to_columns(x), with_tangents=True)
 
     def evaluate(*parameters: th.Tensor) -> th.Tensor:
         return th.func.functional_call(network, dict(zip(names, parameters, strict=True)), (x,))
 
     parameters = tuple(parameter.detach() for parameter in mlp.parameters)
     _, expected = th.func.jvp(evaluate, parameters, tuple(tangents))
-    th.testing.assert_close(columns.jvp(inputs, to_matrices(tangents)).t(), expected, rtol=1e-10, atol=1e-12)
+    th.testing.assert_close(columns.jvp(inputs, tangents).t(), expected, rtol=1e-10, atol=1e-12)
 
     u = th.randn(expected.shape, generator=generator, dtype=th.float64)
     gradients, pieces = ([th.full_like(parameter, 7.0) for parameter in parameters] for _ in range(2))
@@ -136,12 +136,13 @@ def test_derivatives_are_those_of_torch(seed, sizes, kind) -> None:
 
 def test_forward_and_backward_products_are_adjoint(activation) -> None:
     """⟨u, J v⟩ = ⟨Jᵀu, v⟩."""
-    columns = make_network(SIZES[3], activation)[1].on_columns()
-    inputs = columns.layer_inputs(to_columns(make_inputs(9, SIZES[3][0])))
+    mlp = make_network(SIZES[3], activation)[1]
+    columns = mlp.on_columns()
+    inputs = columns.layer_inputs(to_columns(make_inputs(9, SIZES[3][0])), with_tangents=True)
     generator = th.Generator().manual_seed(0)
-    v = [th.randn(matrix.shape, generator=generator, dtype=th.float64) for matrix in columns.matrices]
+    v = [th.randn(parameter.shape, generator=generator, dtype=th.float64) for parameter in mlp.parameters]
     u = th.randn(1, 9, generator=generator, dtype=th.float64)
-    adjoint = sum(float((a * b).sum()) for a, b in zip(vjp(columns, inputs, u), v, strict=True))
+    adjoint = sum(float((a * b).sum()) for a, b in zip(vjp(columns, inputs, u), to_matrices(v), strict=True))
     assert float((u * columns.jvp(inputs, v)).sum()) == pytest.approx(adjoint, rel=1e-12)
 
 
@@ -166,10 +167,10 @@ def test_inputs_are_left_alone(activation) -> None:
     x = make_inputs(9, SIZES[3][0])
     before = x.clone()
     columns = mlp.on_columns()
-    inputs = columns.layer_inputs(to_columns(x))
+    inputs = columns.layer_inputs(to_columns(x), with_tangents=True)
     kept = [layer_input.clone() for layer_input in inputs.homogeneous]
     mlp.forward(x)
-    columns.jvp(inputs, [th.ones_like(matrix) for matrix in columns.matrices])
+    columns.jvp(inputs, [th.ones_like(parameter) for parameter in mlp.parameters])
     vjp(columns, inputs, th.ones(1, 9).double())
     assert th.equal(x, before)
     assert all(map(th.equal, inputs.homogeneous, kept))
@@ -206,6 +207,7 @@ def test_records_no_graph() -> None:
     _, mlp = make_network(SIZES[1])
     x = make_inputs(9, SIZES[1][0])
     columns = mlp.on_columns()
-    inputs = columns.layer_inputs(to_columns(x))
-    results = [mlp.forward(x), columns.outputs(inputs), columns.jvp(inputs, to_matrices(mlp.parameters))]
+    inputs = columns.layer_inputs(to_columns(x), with_tangents=True)
+    tangents = [parameter.detach() for parameter in mlp.parameters]
+    results = [mlp.forward(x), columns.outputs(inputs), columns.jvp(inputs, tangents)]
     assert not any(result.requires_grad for result in (*results, *inputs.homogeneous))

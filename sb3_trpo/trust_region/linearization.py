@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from sb3_trpo.mlp import PlainMlp, to_columns, to_matrices
+from sb3_trpo.mlp import PlainMlp, to_columns
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.kl import Parameters, family_of
 
@@ -212,7 +212,7 @@ class MlpLinearization(Linearization):
         self._mlp = mlp.on_columns()
         self._log_std = log_std
         with th.no_grad():
-            self._inputs = self._mlp.layer_inputs(to_columns(features))
+            self._inputs = self._mlp.layer_inputs(to_columns(features), with_tangents=True)
             self._outputs = self._mlp.outputs(self._inputs).t()
         self._outputs.requires_grad_()
         super().__init__(distribution_of(self._outputs), parameters)
@@ -225,7 +225,7 @@ class MlpLinearization(Linearization):
     @th.no_grad()
     def jvp(self, v: th.Tensor) -> Parameters:
         tangents = self.parameters.split(v)
-        on_outputs = self._mlp.jvp(self._inputs, to_matrices(tangents[: len(self._layers)])).t()
+        on_outputs = self._mlp.jvp(self._inputs, tangents[: len(self._layers)]).t()
         return (on_outputs,) if self._log_std is None else (on_outputs, self.z[1] * tangents[-1])
 
     @th.no_grad()
