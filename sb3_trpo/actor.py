@@ -2,7 +2,8 @@
 Which of its linearisations a policy gets.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch as th
@@ -12,6 +13,7 @@ from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     Distribution,
     MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
@@ -71,6 +73,26 @@ class Actor:
         features = self._features(samples)
         return MlpLinearization(self._mlp, features, self._distribution_from, self._parameters, self._log_std)
 
+    @property
+    def hides_features(self) -> bool:
+        """
+        Whether ``linearize`` lacks a part of J: unless told to learn features for it, gSDE treats those that its noise
+        depends on as constants.
+        """
+        action_dist = self._policy.action_dist
+        return isinstance(action_dist, StateDependentNoiseDistribution) and not action_dist.learn_features
+
+    def linearize_for_fisher(self, samples: Any) -> Linearization:
+        """
+        As ``linearize``, with all that z depends on. That gSDE's features are not trained for their noise is a matter
+        of the gradient; KL changes with the noise whatever moves it.
+
+        :param samples: a chunk of rollout samples
+        :return: z(θ) on it, linearised at the present θ
+        """
+        with _no_hidden_features(self._policy.action_dist):
+            return self.linearize(samples)
+
     @th.no_grad()
     def distribution(self, samples: Any) -> Distribution:
         """
@@ -89,3 +111,18 @@ class Actor:
 
     def _distribution_from(self, outputs: th.Tensor) -> Distribution:
         return self._policy.action_dist.proba_distribution(outputs, *self._more_parameters())
+
+
+@contextlib.contextmanager
+def _no_hidden_features(action_dist: Distribution) -> Iterator[None]:
+    """
+    :param action_dist: which is differentiable in all that it is given while this is open
+    """
+    if not isinstance(action_dist, StateDependentNoiseDistribution):
+        yield
+        return
+    learn_features, action_dist.learn_features = action_dist.learn_features, True
+    try:
+        yield
+    finally:
+        action_dist.learn_features = learn_features

@@ -318,9 +318,9 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         :return: F over every ``sub_sampling_factor``-th state
         :raises ValueError: if there is no parameter to move
         """
-        if self.sub_sampling_factor > 1:
+        if self.sub_sampling_factor > 1 or actor.hides_features:
             thinned = select(samples, slice(None, None, self.sub_sampling_factor))
-            linearizations = Linearizations(actor.linearize, chunks(thinned, self.fisher_chunk_size))
+            linearizations = Linearizations(actor.linearize_for_fisher, chunks(thinned, self.fisher_chunk_size))
         fisher = Fisher(linearizations)
         if len(fisher.parameters) == 0:
             raise ValueError("Every parameter that the policy's actions depend on is frozen: none can be trained.")

@@ -6,7 +6,17 @@ from typing import NamedTuple
 
 import pytest
 import torch as th
-from sample_policies import ACTIONS, PLAIN, POLICIES, cnn_policy, make_policy
+from sample_policies import (
+    ACTIONS,
+    PLAIN,
+    POLICIES,
+    as_matrix,
+    cnn_policy,
+    distribution_of,
+    explicit_fisher,
+    make_observations,
+    make_policy,
+)
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
@@ -134,3 +144,61 @@ def test_observations_are_prepared_as_sb3_does() -> None:
     linearization = actor_of(policy).linearize(Samples(obs))
     expected = policy.get_distribution(obs).distribution.logits
     th.testing.assert_close(linearization.z[0], expected, rtol=1e-5, atol=1e-6)
+
+
+GSDE = [name for name in POLICIES if name.startswith("gSDE")]
+
+
+def gsde_fisher(policy: ActorCriticPolicy, obs: th.Tensor, is_whole: bool = True) -> Fisher:
+    """
+    :param policy: with gSDE
+    :param obs: observations, (N, ...)
+    :param is_whole: as the update has it; otherwise as the gradient has it
+    :return: F
+    """
+    actor = Actor(policy, lambda samples: distribution_of(policy, samples.observations), False)
+    return Fisher(Linearizations(actor.linearize_for_fisher if is_whole else actor.linearize, [Samples(obs)]))
+
+
+@pytest.mark.parametrize("name", GSDE)
+def test_fisher_of_gsde_is_the_curvature_of_kl(name) -> None:
+    """Whatever moves the noise: a step of ε v changes KL by ½ ε² vᵀF v, as measured."""
+    policy = POLICIES[name]()
+    obs = make_observations(policy, 8)
+    whole, cut = gsde_fisher(policy, obs), gsde_fisher(policy, obs, is_whole=False)
+    old = whole.linearizations.first()
+    v = th.randn(len(whole.parameters), dtype=th.float64, generator=th.Generator().manual_seed(0))
+    products = [float(v.dot(fisher @ v)) for fisher in (whole, cut)]
+    theta, epsilon = whole.parameters.vector(), 1e-4
+    whole.parameters.write_(theta + epsilon * v)
+    new = old.family.parameters(distribution_of(policy, obs).distribution)
+    curvature = 2.0 * float(old.family.kl_divergence(old.z, new).mean()) / epsilon**2
+    assert products[0] == pytest.approx(curvature, rel=1e-2)
+    # The difference that it makes, unless the gradient sees it all anyway.
+    assert (products[1] == pytest.approx(curvature, rel=1e-2)) == policy.action_dist.learn_features
+
+
+@pytest.mark.parametrize("name", GSDE)
+def test_fisher_of_gsde_is_the_definition(name) -> None:
+    policy = POLICIES[name]()
+    obs = make_observations(policy, 4)
+    fisher = gsde_fisher(policy, obs)
+    matrix = as_matrix(fisher.__matmul__, len(fisher.parameters))
+    policy.action_dist.learn_features = True
+    expected = explicit_fisher(policy, obs, fisher.parameters.parameters)
+    th.testing.assert_close(matrix, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", GSDE)
+def test_what_gsde_trains_its_features_for_stays_as_it_was(name) -> None:
+    policy = single(name)
+    action_dist, actor = policy.action_dist, actor_of(policy)
+    learn_features = action_dist.learn_features
+    assert actor.hides_features != learn_features
+    actor.linearize_for_fisher(make_samples(policy))
+    assert action_dist.learn_features == learn_features
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_only_gsde_hides_features(name) -> None:
+    assert not actor_of(single(name)).hides_features
