@@ -15,10 +15,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from sb3_trpo.mlp import ColumnMlp, LayerInputs, PlainMlp, to_columns, to_matrices, write_matrices_
+from sb3_trpo.mlp import ColumnMlp, LayerInputs, PlainMlp, to_matrices, write_matrices_
 from sb3_trpo.plain_policy import extract_features, plain_critic
 from sb3_trpo.samples import chunks, select
 from sb3_trpo.trust_region.flat import flatten
+
+# Up to this size, features are put into an epoch's order all at once; beyond, that copy would take too much memory.
+MAX_SHUFFLED_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,9 @@ def fit_critic(
     network = plain_critic(policy) if is_builtin else None
     if network is not None and _features_are_fixed(policy, free) and _is_flat_adam(policy.optimizer, network, free):
         parts = chunks(samples, None)
-        features = th.cat([_fixed_features(policy, part.observations) for part in parts])
+        columns = _feature_columns(policy, parts)
         returns = th.cat([part.returns for part in parts])
-        return _fit_plain(network, policy.optimizer, features, returns, settings)
+        return _fit_plain(network, policy.optimizer, columns, returns, settings)
     with _TrainingMode(policy, free):
         return _fit_any(predict_values, free, policy.optimizer, samples, returns, settings)
 
@@ -126,8 +129,21 @@ def _features_are_fixed(policy: ActorCriticPolicy, free: Iterable[nn.Parameter])
 
 
 @th.no_grad()
-def _fixed_features(policy: ActorCriticPolicy, observations: Any) -> th.Tensor:
-    return extract_features(policy, observations, policy.vf_features_extractor)
+def _feature_columns(policy: ActorCriticPolicy, parts: Sequence[Any]) -> th.Tensor:
+    """
+    :param policy: whose critic's features do not change
+    :param parts: chunks of rollout samples
+    :return: their features with a last row of ones, (n_features + 1, N), with no other copy of them all on the way
+    """
+    n_samples, filled = sum(len(part.returns) for part in parts), 0
+    columns = th.empty(0)
+    for part in parts:
+        features = extract_features(policy, part.observations, policy.vf_features_extractor)
+        if filled == 0:
+            columns = features.new_ones(features.shape[1] + 1, n_samples)
+        columns[:-1, filled : filled + len(features)] = features.t()
+        filled += len(features)
+    return columns
 
 
 class _TrainingMode:
@@ -248,24 +264,37 @@ class _FlatAdam:
         return [piece.view(shape) for piece, shape in zip(vector.split(self._sizes), self._shapes, strict=True)]
 
 
+def _shuffled(columns: th.Tensor, order: th.Tensor, batch_size: int) -> Iterator[th.Tensor]:
+    """
+    :param columns: one for each sample, (n, N)
+    :param order: of the samples
+    :param batch_size: samples of a minibatch
+    :return: the minibatches
+    """
+    if columns.numel() <= MAX_SHUFFLED_ELEMENTS:
+        yield from columns.index_select(1, order).split(batch_size, dim=1)
+    else:
+        yield from (columns.index_select(1, index) for index in order.split(batch_size))
+
+
 @th.no_grad()
 def _fit_plain(
-    network: PlainMlp, optimizer: th.optim.Optimizer, features: th.Tensor, returns: th.Tensor, settings: CriticSettings
+    network: PlainMlp, optimizer: th.optim.Optimizer, columns: th.Tensor, returns: th.Tensor, settings: CriticSettings
 ) -> CriticFit:
     """
     As ``_fit_any``, with the backward pass written out, on features that do not change.
+
+    :param columns: features with a last row of ones, (n_features + 1, N)
     """
     adam = _FlatAdam(network, optimizer)
     working_copy = ColumnMlp(adam.matrices, network.activations)
-    columns, targets = to_columns(features), returns.unsqueeze(0)
+    targets = returns.unsqueeze(0)
     # By the number of samples, for a last minibatch may be smaller.
     inputs: dict[int, LayerInputs] = {}
     squares, factors = [], []
     for order in _epochs(returns, settings):
         batches = zip(
-            columns.index_select(1, order).split(settings.batch_size, dim=1),
-            targets.index_select(1, order).split(settings.batch_size, dim=1),
-            strict=True,
+            _shuffled(columns, order, settings.batch_size), _shuffled(targets, order, settings.batch_size), strict=True
         )
         for batch_columns, batch_targets in batches:
             n = batch_targets.shape[1]

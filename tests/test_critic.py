@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from updates import action_distributions, actor_state, changed, log, mean_kl, observations, pendulum, state
 
+from sb3_trpo import critic, samples
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 
 SETTINGS = CriticSettings(n_epochs=3, batch_size=100, max_grad_norm=None)
@@ -60,13 +61,13 @@ def fit(model: Any, settings: CriticSettings, is_builtin: bool) -> CriticFit:
     :param settings: of the fit
     :param is_builtin: False leads to the general way
     """
-    policy, samples = model.policy, rollout(model)
+    policy = model.policy
 
-    def predict_values(samples: Any) -> th.Tensor:
-        return policy.predict_values(samples.observations)
+    def predict_values(batch: Any) -> th.Tensor:
+        return policy.predict_values(batch.observations)
 
     th.manual_seed(0)
-    return fit_critic(policy, predict_values, samples, actor_parameters(policy), settings, is_builtin)
+    return fit_critic(policy, predict_values, rollout(model), actor_parameters(policy), settings, is_builtin)
 
 
 def rollout(model: Any) -> Any:
@@ -84,13 +85,13 @@ def reference_fit(model: Any, settings: CriticSettings) -> th.Tensor:
 
     :return: the losses
     """
-    policy, samples, losses = model.policy, rollout(model), []
+    policy, data, losses = model.policy, rollout(model), []
     th.manual_seed(0)
     for _ in range(settings.n_epochs):
-        order = th.randperm(len(samples.returns))
+        order = th.randperm(len(data.returns))
         for i in range(0, len(order), settings.batch_size):
             index = order[i : i + settings.batch_size]
-            loss = mse_loss(policy.predict_values(samples.observations[index]).flatten(), samples.returns[index])
+            loss = mse_loss(policy.predict_values(data.observations[index]).flatten(), data.returns[index])
             losses.append(loss.item())
             policy.optimizer.zero_grad()
             loss.backward()
@@ -132,6 +133,16 @@ def test_the_same_holds_for_other_networks_and_batch_sizes(activation_fn: type[n
     settings = CriticSettings(n_epochs=1, batch_size=batch_size, max_grad_norm=None)
     model, reference = pendulum(policy_kwargs=kwargs), pendulum(policy_kwargs=kwargs)
     assert_same_fit(model, reference, fit(model, settings, True), reference_fit(reference, settings))
+
+
+def test_minibatches_taken_one_by_one_are_those_of_the_shuffled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks too, whose samples stand in another order."""
+    models = [pendulum(), pendulum()]
+    monkeypatch.setattr(samples, "MAX_CHUNK_ELEMENTS", 100)
+    fit(models[0], SETTINGS, True)
+    monkeypatch.setattr(critic, "MAX_SHUFFLED_ELEMENTS", 0)
+    fit(models[1], SETTINGS, True)
+    assert not changed(state(models[0]), state(models[1]))
 
 
 def test_the_ways_can_take_turns() -> None:
