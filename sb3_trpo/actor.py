@@ -48,7 +48,9 @@ class Actor:
         self._distribution_of = distribution_of
         self._parameters: FlatParameters | None = None
         self._mlp = plain_actor(policy) if is_builtin and type(policy.action_dist) in _PLAIN else None
-        self._log_std = policy.log_std if type(policy.action_dist) is DiagGaussianDistribution else None
+        # A policy with a Gaussian of its own need not have this parameter.
+        has_log_std = self._mlp is not None and type(policy.action_dist) is DiagGaussianDistribution
+        self._log_std = policy.log_std if has_log_std else None
         if self._mlp is not None:
             parameters: list[Any] = [*self._mlp.parameters, *self._more_parameters()]
             if all(parameter.requires_grad for parameter in parameters):

@@ -23,6 +23,7 @@ from small_models import (
     TwoHeadsPolicy,
     policy_for,
 )
+from stable_baselines3.common.distributions import DiagGaussianDistribution, SquashedDiagGaussianDistribution
 from stable_baselines3.common.envs import (
     FakeImageEnv,
     IdentityEnv,
@@ -69,6 +70,16 @@ def test_every_observation_space_with_every_action_space(observation_space, acti
     model = train(policy, SpacesEnv(observation_space, action_space), policy_kwargs)
     action, _ = model.predict(model.observation_space.sample())
     assert action_space.contains(action if action.shape else int(action))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(name, (2, 3)) for name in ("float16", "int8", "int16", "int32", "int64", "uint16", "uint32")]
+    + [("float32", (1,)), ("float64", (2, 3, 4)), ("uint8", (1, 2, 1, 2))],
+    ids=str,
+)
+def test_boxes_of_any_dtype_and_shape(dtype, shape):
+    train("MlpPolicy", SpacesEnv(spaces.Box(0, 9, shape, dtype=dtype), BOX), {"net_arch": [8]})
 
 
 @pytest.mark.parametrize(
@@ -198,6 +209,25 @@ def test_layers_of_all_kinds(layer, share_features_extractor):
     train("MlpPolicy", SpacesEnv(VECTOR, BOX), policy_kwargs)
 
 
+def test_batch_norm_of_the_actor_keeps_its_statistics():
+    """What moves them moves the policy, and no trust region would bound it; those of the critic may move."""
+    policy_kwargs = {
+        "features_extractor_class": Extractor,
+        "features_extractor_kwargs": {"layer": "batch-norm"},
+        "share_features_extractor": False,
+        "net_arch": [8],
+    }
+    policy = train("MlpPolicy", SpacesEnv(VECTOR, BOX), policy_kwargs).policy
+    actors, critics = policy.pi_features_extractor.net[1], policy.vf_features_extractor.net[1]
+    assert (actors.running_mean == 0).all()
+    assert (actors.running_var == 1).all()
+    assert actors.num_batches_tracked == 0
+    # Its weights are the actor's own, as others are.
+    assert (actors.weight != 1).all()
+    assert (critics.running_mean != 0).all()
+    assert critics.num_batches_tracked == N_UPDATES * 2 * 2
+
+
 def compile_networks(policy):
     policy.mlp_extractor.policy_net = th.compile(policy.mlp_extractor.policy_net, backend="aot_eager")
     policy.mlp_extractor.value_net = th.compile(policy.mlp_extractor.value_net, backend="aot_eager")
@@ -226,6 +256,48 @@ def test_compiled_policies(compile_policy):
 
 def test_users_own_policy():
     train(TwoHeadsPolicy, SpacesEnv(VECTOR, BOX))
+
+
+class OwnForwardPolicy(ActorCriticPolicy):
+    """Nothing of SB3's but its interface: networks, methods, and a spread of the actions that depends on the state."""
+
+    distribution_class: type[DiagGaussianDistribution] = DiagGaussianDistribution
+
+    def _build(self, lr_schedule):
+        n_observations, n_actions = (spaces.flatdim(space) for space in (self.observation_space, self.action_space))
+        self.action_dist = self.distribution_class(n_actions)
+        self.hidden = nn.Sequential(nn.Linear(n_observations, 8), nn.Tanh())
+        self.mean, self.spread = nn.Linear(8, n_actions), nn.Linear(8, n_actions)
+        self.critic, self.value_net = nn.Sequential(nn.Linear(n_observations, 8), nn.Tanh()), nn.Linear(8, 1)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def get_distribution(self, obs):
+        latent = self.hidden(obs)
+        return self.action_dist.proba_distribution(self.mean(latent), self.spread(latent) - 1.0)
+
+    def predict_values(self, obs):
+        return self.value_net(self.critic(obs))
+
+    def forward(self, obs, deterministic=False):
+        distribution = self.get_distribution(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs, actions):
+        distribution = self.get_distribution(obs)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+
+class OwnSquashedPolicy(OwnForwardPolicy):
+    distribution_class = SquashedDiagGaussianDistribution
+
+
+@pytest.mark.parametrize("policy", [OwnForwardPolicy, OwnSquashedPolicy])
+def test_users_own_forward_and_distribution(policy):
+    model = train(policy, SpacesEnv(VECTOR, BOX))
+    obs = th.as_tensor(model.rollout_buffer.observations[:9].reshape(9, -1))
+    stds = model.policy.get_distribution(obs).distribution.stddev
+    assert (stds.amax(dim=0) > 1.001 * stds.amin(dim=0)).all()
 
 
 def test_users_own_policy_on_several_environments():
