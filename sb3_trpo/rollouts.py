@@ -31,6 +31,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.advantages import compute_returns_and_advantage
 from sb3_trpo.mlp import PlainMlp
 from sb3_trpo.plain_policy import extract_features, plain_actor, plain_critic
 from sb3_trpo.vec_steps import Step, check_finite, last_observation, watched_steps
@@ -172,6 +173,8 @@ class _Rollout:
         callback.on_rollout_start()
         act = self._act_as_sb3 if self.reads_values else self._act
         to_env = _action_converter(algorithm.action_space)
+        # Without wrappers, what comes back has been checked where it came in.
+        is_wrapped = env is not env.unwrapped
         scope = {
             "self": algorithm,
             "env": env,
@@ -185,7 +188,8 @@ class _Rollout:
             clipped_actions = to_env(actions)
             new_obs, rewards, dones, infos = self.step(clipped_actions)
             algorithm.num_timesteps += env.num_envs
-            check_finite(new_obs, rewards, algorithm.num_timesteps)
+            if is_wrapped:
+                check_finite(new_obs, rewards, algorithm.num_timesteps)
 
             scope.update(
                 step_tensors,
@@ -215,7 +219,7 @@ class _Rollout:
 
         self._fill_in(self.n_rollout_steps)
         values = self.policy.predict_values(th.as_tensor(new_obs, device=algorithm.device))
-        buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        compute_returns_and_advantage(buffer, values, dones)
         if isinstance(algorithm.action_space, spaces.Discrete):
             actions = actions.reshape(-1, 1)
         scope.update(values=values, n_steps=self.n_rollout_steps, actions=actions, rewards=buffer.rewards[-1])
