@@ -5,8 +5,7 @@ Every option is RL Zoo's own. What is added: ``--algo trpo`` need not be typed; 
 final policy and a picture of the learning curve, its ``--vec-env`` can be ``envpool``, and with ``--resume`` it goes on
 after a crash; ``enjoy-untrusted`` runs a model without running what it holds. RL Zoo's ``record_training`` and
 ``benchmark`` are left out: they start other scripts as processes of their own, which a registration in this process
-does not reach. So is ``push_to_hub``: that of RL Zoo 2.9.2 imports a function that no sb3-team-hf-integration it allows
-has.
+does not reach.
 """
 
 import importlib
@@ -53,6 +52,7 @@ COMMANDS = {
     "plot-from-file": Command("plot what all-plots saved", "rl_zoo3.plots.plot_from_file", "plot_from_file", ()),
     "record-video": Command("record a video of a trained policy", "rl_zoo3.record_video"),
     "load-from-hub": Command("download a trained policy", "rl_zoo3.load_from_hub"),
+    "push-to-hub": Command("upload a trained policy", "sb3_trpo.zoo_hub", "push_to_hub"),
 }
 
 MODULES_THAT_CHECK_ARGUMENTS = tuple(
