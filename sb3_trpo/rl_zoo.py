@@ -9,8 +9,8 @@ runs that file as ``__main__``, a second copy of the module ``rl_zoo3.train`` wi
 names of a module would miss it. What both copies share are the objects: the dictionaries ``rl_zoo3.ALGOS`` and those of
 ``rl_zoo3.hyperparams_opt``, and the class ``ExperimentManager``. These are changed in place, and nothing else is.
 
-A hyperparameter file may give a schedule for ``target_kl`` as for ``learning_rate``: ``target_kl: lin_0.06`` falls
-linearly to 0.
+A hyperparameter file may give schedules for ``target_kl`` and ``min_std`` as for ``learning_rate``: ``target_kl:
+lin_0.06`` falls linearly to 0 (see ``sb3_trpo.schedules`` for the forms).
 """
 
 import functools
@@ -22,16 +22,18 @@ try:
     import rl_zoo3
     from rl_zoo3.exp_manager import ExperimentManager
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
-    from rl_zoo3.utils import SimpleLinearSchedule
 except ImportError as error:
     raise ImportError(
         f"sb3_trpo.rl_zoo needs RL Zoo ({error}): install it with `pip install 'sb3-trpo[zoo]'`."
     ) from error
 
+from sb3_trpo.schedules import read_schedule
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.zoo_sampler import convert_trpo_params, sample_trpo_params
 
 ALGO = "trpo"
+# Hyperparameters of ours that may have a schedule.
+SCHEDULED = ("target_kl", "min_std")
 HYPERPARAMETERS = Path(__file__).parent / "hyperparams" / "trpo.yml"
 
 
@@ -43,7 +45,7 @@ def register() -> None:
     HYPERPARAMS_SAMPLER[ALGO] = sample_trpo_params
     HYPERPARAMS_CONVERTER[ALGO] = convert_trpo_params
     _default_to_own_hyperparameters(ExperimentManager)
-    _read_schedules_of_target_kl(ExperimentManager)
+    _read_own_schedules(ExperimentManager)
 
 
 def _default_to_own_hyperparameters(manager_class: type[ExperimentManager]) -> None:
@@ -70,40 +72,25 @@ def _default_to_own_hyperparameters(manager_class: type[ExperimentManager]) -> N
     manager_class.__init__ = init  # type: ignore[method-assign]
 
 
-def _read_schedules_of_target_kl(manager_class: type[ExperimentManager]) -> None:
+def _read_own_schedules(manager_class: type[ExperimentManager]) -> None:
     """
     RL Zoo has a fixed list of the hyperparameters that may have a schedule.
 
     :param manager_class: RL Zoo's experiment manager, whose reading of schedules is wrapped
     """
     rl_zoo_schedules = manager_class._preprocess_schedules
-    if getattr(rl_zoo_schedules, "reads_target_kl", False):
+    if getattr(rl_zoo_schedules, "reads_own_schedules", False):
         return
 
     @functools.wraps(rl_zoo_schedules)
     def preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        target_kl = hyperparams.get("target_kl")
-        if isinstance(target_kl, str):
-            hyperparams["target_kl"] = _linear_schedule("target_kl", target_kl)
+        for name in SCHEDULED:
+            if isinstance(hyperparams.get(name), str):
+                hyperparams[name] = read_schedule(name, hyperparams[name])
         return rl_zoo_schedules(hyperparams)
 
-    preprocess_schedules.reads_target_kl = True  # type: ignore[attr-defined]
+    preprocess_schedules.reads_own_schedules = True  # type: ignore[attr-defined]
     manager_class._preprocess_schedules = staticmethod(preprocess_schedules)  # type: ignore[method-assign]
-
-
-def _linear_schedule(name: str, text: str) -> SimpleLinearSchedule:
-    """
-    :param name: of the hyperparameter
-    :param text: ``lin_`` and the value at the start
-    :return: which falls from there to 0
-    """
-    kind, _, initial_value = text.partition("_")
-    try:
-        if kind == "lin":
-            return SimpleLinearSchedule(initial_value)
-    except ValueError:
-        pass
-    raise ValueError(f"{name} is {text!r}, but must be a number, or lin_ and a number, as in lin_0.06.")
 
 
 register()

@@ -27,7 +27,7 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo import rollouts
-from sb3_trpo.actor import Actor
+from sb3_trpo.actor import Actor, std_bound
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.env_failures import limited_waiting
@@ -108,6 +108,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         without preconditioner (see ``benchmarks/RESULTS.md``)
     :param cg_warm_start: whether conjugate gradient starts from the last update's direction
     :param ent_coef: coefficient of the entropy in the surrogate
+    :param min_std: the standard deviation of Gaussian actions that an update does not go below; a number, or a function
+        of the remaining progress; 0 for none. With gSDE it has no meaning, and must be 0
     :param max_grad_norm: bound on the norm of the critic's gradient; None leaves it as it is
     :param adaptive_kl: whether to adapt δ: it grows by a factor of 1.5 when KL stayed below δ/1.5, shrinks by it when
         the line search had to back off or failed, and stays within a factor of 5 of ``target_kl``
@@ -158,6 +160,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         cg_progress_tol: float = 0.01,
         cg_warm_start: bool = False,
         ent_coef: float = 0.0,
+        min_std: float | Schedule = 0.0,
         max_grad_norm: float | None = None,
         adaptive_kl: bool = False,
         fisher_chunk_size: int | None = None,
@@ -177,13 +180,14 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         self.line_search_max_iter = line_search_max_iter
         self.target_kl = target_kl
         self.adaptive_kl = adaptive_kl
+        self.min_std = min_std
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
         self.env_timeout = env_timeout
         # What the base class will hold; set here so that everything is checked before an environment is made.
         self.learning_rate, self.n_steps, self.gamma, self.gae_lambda = learning_rate, n_steps, gamma, gae_lambda
         self.ent_coef, self.max_grad_norm = ent_coef, max_grad_norm  # type: ignore[assignment]
-        self.sde_sample_freq = sde_sample_freq
+        self.use_sde, self.sde_sample_freq = use_sde, sde_sample_freq
         check_hyperparameters(self)
 
         super().__init__(
@@ -382,6 +386,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
             surrogate.evaluate,
             parameters,
             full_step,
+            project=std_bound(self.policy, self._now("min_std", self.min_std)),
             max_kl=self._max_kl(),
             shrinking_factor=self.line_search_shrinking_factor,
             max_iter=self.line_search_max_iter,
@@ -395,9 +400,17 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         """
         :return: δ of this update
         """
-        target_kl = self.target_kl(self._current_progress_remaining) if callable(self.target_kl) else self.target_kl
-        check_real("target_kl", target_kl, "at least 0 throughout training", lambda x: x >= 0)
-        return float(target_kl) * (self.kl_scale if self.adaptive_kl else 1.0)
+        return self._now("target_kl", self.target_kl) * (self.kl_scale if self.adaptive_kl else 1.0)
+
+    def _now(self, name: str, value: float | Schedule) -> float:
+        """
+        :param name: of a hyperparameter
+        :param value: the same
+        :return: what it is in this update
+        """
+        number = value(self._current_progress_remaining) if callable(value) else value
+        check_real(name, number, "at least 0 throughout training", lambda x: x >= 0)
+        return float(number)
 
     def _prepare_next(self, step: PolicyStep) -> None:
         """

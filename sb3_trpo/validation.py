@@ -31,6 +31,11 @@ def check_hyperparameters(algorithm: Any) -> None:
     # With a rate of 0 the critic stays as it is; RL Zoo loads models so that are only to be watched.
     check_schedule("learning_rate", algorithm.learning_rate, "at least 0", lambda x: x >= 0)
     check_schedule("target_kl", algorithm.target_kl, "above 0", lambda x: x > 0)
+    check_schedule("min_std", algorithm.min_std, "at least 0", lambda x: x >= 0)
+    if algorithm.use_sde and algorithm.min_std != 0:
+        raise ValueError(
+            f"min_std is {algorithm.min_std!r}, but must be 0 with use_sde, whose noise has no such bound."
+        )
     for name in ("gamma", "gae_lambda"):
         check_real(name, getattr(algorithm, name), "between 0 and 1", lambda x: 0 <= x <= 1)
     for name in ("cg_damping", "cg_residual_tol", "cg_progress_tol", "ent_coef"):

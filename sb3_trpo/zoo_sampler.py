@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 from rl_zoo3.hyperparams_opt import convert_onpolicy_params
-from rl_zoo3.utils import SimpleLinearSchedule
+from stable_baselines3.common.utils import LinearSchedule
 
 
 def sample_trpo_params(
@@ -61,7 +61,7 @@ def convert_trpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     log_std_init = sampled.pop("log_std_init", None)
     hyperparams = convert_onpolicy_params(sampled)
     if is_linear:
-        hyperparams["target_kl"] = SimpleLinearSchedule(hyperparams["target_kl"])
+        hyperparams["target_kl"] = LinearSchedule(hyperparams["target_kl"], 0.0, 1.0)
     if log_std_init is not None:
         hyperparams["policy_kwargs"]["log_std_init"] = log_std_init
     return hyperparams

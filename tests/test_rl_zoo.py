@@ -99,24 +99,28 @@ def manager_of(hyperparameters, **kwargs):
     return ExperimentManager(argparse.Namespace(), "trpo", "CartPole-v1", "logs", config="mine.yml", **kwargs)
 
 
+@pytest.mark.parametrize(("name", "logged"), [("target_kl", "train/target_kl"), ("min_std", None)])
 @pytest.mark.parametrize(
-    ("text", "at_the_start", "halfway"), [(0.02, 0.02, 0.02), ("lin_0.06", 0.06, 0.03), ("lin_1e-2", 0.01, 0.005)]
+    ("text", "at_the_start", "late"),
+    [(0.02, 0.02, 0.02), ("lin_0.06", 0.06, 0.015), ("lin_0.4_0.2", 0.4, 0.25), ("fade_0.02_0.5", 0.02, 0.01)],
 )
-def test_files_may_give_a_schedule_for_target_kl(text, at_the_start, halfway):
-    hyperparameters = {"n_timesteps": 512, "policy": "MlpPolicy", "n_steps": 128, "target_kl": text}
+def test_files_may_give_schedules_for_our_own_hyperparameters(name, logged, text, at_the_start, late):
+    hyperparameters = {"n_timesteps": 512, "policy": "MlpPolicy", "n_steps": 128, name: text}
     model, _ = manager_of(hyperparameters, seed=0, device="cpu").setup_experiment()
-    target_kl = model.target_kl if callable(model.target_kl) else lambda _: model.target_kl
-    assert (target_kl(1.0), target_kl(0.5)) == (at_the_start, halfway)
+    value = getattr(model, name)
+    schedule = value if callable(value) else lambda _: value
+    assert (schedule(1.0), schedule(0.25)) == pytest.approx((at_the_start, late))
     model.learn(512)
-    # The last update comes after the last step.
-    assert model.logger.name_to_value["train/target_kl"] == target_kl(0.0)
+    if logged:
+        # The last update comes after the last step.
+        assert model.logger.name_to_value[logged] == schedule(0.0)
     model.env.close()
 
 
 @pytest.mark.parametrize("text", ["0.06", "lin_fast", "cos_0.06"])
 def test_other_schedules_are_refused(text):
     manager = manager_of({"n_timesteps": 512, "policy": "MlpPolicy", "target_kl": text}, device="cpu")
-    with pytest.raises(ValueError, match=f"target_kl is '{text}', but must be a number, or lin_ and a number"):
+    with pytest.raises(ValueError, match=f"target_kl is '{text}', but must be a number, lin_START"):
         manager.setup_experiment()
 
 

@@ -32,6 +32,7 @@ NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
     "gae_lambda": ([-0.1, 1.1, math.nan], "between 0 and 1"),
     "cg_damping": ([-0.1, math.nan, math.inf], "at least 0"),
     "cg_residual_tol": ([-0.1, math.nan], "at least 0"),
+    "min_std": ([-0.1, math.nan, "0.1"], "at least 0"),
     "cg_progress_tol": ([-0.1, math.nan], "at least 0"),
     "ent_coef": ([-0.1, math.nan], "at least 0"),
     "line_search_shrinking_factor": ([0.0, 1.0, -0.5, 2, math.nan], "above 0 and below 1"),
@@ -53,6 +54,11 @@ class NeverStepped(gym.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         raise AssertionError("the environment was stepped")
+
+
+def test_a_bound_on_the_std_of_gsde_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"min_std is 0\.1, but must be 0 with use_sde"):
+        TRPO("MlpPolicy", NeverStepped(), use_sde=True, min_std=0.1)
 
 
 @pytest.mark.parametrize(("name", "value", "allowed"), CASES)

@@ -37,6 +37,7 @@ def backtracking_line_search(
     parameters: FlatParameters,
     full_step: th.Tensor,
     *,
+    project: Callable[[], object] = lambda: None,
     max_kl: float,
     shrinking_factor: float,
     max_iter: int,
@@ -54,6 +55,7 @@ def backtracking_line_search(
     :param evaluate: KL(old ‖ θ) and the surrogate's improvement over θ_old, at the parameters as they are
     :param parameters: θ, at θ_old
     :param full_step: the longest step to try, (P,)
+    :param project: brings each θ that is tried into the set that it may lie in, in place
     :param max_kl: δ
     :param shrinking_factor: largest reduction of the step from one try to the next
     :param max_iter: maximum number of tries
@@ -65,6 +67,7 @@ def backtracking_line_search(
     try:
         while n_evaluations < max_iter:
             parameters.write_(th.add(old, full_step, alpha=fraction))
+            project()
             kl, improvement = evaluate()
             n_evaluations += 1
             success = kl <= max_kl and 0.0 < improvement < math.inf

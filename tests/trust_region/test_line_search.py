@@ -4,6 +4,7 @@ The line search on functions with known answers.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch as th
@@ -38,7 +39,9 @@ class Search:
         self.tries.append(t)
         return self._kl(t), self._improvement(t)
 
-    def run(self, shrinking_factor: float = 0.8, max_iter: int = 10, max_kl: float = DELTA) -> LineSearchResult:
+    def run(
+        self, shrinking_factor: float = 0.8, max_iter: int = 10, max_kl: float = DELTA, **kwargs: Any
+    ) -> LineSearchResult:
         return backtracking_line_search(
             self.evaluate,
             self.parameters,
@@ -46,6 +49,7 @@ class Search:
             max_kl=max_kl,
             shrinking_factor=shrinking_factor,
             max_iter=max_iter,
+            **kwargs,
         )
 
     def assert_untouched(self) -> None:
@@ -54,6 +58,14 @@ class Search:
 
 def quadratic(at_one: float) -> Callable[[float], float]:
     return lambda t: at_one * t * t
+
+
+def test_what_is_judged_and_kept_has_been_projected() -> None:
+    search = Search(quadratic(0.5 * DELTA), lambda t: t)
+    weight = search.parameters.parameters[0]
+    search.run(project=lambda: weight.data.clamp_(max=0.5))
+    assert search.tries == [pytest.approx(0.4)]
+    th.testing.assert_close(search.parameters.vector(), th.tensor([0.5, 0.5, 1.3], dtype=th.float64))
 
 
 def test_takes_the_full_step_if_it_may() -> None:
