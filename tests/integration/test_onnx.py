@@ -40,10 +40,10 @@ class Deployed(nn.Module):
     ("observations", "actions", "kwargs"),
     [
         ("float32", "Box", {}),
-        ("float32", "MultiDiscrete", {}),
-        ("float32", "MultiBinary", {}),
-        ("float32", "Box", {"use_sde": True}),
         ("image", "Discrete", {}),
+        pytest.param("float32", "MultiDiscrete", {}, marks=pytest.mark.slow),
+        pytest.param("float32", "MultiBinary", {}, marks=pytest.mark.slow),
+        pytest.param("float32", "Box", {"use_sde": True}, marks=pytest.mark.slow),
     ],
 )
 def test_exported_policy_acts_the_same(observations: str, actions: str, kwargs: dict[str, Any], tmp_path: Any) -> None:
