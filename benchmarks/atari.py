@@ -27,7 +27,7 @@ import sb3_trpo
 from sb3_trpo.run_report import ReportingExperimentManager
 
 ALGORITHMS: dict[str, Any] = {"sb3_trpo": sb3_trpo.TRPO, "sb3_contrib": sb3_contrib.TRPO}
-COLUMNS = ("seconds", "extra_mib", "rollout_mib", "kl")
+COLUMNS = ("seconds", "cpu_seconds", "extra_mib", "rollout_mib", "kl")
 
 
 def main() -> None:
@@ -61,19 +61,21 @@ def measure(name: str, game: str, n_updates: int) -> list[dict[str, float]]:
     :param name: of an algorithm
     :param game: of Atari
     :param n_updates: how many
-    :return: for each update its seconds, the memory in MiB that ``train()`` took at its peak above what the process had
-        before, the size of the rollout's observations in MiB, and KL as it was logged
+    :return: for each update its seconds, those that the processor worked on it, the memory in MiB that ``train()`` took
+        at its peak above what the process had before, the size of the rollout's observations in MiB, and KL as it was
+        logged
     """
     rows: list[dict[str, float]] = []
 
     class Measured(ALGORITHMS[name]):
         def train(self) -> None:
             reset_peak()
-            start, before = time.perf_counter(), memory("VmRSS")
+            start, cpu_start, before = time.perf_counter(), time.process_time(), memory("VmRSS")
             super().train()
             rows.append(
                 {
                     "seconds": time.perf_counter() - start,
+                    "cpu_seconds": time.process_time() - cpu_start,
                     "extra_mib": memory("VmHWM") - before,
                     "rollout_mib": self.rollout_buffer.observations.nbytes / 2**20,
                     "kl": float(self.logger.name_to_value["train/kl_divergence_loss"]),

@@ -59,6 +59,16 @@ def test_the_changed_meaning_is_said_once(tmp_path):
     assert "multiply target_kl by 3, as in TRPO.load(..., target_kl=0.06)" in message
 
 
+@pytest.mark.parametrize("learning_rate", [LinearSchedule(0.002, 0.0, 1.0), lambda remaining: 0.002 * remaining])
+def test_schedules_are_read(learning_rate, tmp_path):
+    make_model(sb3_contrib.TRPO, "Discrete", learning_rate=learning_rate).learn(128).save(tmp_path / "model")
+    model = TRPO.load(tmp_path / "model", SpacesEnv(VECTOR, ACTION_SPACES["Discrete"]), device="cpu")
+    assert [model.lr_schedule(remaining) for remaining in (1.0, 0.5, 0.0)] == [0.002, 0.001, 0.0]
+    model.learn(256)
+    # The second of two updates comes at the end.
+    assert model.logger.name_to_value["train/learning_rate"] == pytest.approx(0.0, abs=1e-9)
+
+
 def test_a_target_that_is_given_needs_no_explanation(tmp_path):
     make_model(sb3_contrib.TRPO, "Box").save(tmp_path / "model")
     assert warnings_of_load(tmp_path / "model", target_kl=0.03) == []
