@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import yaml
@@ -158,7 +159,11 @@ def test_training_in_envpool(capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--env", "Taxi-v4"], "'Taxi-v4'"),
+        pytest.param(
+            ["--env", "Taxi-v4"],
+            "'Taxi-v4'",
+            marks=pytest.mark.skipif("Taxi-v4" not in gymnasium.registry, reason="needs Gymnasium 1.3"),
+        ),
         (["--env", "Pendulum-v1", "--env-kwargs", "grafity:9.8"], "'grafity'"),
         (["--env", "Pendulum-v1", "-params", "env_wrapper:'gymnasium.wrappers.FlattenObservation'"], "env_wrapper"),
         (["--env", "Pendulum-v1", "-params", "n_envs:0"], "n_envs"),

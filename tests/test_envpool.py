@@ -38,6 +38,8 @@ def steps_of(env: VecEnv, n_steps: int) -> list[Any]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_comes_back_looks_as_from_dummy_vec_env(task):
+    if task.startswith("LunarLander"):
+        pytest.importorskip("Box2D", reason="needs sb3-trpo[box2d]")
     env, dummy = make_envpool_vec_env(task, 3, seed=0), make_vec_env(task, 3, seed=0)
     assert env.action_space == dummy.action_space
     assert env.observation_space == dummy.observation_space
@@ -52,6 +54,7 @@ def test_what_comes_back_looks_as_from_dummy_vec_env(task):
 
 
 def test_numbers_are_gymnasiums():
+    pytest.importorskip("mujoco", minversion="4", reason="EnvPool's MuJoCo and older ones compute other numbers")
     # Without noise at resets there is nothing random left; both simulate with MuJoCo.
     options = {"reset_noise_scale": 0.0}
     n_steps = 150

@@ -16,7 +16,8 @@ from sb3_trpo.checkpoints.env_state import Checkpointable, restore_env, save_env
 from sb3_trpo.checkpoints.tree import NotSavableError
 
 CLASSIC = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0")
-TOY_TEXT = ("FrozenLake-v1", "Blackjack-v1", "CliffWalking-v1")
+# Gymnasium 1.0 has CliffWalking-v0.
+TOY_TEXT = ("FrozenLake-v1", "Blackjack-v1", max(task for task in gym.registry if task.startswith("CliffWalking-v")))
 MUJOCO = (
     "Ant-v5",
     "HalfCheetah-v5",
