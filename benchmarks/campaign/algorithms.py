@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 OWN_HYPERPARAMETERS = "sb3_trpo"
 
 # Keys of an entry that RL Zoo takes out before it calls the algorithm's constructor.
-RL_ZOO_KEYS = {"n_envs", "normalize", "env_wrapper", "env_kwargs", "policy", "vec_env_wrapper"}
+RL_ZOO_KEYS = {"callback", "n_envs", "normalize", "env_wrapper", "env_kwargs", "policy", "vec_env_wrapper"}
 
 
 @dataclass(frozen=True)

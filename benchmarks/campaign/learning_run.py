@@ -110,7 +110,8 @@ def learning_run(run: RunSpecification, report: Report) -> tuple[dict[str, Any],
 
     learn_start = time.perf_counter()
     # Without an interval SB3 never clears its log, so that the callback finds the last update's values.
-    model.learn(run.n_timesteps, callback=callback, log_interval=None)  # type: ignore[arg-type]
+    callbacks = [callback, *experiment.callbacks]
+    model.learn(run.n_timesteps, callback=callbacks, log_interval=None)  # type: ignore[arg-type]
     training_seconds = time.perf_counter() - learn_start - callback.seconds
     callback._collect_log()
     returns, lengths = callback.evaluate(run.protocol["n_final_episodes"])
