@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_trpo.checkpoints import Checkpoint, Checkpointable
-from sb3_trpo.checkpoints.checkpoint import read_member
+from sb3_trpo.checkpoints.checkpoint import read_note
 from sb3_trpo.run_report import ReportingExperimentManager
 from sb3_trpo.validation import check_integer
 from sb3_trpo.zoo_envpool import TrainParser
@@ -91,7 +91,7 @@ def find_unfinished_run(args: argparse.Namespace) -> tuple[Path | None, int]:
         if lock is None:
             continue
         lock.close()
-        note = read_member(path, "note")
+        note = read_note(path)
         if note == {**wanted, "seed": note["seed"] if args.seed < 0 else wanted["seed"]}:
             return path.parent, int(note["seed"])
     return None, args.seed

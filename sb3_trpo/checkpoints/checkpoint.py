@@ -72,16 +72,11 @@ class Checkpoint(BaseCallback):
         :return: the model, whose next ``learn`` with this callback goes on where the checkpoint was written
         :raises ValueError: if the file is no checkpoint
         """
-        content = self.path.read_bytes()
+        members, state = _read(self.path)
         if not trusted:
-            members = read_archive(io.BytesIO(content))
-            members.pop(STATE, None)
             kwargs["trusted"] = False
-            model = algorithm_class.load(io.BytesIO(write_archive(members)), env, **kwargs)
-        else:
-            model = algorithm_class.load(io.BytesIO(content), env, **kwargs)
-        self._pending = read_member(self.path, "state")
-        folder = read_member(self.path, "log_folder")
+        model = algorithm_class.load(io.BytesIO(write_archive(members)), env, **kwargs)
+        self._pending, folder = state["state"], state["log_folder"]
         if trusted and model.tensorboard_log is not None and folder:
             # One curve in TensorBoard, not one for each session.
             model.set_logger(configure(folder, [*(["stdout"] if model.verbose else []), "tensorboard"]))
@@ -129,16 +124,23 @@ class Checkpoint(BaseCallback):
         return True
 
 
-def read_member(path: pathlib.Path, name: str) -> Any:
+def read_note(path: pathlib.Path) -> dict[str, str]:
     """
     :param path: of a checkpoint
-    :param name: ``note``, ``log_folder`` or ``state``
-    :return: that part of it
+    :return: the texts that were given to ``Checkpoint``
     :raises ValueError: if it is no checkpoint
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            content = archive.read(STATE)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} is no checkpoint: it has no state of a training ({error}).") from error
-    return unpack(content)[name]
+    return _read(path)[1]["note"]
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """
+    :param path: of a checkpoint
+    :return: the members of the model's archive, and the rest
+    :raises ValueError: if it is no checkpoint
+    """
+    with path.open("rb") as file:
+        members = read_archive(file)
+    if STATE not in members:
+        raise ValueError(f"{path} is no checkpoint: it has no state of a training.")
+    return members, unpack(members.pop(STATE))

@@ -78,7 +78,7 @@ def _set_attributes(layer: Any, attributes: dict[str, Any]) -> None:
     if _offers_state(layer):
         layer.set_checkpoint_state(attributes["offered"])
         attributes = {"_np_random": attributes["random"]}
-    vars(layer).update(attributes)
+    vars(layer).update({name: value for name, value in attributes.items() if name not in NO_STATE})
 
 
 class Checkpointable(gym.Wrapper):

@@ -21,6 +21,8 @@ import numpy as np
 
 # Arrays of numbers, and of texts and bytes of fixed length.
 DTYPE_KINDS = "biufcSU"
+# Longer lists of numbers, such as those of all episodes, are written as arrays.
+LONG = 32
 HEADER = struct.Struct("<8sQ")
 MAGIC = b"sb3trpo1"
 STATIC = (
@@ -130,6 +132,9 @@ class _Writer:
         return self._shared_node(value, where)
 
     def _shared_node(self, value: Any, where: str) -> Any:
+        numbers = _long_list_of_numbers(value)
+        if numbers is not None:
+            return ["numbers", *self._array(numbers, where)]
         if type(value) in (list, set, frozenset):
             return [type(value).__name__, self._nodes(value, where)]
         if type(value) is deque:
@@ -165,6 +170,19 @@ class _Writer:
         offset = len(self.block)
         self.block += content
         return [offset, len(content)]
+
+
+def _long_list_of_numbers(value: Any) -> np.ndarray | None:
+    """
+    :param value: any object
+    :return: it as an array, if it is such a list
+    """
+    if type(value) is not list or len(value) <= LONG:
+        return None
+    types_ = set(map(type, value))
+    if types_ == {float}:
+        return np.array(value, np.float64)
+    return np.array(value, np.int64) if types_ == {int} and max(map(abs, value)) < 2**63 else None
 
 
 def _owner(array: np.ndarray) -> Any:
@@ -220,6 +238,8 @@ class _Reader:
         value: Any
         if name == "array":
             value = self._array(*content).copy()
+        elif name == "numbers":
+            value = self._array(*content).tolist()
         elif name == "list":
             value = self.shared[number] = []
             value.extend(self._values(content[0], existing))

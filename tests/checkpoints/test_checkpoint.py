@@ -135,7 +135,7 @@ SETUPS = {
         env_kwargs={"env_kwargs": {"g": 9.81}},
     ),
     "gSDE": Setup("Pendulum-v1", VecNormalize, use_sde=True, sde_sample_freq=5),
-    "gSDE, noise once a rollout": Setup("MountainCarContinuous-v0", use_sde=True),
+    "gSDE, noise once a rollout": Setup("Pendulum-v1", use_sde=True),
     "processes": Setup(
         "Pendulum-v1", VecNormalize, env_kwargs={"vec_env_cls": SubprocVecEnv, "wrapper_class": Checkpointable}
     ),
@@ -308,7 +308,7 @@ def test_bad_input_gets_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="every is 0, but must be an integer of at least 1"):
         Checkpoint(tmp_path / "c.zip", 0)
     SETUPS["CartPole"].model().save(tmp_path / "model.zip")
-    with pytest.raises(ValueError, match="is no checkpoint: it has no state of a training"):
+    with pytest.raises(ValueError, match=r"model.zip is no checkpoint: it has no state of a training"):
         Checkpoint(tmp_path / "model.zip").load(SETUPS["CartPole"].env(), device="cpu")
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(ValueError, match="zip"):
@@ -364,7 +364,7 @@ def run_and_kill(folder: Path, task: str, total: int, n_kills: int) -> int:
 @pytest.mark.parametrize(
     ("task", "total", "n_kills"),
     [
-        ("Pendulum-v1", 100 * ROLLOUT, 2),
+        ("Pendulum-v1", 100 * ROLLOUT, 1),
         pytest.param("HalfCheetah-v5", 1000 * ROLLOUT, 10, marks=pytest.mark.slow),
     ],
 )

@@ -66,7 +66,21 @@ def test_what_is_written_is_read(value):
     assert_same(value, unpack(pack(value)))
 
 
-@pytest.mark.parametrize("value", [{1, 2}, frozenset("ab"), bytearray(b"x"), np.float32(0.1), np.array(["a", "bc"])])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1, 2},
+        frozenset("ab"),
+        bytearray(b"x"),
+        np.float32(0.1),
+        np.array(["a", "bc"]),
+        [0.1 * i for i in range(100)],
+        [-0.0, math.inf, math.nan] * 20,
+        list(range(100)),
+        [2**70, -1] * 50,
+        [True, 1, 1.0] * 20,
+    ],
+)
 def test_other_plain_data(value):
     assert_same(value, unpack(pack(value)))
 
@@ -158,6 +172,7 @@ def test_damage_is_told_or_harmless(data):
         '["array", "<f8", [1000000000000], 0]',
         '["array", "<f8", [-1], 0]',
         '["scalar", "<M8[s]", [], 0]',
+        '["numbers", "<i8", [9], 0]',
         '["bytes", 0, 1000]',
         '["bytes", -5, 2]',
         '["call", "os.system"]',

@@ -1,8 +1,10 @@
 """
 Train small models of several kinds, and print a digest of each: of every weight, and of the optimizer's state.
+``train_and_print.py N_THREADS``.
 """
 
 import hashlib
+import sys
 
 import torch as th
 from small_models import ACTION_SPACES, OBSERVATION_SPACES, SpacesEnv, policy_for
@@ -38,7 +40,7 @@ def digest(model: TRPO) -> str:
 
 
 def main() -> None:
-    th.set_num_threads(1)
+    th.set_num_threads(int(sys.argv[1]))
     settings = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 3, "device": "cpu"}
     for name, (observations, actions, kwargs) in KINDS.items():
         policy, policy_kwargs = policy_for(OBSERVATION_SPACES[observations])
