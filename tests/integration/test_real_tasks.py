@@ -24,6 +24,7 @@ import yaml
 from gymnasium import spaces
 from small_models import MeasuredTRPO
 
+from sb3_trpo import run_report
 from sb3_trpo.rl_zoo import HYPERPARAMETERS
 from sb3_trpo.run_report import ReportingExperimentManager
 
@@ -77,11 +78,14 @@ def manager_of(env_id: str, folder: Path, **kwargs: Any) -> ReportingExperimentM
 
 def learn(manager: ReportingExperimentManager) -> float:
     """
-    :return: mean return of twenty episodes of the deterministic policy, on fresh environments, after training
+    :return: mean return of a hundred episodes of the deterministic policy, on fresh environments, after training
     """
     model, _ = manager.setup_experiment()
     manager.learn(model)
-    return manager.evaluate(model)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        # Twenty starts of the pendulum may be so hard that their mean is lower by 100.
+        patch.setattr(run_report, "N_EVAL_EPISODES", 100)
+        return manager.evaluate(model)[0]
 
 
 @pytest.mark.slow
