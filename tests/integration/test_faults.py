@@ -15,6 +15,7 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_models import ACTION_SPACES, OBSERVATION_SPACES, SpacesEnv, policy_for
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Distribution, kl_divergence
 from updates import action_distributions, changed, collect, log, observations, state, with_rollout
@@ -234,6 +235,17 @@ def test_constant_observations(value, damping, preconditioner, activation):
     env = FaultyEnv(observation=lambda x: np.full_like(x, value))
     model = model_of(env, activation, cg_damping=damping, preconditioner=preconditioner)
     assert update(model) == "accepted"
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, 1e30])
+@pytest.mark.parametrize("value", [0.0, -5.0])
+def test_no_variance_at_all(value, reward):
+    """VecNormalize divides by standard deviations that fall to zero."""
+    env = DummyVecEnv([lambda: FaultyEnv(reward=lambda _: reward, observation=lambda x: np.full_like(x, value))])
+    model = model_of(VecNormalize(env))
+    assert update(model) in ("accepted", "not accepted")
+    assert np.isfinite(model.rollout_buffer.observations).all()
+    assert np.isfinite(model.rollout_buffer.rewards).all()
 
 
 @pytest.mark.parametrize("damping", [0.1, 0.0])
