@@ -222,3 +222,5 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "numpy.random.bit_generator.__pyx_unpickle_SeedSequence": _forget,
 }
 CLASSES["numpy.random.bit_generator.SeedSequence"] = type(None)
+# What NumPy 1 pickled by name.
+CLASSES["numpy.random._pickle.__bit_generator_ctor"] = type(None)

@@ -243,3 +243,14 @@ def test_the_reader_of_pickles_reads_plain_values():
     value = {"a": [1, 2.5, None, True, (3, "x"), (), b"y"], "b": {1: 2**70}}
     for protocol in (3, 4, 5):
         assert read_pickle(pickle.dumps(value, protocol=protocol)) == value
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2.6.0"])
+def test_files_of_numpy_1_are_read(version):
+    """sb3-contrib 2.0 wrote its spaces with NumPy 1; its schedule is code, for which there has to be another."""
+    path = pathlib.Path(__file__).parent / f"data/sb3_contrib-{version}-Pendulum-v1.zip"
+    schedule = LinearSchedule(1e-3, 1e-3, 1.0)
+    model = TRPO.load(path, trusted=False, custom_objects={"learning_rate": schedule, "lr_schedule": schedule})
+    trusted = TRPO.load(path, custom_objects={"learning_rate": schedule, "lr_schedule": schedule})
+    assert model.action_space == trusted.action_space
+    assert all(map(th.equal, model.policy.parameters(), trusted.policy.parameters()))
