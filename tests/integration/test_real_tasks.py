@@ -56,7 +56,7 @@ class SmallTask(NamedTuple):
 FEW_STEPS = {"normalize": False, "n_steps": 128}
 IMAGES = {**FEW_STEPS, "n_critic_updates": 4}
 SMALL = {
-    "DigitalPendulum-v0": SmallTask(-200.0, -800.0, 400_000, {**FEW_STEPS, "gamma": 0.9}),
+    "DigitalPendulum-v0": SmallTask(-200.0, -800.0, 400_000, {**FEW_STEPS, "gamma": 0.95}),
     "CartPoles-v0": SmallTask(475.0, 50.0, 100_000, FEW_STEPS),
     "Catch-v0": SmallTask(0.85, -0.5, 40_000, {**IMAGES, "policy": "CnnPolicy"}),
     "CatchDict-v0": SmallTask(0.85, -0.5, 40_000, {**IMAGES, "policy": "MultiInputPolicy"}),
