@@ -100,6 +100,7 @@ def test_a_symptom_is_reported_once_and_only_when_it_lasts(presences: list[bool]
 
 
 def test_conjugate_gradient_that_has_hardly_begun() -> None:
+    pytest.importorskip("Box2D", reason="needs sb3-trpo[box2d]")
     model = pendulum(env="LunarLander-v3", preconditioner=None, cg_max_steps=1, cg_damping=0.0)
     with pytest.warns(UserWarning, match="raise cg_max_steps or cg_damping") as caught:
         update(model, 2 * PATIENCE)
