@@ -19,16 +19,16 @@ class Catch(gym.Env):
     A ball falls down a screen, a row at each step; a paddle at the bottom moves left, stays or moves right. The return
     is 1 if the paddle is below the ball in the end, -1 otherwise.
 
-    :param as_dict: whether the screen shows the ball alone, and the paddle's place is given beside it as a number;
-        otherwise it shows both
+    :param as_dict: whether the ball's place is given by two numbers and the paddle's, beside it, by a choice; otherwise
+        the screen shows both
     """
 
     def __init__(self, as_dict: bool = False) -> None:
         self.action_space = spaces.Discrete(3)
         screen = spaces.Box(0, 255, (GRID * CELL, GRID * CELL, 1), np.uint8)
-        paddle = spaces.Box(-1.0, 1.0, (1,))
+        places = spaces.Dict({"ball": spaces.Box(-1.0, 1.0, (2,)), "paddle": spaces.Discrete(GRID)})
         self._as_dict = as_dict
-        self.observation_space = spaces.Dict({"screen": screen, "paddle": paddle}) if as_dict else screen
+        self.observation_space = places if as_dict else screen
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         super().reset(seed=seed)
@@ -44,14 +44,12 @@ class Catch(gym.Env):
         return self._observation(), reward, landed, False, {}
 
     def _observation(self) -> Any:
+        if self._as_dict:
+            ball = 2.0 * np.array([self._row, self._column], np.float32) / (GRID - 1) - 1.0
+            return {"ball": ball, "paddle": self._paddle}
         cells = np.zeros((GRID, GRID), np.uint8)
-        cells[self._row, self._column] = 255
-        if not self._as_dict:
-            cells[-1, self._paddle] = 255
-        screen = np.kron(cells, np.ones((CELL, CELL), np.uint8))[:, :, None]
-        if not self._as_dict:
-            return screen
-        return {"screen": screen, "paddle": np.array([2.0 * self._paddle / (GRID - 1) - 1.0], np.float32)}
+        cells[self._row, self._column] = cells[-1, self._paddle] = 255
+        return np.kron(cells, np.ones((CELL, CELL), np.uint8))[:, :, None]
 
 
 class CartPoles(gym.Env):

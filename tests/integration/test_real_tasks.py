@@ -54,12 +54,11 @@ class SmallTask(NamedTuple):
 
 
 FEW_STEPS = {"normalize": False, "n_steps": 128}
-IMAGES = {**FEW_STEPS, "n_critic_updates": 4}
 SMALL = {
     "DigitalPendulum-v0": SmallTask(-200.0, -800.0, 400_000, {**FEW_STEPS, "gamma": 0.95}),
     "CartPoles-v0": SmallTask(475.0, 50.0, 100_000, FEW_STEPS),
-    "Catch-v0": SmallTask(0.85, -0.5, 40_000, {**IMAGES, "policy": "CnnPolicy"}),
-    "CatchDict-v0": SmallTask(0.85, -0.5, 40_000, {**IMAGES, "policy": "MultiInputPolicy"}),
+    "Catch-v0": SmallTask(0.85, -0.5, 50_000, {**FEW_STEPS, "policy": "CnnPolicy", "n_critic_updates": 4}),
+    "CatchDict-v0": SmallTask(0.85, -0.5, 100_000, {**FEW_STEPS, "policy": "MultiInputPolicy"}),
 }
 ATARI_GAME = "PongNoFrameskip-v4"
 NEEDS_ATARI = "needs ale-py and opencv-python: pip install 'sb3-trpo[atari]'"
