@@ -30,7 +30,7 @@ from sb3_trpo.rl_zoo import HYPERPARAMETERS, register
 
 TASKS = yaml.safe_load(HYPERPARAMETERS.read_text())
 # What RL Zoo itself takes out of an entry before it calls the algorithm's constructor.
-RL_ZOO_KEYS = {"n_envs", "n_timesteps", "normalize", "env_wrapper", "frame_stack"}
+RL_ZOO_KEYS = {"callback", "n_envs", "n_timesteps", "normalize", "env_wrapper", "frame_stack"}
 
 
 @pytest.fixture(autouse=True)
