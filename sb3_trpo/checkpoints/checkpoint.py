@@ -17,11 +17,9 @@ from sb3_trpo.checkpoints.training_state import restore_training, save_training
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.atomic import replaced_file
+from sb3_trpo.saved_models.untrusted import TRAINING_STATE
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.validation import check_integer
-
-# The member that SB3's model files do not have.
-STATE = "training_state"
 
 
 class Checkpoint(BaseCallback):
@@ -113,7 +111,7 @@ class Checkpoint(BaseCallback):
         self.model.save(model_file)
         state = {"note": self.note, "log_folder": self.logger.get_dir(), "state": save_training(self.model, self._root)}
         with zipfile.ZipFile(model_file, "a") as archive:
-            archive.writestr(STATE, pack(state))
+            archive.writestr(TRAINING_STATE, pack(state))
         with replaced_file(self.path, "zip") as file:
             file.write(model_file.getvalue())
         self._is_own = True
@@ -141,6 +139,6 @@ def _read(path: pathlib.Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """
     with path.open("rb") as file:
         members = read_archive(file)
-    if STATE not in members:
+    if TRAINING_STATE not in members:
         raise ValueError(f"{path} is no checkpoint: it has no state of a training.")
-    return members, unpack(members.pop(STATE))
+    return members, unpack(members.pop(TRAINING_STATE))

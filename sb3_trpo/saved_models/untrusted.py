@@ -33,6 +33,8 @@ from sb3_trpo.validation import check_real
 
 WEIGHTS = ("policy.pth", "policy.optimizer.pth")
 VARIABLES = "pytorch_variables.pth"
+# What a checkpoint holds besides the model; not read here.
+TRAINING_STATE = "training_state"
 NOTES = ("_stable_baselines3_version", "system_info.txt")
 REQUIRED = ("policy_class", "policy_kwargs", "observation_space", "action_space", "lr_schedule", "n_steps", "n_envs")
 INTEGERS = ("verbose", "num_timesteps", "n_steps", "n_envs", "_n_updates", "_stats_window_size", "_episode_num")
@@ -78,6 +80,7 @@ def _read(algorithm_class: type, path: ModelPath, custom_objects: dict[str, Any]
     finally:
         if isinstance(path, (str, pathlib.Path)):
             file.close()
+    members.pop(TRAINING_STATE, None)
     unknown = members.keys() - {"data", VARIABLES, *WEIGHTS, *NOTES}
     missing = {"data", *WEIGHTS} - members.keys()
     if unknown or missing:

@@ -236,10 +236,11 @@ def test_envpool_goes_on_with_new_episodes(tmp_path):
 def test_a_checkpoint_is_a_model_too(tmp_path):
     setup, path = SETUPS["every option"], tmp_path / "checkpoint.zip"
     model = setup.model().learn(TOTAL, Checkpoint(path, 5))
-    loaded = TRPO.load(path, device="cpu")
-    assert loaded.num_timesteps == 5 * ROLLOUT
-    obs = setup.env().reset()
-    assert loaded.predict(obs)[0].shape == model.predict(obs)[0].shape
+    for trusted in (True, False):
+        loaded = TRPO.load(path, device="cpu", trusted=trusted)
+        assert loaded.num_timesteps == 5 * ROLLOUT
+        obs = setup.env().reset()
+        assert loaded.predict(obs)[0].shape == model.predict(obs)[0].shape
     with zipfile.ZipFile(path) as archive:
         assert {"data", "policy.pth", "training_state"} <= set(archive.namelist())
 
