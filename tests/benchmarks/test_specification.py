@@ -3,8 +3,10 @@ What decides a run, and what its hyperparameters are read from.
 """
 
 import argparse
+import math
 from dataclasses import replace
 
+import gymnasium as gym
 import pytest
 from campaign import overrides
 from campaign.algorithms import ALGORITHMS, COMPARED, allowed_keys, read_hyperparameters, title
@@ -73,7 +75,17 @@ class TestHyperparameters:
         assert "n_timesteps" not in hyperparams
 
     def test_ours_are_one_set_for_all_mujoco_tasks_but_for_swimmers_discount(self):
-        entries = [{**read_hyperparameters("sb3_trpo", task)[0], "gamma": None} for task in MUJOCO_TASKS]
+        """The noise follows one rule: norm 1 at first, and each σ at least 0.63 of what it is then."""
+        pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
+        entries = []
+        for task in MUJOCO_TASKS:
+            entry = {**read_hyperparameters("sb3_trpo", task)[0], "gamma": None}
+            env = gym.make(task)
+            std = env.action_space.shape[0] ** -0.5
+            env.close()
+            assert math.exp(entry.pop("policy_kwargs")["log_std_init"]) == pytest.approx(std, rel=0.01)
+            assert entry.pop("min_std") == pytest.approx(0.63 * std, rel=0.03)
+            entries.append(entry)
         assert all(entry == entries[0] for entry in entries)
 
     def test_a_task_without_entry_gets_the_default(self):
