@@ -24,6 +24,8 @@ SETTINGS = (
     "adaptive_kl=true",
     "ent_coef=0.001",
     "max_grad_norm=0.5",
+    "min_std=0.0",
+    "callback=null",
 )
 
 

@@ -135,14 +135,11 @@ def _feature_columns(policy: ActorCriticPolicy, parts: Sequence[Any]) -> th.Tens
     :param parts: chunks of rollout samples
     :return: their features with a last row of ones, (n_features + 1, N), with no other copy of them all on the way
     """
-    n_samples, filled = sum(len(part.returns) for part in parts), 0
-    columns = th.empty(0)
-    for part in parts:
-        features = extract_features(policy, part.observations, policy.vf_features_extractor)
-        if filled == 0:
-            columns = features.new_ones(features.shape[1] + 1, n_samples)
-        columns[:-1, filled : filled + len(features)] = features.t()
-        filled += len(features)
+    sizes = [len(part.returns) for part in parts]
+    n_features = policy.vf_features_extractor.features_dim
+    columns = th.ones(n_features + 1, sum(sizes), dtype=parts[0].returns.dtype, device=parts[0].returns.device)
+    for part, place in zip(parts, columns[:-1].split(sizes, dim=1), strict=True):
+        place.copy_(extract_features(policy, part.observations, policy.vf_features_extractor).t())
     return columns
 
 

@@ -20,16 +20,15 @@ class Activation:
     :param apply: x -> f(x), as the module of this name computes it
     :param apply_: c x -> f(x) in place, to rounding
     :param scale: c, which the matrix product before it supplies at no cost
-    :param backward: from a gradient with respect to y = f(x), and y, the gradient with respect to x
-    :param backward_into: the same with a place for the result; as this is a multiplication by f'(x), it carries
-        tangents forward just as well
+    :param backward: from a gradient with respect to y = f(x), and y, the gradient with respect to x, into a place for
+        the result, which may be the first; as this is a multiplication by f'(x), it carries tangents forward just as
+        well
     """
 
     apply: Callable[[th.Tensor], th.Tensor]
     apply_: Callable[[th.Tensor], th.Tensor]
     scale: float
-    backward: Callable[[th.Tensor, th.Tensor], th.Tensor]
-    backward_into: Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
+    backward: Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 
 
 _MINUS_ONE = th.tensor(-1.0)
@@ -46,21 +45,18 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
         th.tanh,
         _tanh_of_half_,
         2.0,
-        _ATEN.tanh_backward.default,
         lambda grad, y, out: _ATEN.tanh_backward.grad_input(grad, y, grad_input=out),
     ),
     nn.Sigmoid: Activation(
         th.sigmoid,
         th.sigmoid_,
         1.0,
-        _ATEN.sigmoid_backward.default,
         lambda grad, y, out: _ATEN.sigmoid_backward.grad_input(grad, y, grad_input=out),
     ),
     nn.ReLU: Activation(
         th.relu,
         th.relu_,
         1.0,
-        lambda grad, y: _ATEN.threshold_backward.default(grad, y, 0),
         lambda grad, y, out: _ATEN.threshold_backward.grad_input(grad, y, 0, grad_input=out),
     ),
 }
@@ -194,7 +190,7 @@ class ColumnMlp:
         """
         out = to_matrices(tangents[:2])[0].mm(inputs.homogeneous[0])
         for i, activation in enumerate(self.activations):
-            activation.backward_into(out, inputs.hidden[i + 1], inputs.tangents[i])
+            activation.backward(out, inputs.hidden[i + 1], inputs.tangents[i])
             weight, bias = tangents[2 * i + 2 : 2 * i + 4]
             out = th.cat([weight, bias.unsqueeze(1), self._weights[i + 1]], dim=1).mm(inputs.stacked[i])
         return out
@@ -210,7 +206,7 @@ class ColumnMlp:
         grads = [grad]
         for i in range(len(self.activations), 0, -1):
             on_hidden = self._weights_transposed[i].mm(grads[-1])
-            grads.append(self.activations[i - 1].backward(on_hidden, inputs.hidden[i]))
+            grads.append(self.activations[i - 1].backward(on_hidden, inputs.hidden[i], on_hidden))
         return grads[::-1]
 
     def vjp(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor]) -> None:

@@ -16,9 +16,8 @@ class PolicyAverage(BaseCallback):
     iterates: Polyak & Juditsky 1992, https://doi.org/10.1137/0330046).
 
     A policy that still learns goes back and forth around what is best, and on tasks where a robot may fall, one update
-    is the difference between a run that never falls and one that falls in every other episode. The average is
-    calmer than any of the policies that it is made of, and costs no step of the environment. It is no step of TRPO: no
-    trust region bounds the way to it.
+    may be the difference between never falling and falling in every other episode. Their average costs no step of the
+    environment. It is no step of TRPO: no trust region bounds the way to it.
 
     :param share: of training, at its end, whose updates are averaged over; above 0 and at most 1
     :param verbose: 1 to tell of how many policies the average was taken
@@ -33,16 +32,22 @@ class PolicyAverage(BaseCallback):
         self.share = share
         self._sum: list[th.Tensor] = []
         self._n_policies = 0
+        self._last_update: int | None = None
 
     def _on_training_start(self) -> None:
-        self._sum = [th.zeros_like(parameter, dtype=th.float64) for parameter in self.model.policy.parameters()]
+        # On the CPU, for there are devices without numbers of this precision.
+        self._sum = [th.zeros(parameter.shape, dtype=th.float64) for parameter in self.model.policy.parameters()]
         self._n_policies = 0
+        self._last_update = None
 
     def _on_rollout_start(self) -> None:
-        if self.model._current_progress_remaining <= self.share:
+        # A rollout that a callback ends is followed by no update.
+        is_new = self.model._n_updates != self._last_update
+        if is_new and self.model._current_progress_remaining <= self.share:
             for total, parameter in zip(self._sum, self.model.policy.parameters(), strict=True):
-                total.add_(parameter.detach())
+                total.add_(parameter.detach().cpu())
             self._n_policies += 1
+        self._last_update = self.model._n_updates
 
     def _on_step(self) -> bool:
         return True
@@ -62,7 +67,7 @@ class PolicyAverage(BaseCallback):
         """
         :return: what ``Checkpoint`` is to keep
         """
-        return {"sum": [total.cpu().numpy().copy() for total in self._sum], "n_policies": self._n_policies}
+        return {"sum": [total.numpy().copy() for total in self._sum], "n_policies": self._n_policies}
 
     def set_checkpoint_state(self, state: dict[str, Any]) -> None:
         """

@@ -10,13 +10,15 @@ names of a module would miss it. What both copies share are the objects: the dic
 ``rl_zoo3.hyperparams_opt``, and the class ``ExperimentManager``. These are changed in place, and nothing else is.
 
 A hyperparameter file may give schedules for ``target_kl`` and ``min_std`` as for ``learning_rate``: ``target_kl:
-lin_0.06`` falls linearly to 0 (see ``sb3_trpo.schedules`` for the forms).
+lin_0.06`` falls linearly to 0, and ``min_std: lin_0.4_0.2`` from one to the other.
 """
 
 import functools
 import inspect
 from pathlib import Path
 from typing import Any
+
+from stable_baselines3.common.utils import LinearSchedule
 
 try:
     import rl_zoo3
@@ -27,7 +29,6 @@ except ImportError as error:
         f"sb3_trpo.rl_zoo needs RL Zoo ({error}): install it with `pip install 'sb3-trpo[zoo]'`."
     ) from error
 
-from sb3_trpo.schedules import read_schedule
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.zoo_sampler import convert_trpo_params, sample_trpo_params
 
@@ -86,11 +87,30 @@ def _read_own_schedules(manager_class: type[ExperimentManager]) -> None:
     def preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
         for name in SCHEDULED:
             if isinstance(hyperparams.get(name), str):
-                hyperparams[name] = read_schedule(name, hyperparams[name])
+                hyperparams[name] = _linear_schedule(name, hyperparams[name])
         return rl_zoo_schedules(hyperparams)
 
     preprocess_schedules.reads_own_schedules = True  # type: ignore[attr-defined]
     manager_class._preprocess_schedules = staticmethod(preprocess_schedules)  # type: ignore[method-assign]
+
+
+def _linear_schedule(name: str, text: str) -> LinearSchedule:
+    """
+    :param name: of the hyperparameter
+    :param text: ``lin_START`` or ``lin_START_END``
+    :return: which goes from one to the other, or to 0
+    :raises ValueError: if it is in neither form
+    """
+    kind, *numbers = text.split("_")
+    try:
+        match kind, [float(number) for number in numbers]:
+            case "lin", [start]:
+                return LinearSchedule(start, 0.0, 1.0)
+            case "lin", [start, end]:
+                return LinearSchedule(start, end, 1.0)
+    except ValueError:
+        pass
+    raise ValueError(f"{name} is {text!r}, but must be a number, lin_START (falls to 0) or lin_START_END.")
 
 
 register()

@@ -12,14 +12,14 @@ or RL Zoo's might read each step's tensors (``obs_tensor``, ``values``, ``log_pr
 step, unless the callback has the attribute ``reads_values = False``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -32,6 +32,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.advantages import compute_returns_and_advantage
+from sb3_trpo.callback_tree import leaves
 from sb3_trpo.mlp import PlainMlp
 from sb3_trpo.plain_policy import extract_features, plain_actor, plain_critic
 from sb3_trpo.vec_steps import Step, check_finite, last_observation, watched_steps
@@ -61,7 +62,7 @@ def collect(
     assert algorithm._last_obs is not None, "No previous observation was provided"
     _check_first_observations(algorithm)
     is_lean = _is_lean(algorithm, rollout_buffer, n_rollout_steps)
-    reads_values = any(map(_reads_values, _leaves(callback)))
+    reads_values = any(map(_reads_values, leaves(callback)))
     with watched_steps(env, lambda: algorithm.num_timesteps + env.num_envs, not is_lean or reads_values) as step:
         if is_lean:
             return _Rollout(algorithm, env, callback, rollout_buffer, n_rollout_steps, step, reads_values).collect()
@@ -356,18 +357,6 @@ def _action_converter(action_space: spaces.Space) -> Callable[[np.ndarray], np.n
         return np.minimum(clipped, high, out=clipped)
 
     return clip
-
-
-def _leaves(callback: BaseCallback) -> Iterator[BaseCallback]:
-    """
-    :param callback: possibly a list of callbacks, or one with children
-    :return: it and all below it
-    """
-    yield callback
-    children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
-    for child in [*children, *(callback.callbacks if isinstance(callback, CallbackList) else [])]:
-        if isinstance(child, BaseCallback):
-            yield from _leaves(child)
 
 
 def _reads_values(callback: BaseCallback) -> bool:

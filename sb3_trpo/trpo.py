@@ -27,10 +27,11 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo import rollouts
-from sb3_trpo.actor import Actor, std_bound
+from sb3_trpo.actor import Actor
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.env_failures import limited_waiting
+from sb3_trpo.exploration import std_bound
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.samples import chunks, select, whole_rollout
 from sb3_trpo.saved_models.algorithm import SafelySaved

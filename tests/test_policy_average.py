@@ -65,6 +65,17 @@ def test_a_training_that_is_stopped_early_keeps_its_policy() -> None:
     assert all(map(th.equal, model.policy.parameters(), recorder.policies[-1]))
 
 
+def test_a_policy_counts_once_although_its_rollout_was_stopped() -> None:
+    model, recorder = make_model(), Recorder()
+    # An episode of Pendulum ends after 200 steps, within the fourth rollout.
+    model.learn(100 * N_STEPS, [recorder, PolicyAverage(1.0), StopTrainingOnMaxEpisodes(1)])
+    *policies, same = recorder.policies
+    assert len(policies) == 4
+    assert all(map(th.equal, same, policies[-1]))
+    for parameter, *others in zip(model.policy.parameters(), *policies, strict=True):
+        th.testing.assert_close(parameter.detach(), th.stack(others).mean(dim=0))
+
+
 def test_each_training_has_its_own_average() -> None:
     callback = PolicyAverage(0.5)
     states = [state(make_model().learn(4 * N_STEPS, callback)) for _ in range(2)]

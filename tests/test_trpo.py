@@ -103,41 +103,6 @@ def test_target_kl_and_learning_rate_take_schedules() -> None:
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-4)
 
 
-def loud_pendulum(**kwargs: Any) -> Any:
-    """
-    :return: a model for which σ = 1 is far too much: the closer to the mean an action was, the better
-    """
-    model = pendulum(target_kl=0.2, **kwargs)
-    with th.no_grad():
-        (distribution,) = action_distributions(model.policy, th.as_tensor(model.rollout_buffer.observations[:, 0]))
-    actions = th.as_tensor(model.rollout_buffer.actions[:, 0])
-    model.rollout_buffer.advantages[:] = -(actions - distribution.mean).square().numpy()
-    return model
-
-
-@pytest.mark.parametrize("min_std", [0.95, LinearSchedule(0.95, 0.5, 1.0), 1.0, 2.0])
-def test_std_stays_above_its_bound_within_the_trust_region(min_std: Any) -> None:
-    free = loud_pendulum()
-    free.train()
-    assert free.policy.log_std.exp().item() < 0.9
-    bounded = loud_pendulum(min_std=min_std)
-    mean = {name: value for name, value in actor_state(bounded).items() if name != "log_std"}
-    assert 0.0 < train_measured(bounded) <= 0.2
-    assert changed(mean, actor_state(bounded)) >= mean.keys() - {"log_std"}
-    # A bound above what σ is does not lift it, which might lead out of the trust region.
-    bound = min(min_std(1.0) if callable(min_std) else min_std, 1.0)
-    assert bounded.policy.log_std.exp().item() == pytest.approx(bound)
-
-
-def test_a_bound_that_is_not_reached_changes_nothing() -> None:
-    states = []
-    for min_std in (0.0, 0.1):
-        model = pendulum(min_std=min_std)
-        model.train()
-        states.append(state(model))
-    assert not changed(*states)
-
-
 def test_schedules_end_at_the_end_although_the_last_rollout_goes_beyond_it() -> None:
     # SB3's LinearSchedule stops at its end by itself; RL Zoo's, and a user's function, go on below zero.
     model = TRPO(

@@ -2,14 +2,12 @@
 The state of a training between two updates: of what SB3's model file does not hold.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import (
     BaseCallback,
-    CallbackList,
     EvalCallback,
     EveryNTimesteps,
     ProgressBarCallback,
@@ -19,6 +17,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_trpo.callback_tree import leaves
 from sb3_trpo.checkpoints.env_state import OFFERS_STATE, process_random
 from sb3_trpo.checkpoints.kinds import KINDS
 from sb3_trpo.checkpoints.tree import class_path, pack, unpack
@@ -92,18 +91,6 @@ def restore_training(model: OnPolicyAlgorithm, callback: BaseCallback, content: 
         if isinstance(item, ProgressBarCallback):
             item.pbar.update(steps)
     return why_not
-
-
-def leaves(callback: BaseCallback) -> Iterator[BaseCallback]:
-    """
-    :param callback: possibly a list of callbacks, or one with children
-    :return: it and all below it, always in the same order
-    """
-    yield callback
-    children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
-    for child in [*children, *(callback.callbacks if isinstance(callback, CallbackList) else [])]:
-        if isinstance(child, BaseCallback):
-            yield from leaves(child)
 
 
 def _local(model: OnPolicyAlgorithm) -> dict[str, Any]:

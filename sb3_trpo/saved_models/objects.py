@@ -19,7 +19,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.saved_models.pickle_reader import Call, Name, RefusedModelError, read_pickle
-from sb3_trpo.schedules import FadingSchedule
 
 SIMPLE_DTYPE = re.compile(r"[biuf][1248]")
 
@@ -148,13 +147,9 @@ def _constant_schedule(state: dict[str, Any]) -> ConstantSchedule:
     return ConstantSchedule(float(state["val"]))
 
 
-def _fading_schedule(state: dict[str, Any]) -> FadingSchedule:
-    return FadingSchedule(*(float(state[name]) for name in ("value", "share")))
-
-
 def _float_schedule(state: dict[str, Any]) -> FloatSchedule:
     schedule = state["value_schedule"]
-    if not isinstance(schedule, (LinearSchedule, ConstantSchedule, FadingSchedule, FloatSchedule)):
+    if not isinstance(schedule, (LinearSchedule, ConstantSchedule, FloatSchedule)):
         raise RefusedModelError(f"it holds a schedule made of a {type(schedule).__name__}")
     return FloatSchedule(schedule)
 
@@ -213,7 +208,6 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     _path(spaces.Dict): _dict,
     _path(LinearSchedule): _linear_schedule,
     _path(ConstantSchedule): _constant_schedule,
-    _path(FadingSchedule): _fading_schedule,
     _path(FloatSchedule): _float_schedule,
     _path(RunningMeanStd): _running_mean_std,
     _path(VecNormalize): _state,

@@ -34,13 +34,18 @@ class DistributionFamily(ABC):
         :return: z, tensors of shape (N, ·)
         """
 
-    @abstractmethod
     def kl_divergence(self, old: Parameters, new: Parameters) -> th.Tensor:
         """
         :param old: z_old
         :param new: z_new
         :return: KL(old ‖ new) in nats, summed over action dimensions, (N,)
         """
+        # In single precision a KL of 1e-8 is lost in the differences that it is made of.
+        return self._kl_divergence(_in_float64(old), _in_float64(new))
+
+    @abstractmethod
+    def _kl_divergence(self, old: Parameters, new: Parameters) -> th.Tensor:
+        """As ``kl_divergence``."""
 
     @abstractmethod
     def metric(self, z: Parameters, u: Parameters) -> Parameters:
@@ -65,7 +70,7 @@ class GaussianFamily(DistributionFamily):
     def parameters(self, distribution: Normal) -> Parameters:
         return distribution.loc, distribution.scale
 
-    def kl_divergence(self, old: Parameters, new: Parameters) -> th.Tensor:
+    def _kl_divergence(self, old: Parameters, new: Parameters) -> th.Tensor:
         mean_old, std_old = old
         mean_new, std_new = new
         # Where the ratio underflows, KL is infinite: ∞ - ∞ would be NaN.
@@ -98,7 +103,7 @@ class CategoricalFamily(DistributionFamily):
             return (distribution.logits,)
         return (th.cat([sub_action.logits for sub_action in distribution], dim=1),)
 
-    def kl_divergence(self, old: Parameters, new: Parameters) -> th.Tensor:
+    def _kl_divergence(self, old: Parameters, new: Parameters) -> th.Tensor:
         total = th.zeros((), dtype=old[0].dtype, device=old[0].device)
         for logits_old, logits_new in zip(self._split(old[0]), self._split(new[0]), strict=True):
             log_p = logits_old.log_softmax(dim=1)
@@ -129,7 +134,7 @@ class BernoulliFamily(DistributionFamily):
     def parameters(self, distribution: Bernoulli) -> Parameters:
         return (distribution.logits,)
 
-    def kl_divergence(self, old: Parameters, new: Parameters) -> th.Tensor:
+    def _kl_divergence(self, old: Parameters, new: Parameters) -> th.Tensor:
         (old_logits,), (new_logits,) = old, new
         p = old_logits.sigmoid()
         if_one = p * (logsigmoid(old_logits) - logsigmoid(new_logits))
@@ -145,6 +150,11 @@ class BernoulliFamily(DistributionFamily):
     @staticmethod
     def _variance(logits: th.Tensor) -> th.Tensor:
         return logits.sigmoid() * (-logits).sigmoid()
+
+
+def _in_float64(z: Parameters) -> Parameters:
+    # Apple's GPUs have no such numbers.
+    return tuple(tensor if tensor.device.type == "mps" else tensor.double() for tensor in z)
 
 
 def family_of(distribution: Distribution) -> DistributionFamily:

@@ -293,8 +293,7 @@ HYPERPARAMETERS = st.fixed_dictionaries(
         "gamma": st.floats(0, 1),
         "gae_lambda": st.floats(0, 1),
         "learning_rate": st.floats(0, 1e3) | st.just(1e30),
-        # A smaller KL divergence is lost in the rounding of float32: the line search takes it for 0.
-        "target_kl": st.floats(1e-8, 1e3),
+        "target_kl": st.floats(1e-12, 1e3),
         "cg_max_steps": st.integers(1, 20),
         "cg_damping": st.floats(0, 1e6),
         "cg_residual_tol": st.floats(0, 10),

@@ -95,6 +95,13 @@ def test_task_of_gymnasium_is_learned(env_id, tmp_path):
     assert learn(manager_of(env_id, tmp_path)) > threshold
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_half_cheetah_runs(seed, tmp_path):
+    pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
+    assert learn(manager_of("HalfCheetah-v5", tmp_path, n_timesteps=150_000, seed=seed)) > 1000.0
+
+
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "MountainCarContinuous-v0"])
 def test_continuous_classic_control_explores_by_gsde(env_id):
     assert yaml.safe_load(HYPERPARAMETERS.read_text())[env_id]["use_sde"]

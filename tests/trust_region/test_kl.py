@@ -217,6 +217,18 @@ def test_kl_is_half_the_metrics_quadratic_form_to_second_order(family) -> None:
     assert errors[1] < 0.1 * float(quadratic.max())
 
 
+def test_a_small_change_in_single_precision_keeps_its_digits(family) -> None:
+    """A KL of 1e-8 to 1e-10 is the difference of terms near 1."""
+    z = draw(family, 0, dtype=th.float32)
+    u = draw(family, 1)
+    for step in (1e-4, 1e-5):
+        new = tuple((a + step * b).float() for a, b in zip(z, u, strict=True))
+        difference = tuple(b.double() - a.double() for a, b in zip(z, new, strict=True))
+        metric = family.metric(tuple(a.double() for a in z), difference)
+        quadratic = 0.5 * sum((a * b).sum(dim=1) for a, b in zip(metric, difference, strict=True))
+        th.testing.assert_close(family.kl_divergence(z, new), quadratic, rtol=1e-2, atol=0.0)
+
+
 def test_metric_root(family) -> None:
     z = draw(family, 0)
     root = matrices(family, z, family.metric_root)
@@ -270,7 +282,8 @@ def test_masked_actions_are_categoricals() -> None:
         distributions.append(distribution.distribution)
     family = family_of(distribution)
     old, new = map(family.parameters, distributions)
-    expected = kl_divergence(*(Categorical(logits=th.tensor([logits])) for logits in ([0.0, 1.0], [0.5, 0.0])))
+    kept = ([0.0, 1.0], [0.5, 0.0])
+    expected = kl_divergence(*(Categorical(logits=th.tensor([logits], dtype=th.float64)) for logits in kept))
     th.testing.assert_close(family.kl_divergence(old, new), expected)
     assert family.metric(old, (th.ones(1, 3),))[0].abs().max() < 1e-6
     assert family.metric(old, (th.tensor([[0.0, 0.0, 1.0]]),))[0].abs().max() == 0.0
