@@ -1,10 +1,14 @@
 """
-How little a policy may explore.
+How a policy explores: noise that is correlated from step to step, and a lower bound on it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import torch as th
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 
@@ -20,3 +24,73 @@ def std_bound(policy: ActorCriticPolicy, min_std: float) -> Callable[[], object]
         return lambda: None
     bound = log_std.detach().clamp(max=math.log(min_std))
     return lambda: log_std.data.clamp_(min=bound)
+
+
+def check_noise(policy: ActorCriticPolicy, noise_correlation: float) -> None:
+    """
+    :param policy: that is to explore
+    :param noise_correlation: of the noise in its actions
+    :raises ValueError: if the policy's actions have no such noise
+    """
+    if noise_correlation != 0.0 and type(policy.action_dist) is not DiagGaussianDistribution:
+        kind = type(policy.action_dist).__name__
+        raise ValueError(
+            f"noise_correlation is {noise_correlation!r}, but must be 0 where actions are not Gaussian with independent "
+            f"noise (they come from a {kind})."
+        )
+
+
+class CorrelatedNoise:
+    """
+    Standard Gaussian noise of which each step remembers the one before: z_t = ρ z_{t-1} + √(1 − ρ²) ε_t with
+    independent ε_t ~ N(0, I), so that each z_t ~ N(0, I), too, and z_t and z_{t+k} have the correlation ρᵏ.
+
+    :param correlation: ρ
+    :param begin: gives z_0, (n_envs, n_actions), when the first noise is wanted
+    """
+
+    def __init__(self, correlation: float, begin: Callable[[], th.Tensor]) -> None:
+        self.correlation = correlation
+        self.last: th.Tensor | None = None
+        self._begin = begin
+
+    def __call__(self) -> th.Tensor:
+        """
+        :return: z_t, (n_envs, n_actions); the next call changes it in place
+        """
+        if self.last is None:
+            self.last = self._begin()
+            self._fresh = th.empty_like(self.last)
+        return self.last.mul_(self.correlation).add_(self._fresh.normal_(), alpha=math.sqrt(1.0 - self.correlation**2))
+
+
+@contextmanager
+def correlated_noise(algorithm: Any, n_envs: int) -> Iterator[CorrelatedNoise | None]:
+    """
+    For the length of a rollout the algorithm's policy samples its actions with correlated noise, which goes on from
+    where it was in the last rollout, and beyond the ends of episodes.
+
+    :param algorithm: a TRPO
+    :param n_envs: whose actions are sampled at a time
+    :return: the noise; None if it is to be independent
+    """
+    if algorithm.noise_correlation == 0.0:
+        yield None
+        return
+    distribution = algorithm.policy.action_dist
+
+    def begin() -> th.Tensor:
+        # Not before the first action: what is called at the rollout's start may restore a checkpoint.
+        last, shape = algorithm._last_noise, (n_envs, distribution.action_dim)
+        if last is None or last.shape != shape:
+            return th.randn(shape, device=algorithm.device)
+        return th.tensor(last, device=algorithm.device)
+
+    noise = CorrelatedNoise(algorithm.noise_correlation, begin)
+    distribution.sample = lambda: distribution.distribution.mean + noise() * distribution.distribution.stddev
+    try:
+        yield noise
+    finally:
+        del distribution.sample
+        if noise.last is not None:
+            algorithm._last_noise = noise.last.cpu().numpy()

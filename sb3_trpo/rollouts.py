@@ -33,6 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.advantages import compute_returns_and_advantage
 from sb3_trpo.callback_tree import leaves
+from sb3_trpo.exploration import CorrelatedNoise, correlated_noise
 from sb3_trpo.mlp import PlainMlp
 from sb3_trpo.plain_policy import extract_features, plain_actor, plain_critic
 from sb3_trpo.vec_steps import Step, check_finite, last_observation, watched_steps
@@ -63,9 +64,13 @@ def collect(
     _check_first_observations(algorithm)
     is_lean = _is_lean(algorithm, rollout_buffer, n_rollout_steps)
     reads_values = any(map(_reads_values, leaves(callback)))
-    with watched_steps(env, lambda: algorithm.num_timesteps + env.num_envs, not is_lean or reads_values) as step:
+    with (
+        watched_steps(env, lambda: algorithm.num_timesteps + env.num_envs, not is_lean or reads_values) as step,
+        correlated_noise(algorithm, env.num_envs) as noise,
+    ):
         if is_lean:
-            return _Rollout(algorithm, env, callback, rollout_buffer, n_rollout_steps, step, reads_values).collect()
+            rollout = _Rollout(algorithm, env, callback, rollout_buffer, n_rollout_steps, step, reads_values, noise)
+            return rollout.collect()
         watched: Any = _WatchedCallback(callback, algorithm)
         return OnPolicyAlgorithm.collect_rollouts(algorithm, env, watched, rollout_buffer, n_rollout_steps)
 
@@ -125,6 +130,7 @@ class _Rollout:
     :param n_rollout_steps: steps of each environment
     :param step: does the work of ``env.step``
     :param reads_values: whether the callback may read each step's tensors
+    :param noise: of Gaussian actions; None for independent noise
     """
 
     def __init__(
@@ -136,6 +142,7 @@ class _Rollout:
         n_rollout_steps: int,
         step: Step,
         reads_values: bool,
+        noise: CorrelatedNoise | None,
     ) -> None:
         self.algorithm = algorithm
         self.policy = algorithm.policy
@@ -150,7 +157,7 @@ class _Rollout:
         self.critic: PlainMlp = critic
         self.step = step
         self.reads_values = reads_values
-        self.sample = _SAMPLERS[type(self.policy.action_dist)](self.policy, env.num_envs)
+        self.sample = _SAMPLERS[type(self.policy.action_dist)](self.policy, env.num_envs, noise)
         # Where SB3's preprocessing and a FlattenExtractor come to a conversion, it is made in place.
         self.obs_are_features = self.policy.device.type == "cpu" and not is_image_space(
             algorithm.observation_space, check_channels=False
@@ -308,14 +315,16 @@ class _Rollout:
         return distribution.proba_distribution(outputs).log_prob(actions)
 
 
-def _gaussian(policy: ActorCriticPolicy, n_envs: int) -> Sampler:
+def _gaussian(policy: ActorCriticPolicy, n_envs: int, noise: CorrelatedNoise | None) -> Sampler:
     std = policy.log_std.detach().exp().expand(n_envs, -1)
-    noise = th.empty_like(std, memory_format=th.contiguous_format)
+    if noise is not None:
+        return lambda mean: mean + noise() * std
+    fresh = th.empty_like(std, memory_format=th.contiguous_format)
     # What torch's Normal.rsample does.
-    return lambda mean: mean + noise.normal_() * std
+    return lambda mean: mean + fresh.normal_() * std
 
 
-def _categorical(_: ActorCriticPolicy, __: int) -> Sampler:
+def _categorical(*_: Any) -> Sampler:
     return _sample_category
 
 
@@ -325,16 +334,16 @@ def _sample_category(logits: th.Tensor) -> th.Tensor:
     return th.multinomial(probs, 1, replacement=True).flatten()
 
 
-def _multi_categorical(policy: ActorCriticPolicy, _: int) -> Sampler:
+def _multi_categorical(policy: ActorCriticPolicy, *_: Any) -> Sampler:
     sizes = policy.action_dist.action_dims  # type: ignore[attr-defined]
     return lambda logits: th.stack([_sample_category(part) for part in logits.split(list(sizes), dim=1)], dim=1)
 
 
-def _bernoulli(_: ActorCriticPolicy, __: int) -> Sampler:
+def _bernoulli(*_: Any) -> Sampler:
     return lambda logits: th.bernoulli(logits.sigmoid())
 
 
-_SAMPLERS: dict[type, Callable[[ActorCriticPolicy, int], Sampler]] = {
+_SAMPLERS: dict[type, Callable[[ActorCriticPolicy, int, CorrelatedNoise | None], Sampler]] = {
     DiagGaussianDistribution: _gaussian,
     CategoricalDistribution: _categorical,
     MultiCategoricalDistribution: _multi_categorical,

@@ -31,7 +31,7 @@ from sb3_trpo.actor import Actor
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.env_failures import limited_waiting
-from sb3_trpo.exploration import std_bound
+from sb3_trpo.exploration import check_noise, std_bound
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.samples import chunks, select, whole_rollout
 from sb3_trpo.saved_models.algorithm import SafelySaved
@@ -111,6 +111,10 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
     :param ent_coef: coefficient of the entropy in the surrogate
     :param min_std: the standard deviation of Gaussian actions that an update does not go below; a number, or a function
         of the remaining progress; 0 for none. With gSDE it has no meaning, and must be 0
+    :param noise_correlation: correlation of the noise in Gaussian actions from each step to the next, above -1 and
+        below 1; 0 for independent noise. Each action's own distribution stays π(·|s); that noise which lasts leaves a
+        trace in the states is neglected, as it is in all on-policy training with such noise (Hollenstein et al. 2024,
+        https://arxiv.org/abs/2312.11091)
     :param max_grad_norm: bound on the norm of the critic's gradient; None leaves it as it is
     :param adaptive_kl: whether to adapt δ: it grows by a factor of 1.5 when KL stayed below δ/1.5, shrinks by it when
         the line search had to back off or failed, and stays within a factor of 5 of ``target_kl``
@@ -162,6 +166,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         cg_warm_start: bool = False,
         ent_coef: float = 0.0,
         min_std: float | Schedule = 0.0,
+        noise_correlation: float = 0.0,
         max_grad_norm: float | None = None,
         adaptive_kl: bool = False,
         fisher_chunk_size: int | None = None,
@@ -182,6 +187,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.adaptive_kl = adaptive_kl
         self.min_std = min_std
+        self.noise_correlation = noise_correlation
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
         self.env_timeout = env_timeout
@@ -216,6 +222,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         # The last search direction, for warm starts, (P,). Empty before the first, rather than None, for SB3 loads a
         # tensor by setting the data of one.
         self.cg_direction = th.zeros(0, device=self.device)
+        # The noise in the last actions, (n_envs, n_actions), where it is correlated.
+        self._last_noise: np.ndarray | None = None
         # What adaptive KL multiplies target_kl by.
         self.kl_scale = 1.0
         self._advice = Advice()
@@ -491,6 +499,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         check_hyperparameters(self)
         check_observation_encoding(self)
         super()._setup_model()
+        check_noise(self.policy, self.noise_correlation)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -500,7 +509,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_advice", "cg_direction"]
+        return [*super()._excluded_save_params(), "_advice", "_last_noise", "cg_direction"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, _ = super()._get_torch_save_params()

@@ -36,6 +36,7 @@ def check_hyperparameters(algorithm: Any) -> None:
         raise ValueError(
             f"min_std is {algorithm.min_std!r}, but must be 0 with use_sde, whose noise has no such bound."
         )
+    check_real("noise_correlation", algorithm.noise_correlation, "above -1 and below 1", lambda x: -1 < x < 1)
     for name in ("gamma", "gae_lambda"):
         check_real(name, getattr(algorithm, name), "between 0 and 1", lambda x: 0 <= x <= 1)
     for name in ("cg_damping", "cg_residual_tol", "cg_progress_tol", "ent_coef"):

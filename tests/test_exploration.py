@@ -1,13 +1,17 @@
 """
-A lower bound on the noise: it holds, within the trust region, and moves nothing else.
+A lower bound on the noise: it holds, within the trust region, and moves nothing else. Noise that is correlated from
+step to step: each action is as it would be without, actions of neighbouring steps are alike.
 """
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.utils import LinearSchedule
-from updates import action_distributions, actor_state, changed, mean_kl, observations, pendulum, state
+from updates import action_distributions, actor_state, changed, collect, mean_kl, observations, pendulum, state
+
+from sb3_trpo.exploration import CorrelatedNoise
 
 DELTA = 0.2
 
@@ -48,3 +52,57 @@ def test_a_bound_that_is_not_reached_changes_nothing() -> None:
         model.train()
         states.append(state(model))
     assert not changed(*states)
+
+
+@pytest.mark.parametrize("correlation", [-0.4, 0.0, 0.5, 0.9])
+def test_noise_is_standard_gaussian_with_the_correlation_asked_for(correlation: float) -> None:
+    th.manual_seed(0)
+    noise = CorrelatedNoise(correlation, lambda: th.randn(500, 2))
+    z = np.stack([noise().numpy().copy() for _ in range(200)])
+    assert z.mean() == pytest.approx(0.0, abs=0.03)
+    assert z.std() == pytest.approx(1.0, abs=0.01)
+    for lag in (1, 2, 5):
+        assert (z[lag:] * z[:-lag]).mean() == pytest.approx(correlation**lag, abs=0.02)
+    # Actions and environments are independent of each other.
+    assert (z[..., 0] * z[..., 1]).mean() == pytest.approx(0.0, abs=0.02)
+    assert (z[:, 1:] * z[:, :-1]).mean() == pytest.approx(0.0, abs=0.02)
+
+
+def noise_of(model: Any) -> np.ndarray:
+    """
+    :param model: with a rollout
+    :return: (action - mean) / σ of its actions, (n_steps,)
+    """
+    obs = th.as_tensor(model.rollout_buffer.observations[:, 0])
+    with th.no_grad():
+        (distribution,) = action_distributions(model.policy, obs)
+    return ((th.as_tensor(model.rollout_buffer.actions[:, 0]) - distribution.mean) / distribution.stddev).numpy()[:, 0]
+
+
+def test_noise_goes_on_from_rollout_to_rollout() -> None:
+    model = pendulum(noise_correlation=0.999)
+    first = noise_of(model)
+    collect(model)
+    second = noise_of(model)
+    assert np.abs(np.diff(first)).max() < 0.2
+    assert abs(second[0] - first[-1]) < 0.2
+    assert np.ptp(np.concatenate([first, second])) > 0.5
+
+
+def test_predict_samples_independently() -> None:
+    model = pendulum(noise_correlation=0.999)
+    obs = np.zeros((1, 3), dtype=np.float32)
+    actions = np.stack([model.predict(obs)[0] for _ in range(50)])
+    assert np.abs(np.diff(actions[:, 0, 0])).mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("env", "kwargs", "kind"),
+    [
+        ("CartPole-v1", {}, "CategoricalDistribution"),
+        ("Pendulum-v1", {"use_sde": True}, "StateDependentNoiseDistribution"),
+    ],
+)
+def test_correlated_noise_is_refused_where_actions_have_no_such_noise(env: str, kwargs: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"noise_correlation is 0\.5, but must be 0 .* \(they come from a {kind}\)"):
+        pendulum(env=env, noise_correlation=0.5, **kwargs)

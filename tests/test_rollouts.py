@@ -282,6 +282,11 @@ def test_learning_ends_where_a_callback_ends_it():
     assert model._n_updates == 1
 
 
+class ForwardOfItsOwn(ActorCriticPolicy):
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
+        return super().forward(obs, deterministic)
+
+
 class OtherForward(ActorCriticPolicy):
     def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
         actions, values, log_probs = super().forward(obs, deterministic)
@@ -309,6 +314,16 @@ class OtherBuffer(RolloutBuffer):
 )
 def test_what_is_not_covered_is_left_to_sb3(make_env, kwargs):
     assert_same_rollouts(*both(make_env, **kwargs), exactly=True)
+
+
+def test_correlated_noise_is_the_same_on_every_way() -> None:
+    def rollouts(policy: Any, callback: Any) -> Any:
+        return rollouts_of(TRPO, lambda: cart_poles("gaussian", 2), callback, policy=policy, noise_correlation=0.7)
+
+    lean = rollouts("MlpPolicy", None)
+    assert_same_rollouts(lean, rollouts("MlpPolicy", Watcher()), exactly=False)
+    assert_same_rollouts(lean, rollouts(ForwardOfItsOwn, None), exactly=False)
+
 
 
 @pytest.mark.parametrize("is_hook", [True, False])

@@ -31,6 +31,7 @@ ATTRIBUTES = (
     "_last_obs",
     "_last_original_obs",
     "_last_episode_starts",
+    "_last_noise",
     "ep_info_buffer",
     "ep_success_buffer",
 )
@@ -101,7 +102,7 @@ def _local(model: OnPolicyAlgorithm) -> dict[str, Any]:
     distribution = _distribution(model)
     noise = vars(distribution) if isinstance(distribution, StateDependentNoiseDistribution) else {}
     return {
-        "attributes": {name: own_copy(getattr(model, name)) for name in ATTRIBUTES},
+        "attributes": {name: own_copy(getattr(model, name)) for name in ATTRIBUTES if hasattr(model, name)},
         "spaces": [model.observation_space, model.action_space],
         "logged": {name: dict(getattr(model.logger, name)) for name in LOGGED},
         "noise": {name: noise[name].detach().cpu().numpy().copy() for name in NOISE if name in noise},

@@ -130,6 +130,7 @@ SETUPS = {
         cg_warm_start=True,
         adaptive_kl=True,
         ent_coef=0.01,
+        noise_correlation=0.7,
         learning_rate=LinearSchedule(1e-3, 0.0, 1.0),
         target_kl=LinearSchedule(0.02, 0.0, 1.0),
         env_kwargs={"env_kwargs": {"g": 9.81}},
