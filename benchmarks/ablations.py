@@ -25,6 +25,7 @@ SETTINGS = (
     "ent_coef=0.001",
     "max_grad_norm=0.5",
     "min_std=0.0",
+    "noise_correlation=0.0",
     "callback=null",
 )
 
