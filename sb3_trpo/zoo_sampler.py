@@ -44,7 +44,6 @@ def sample_trpo_params(
     }
     if n_actions > 0:
         params["log_std_init"] = trial.suggest_float("log_std_init", -2.0, 0.5)
-        params["noise_correlation"] = trial.suggest_float("noise_correlation", 0.0, 0.8)
     hyperparams = convert_trpo_params(params)
     # What is reported next to what was sampled.
     for name in ("gamma", "gae_lambda", "n_steps", "batch_size"):
