@@ -162,7 +162,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         *,
         cg_residual_tol: float = 0.07,
-        cg_progress_tol: float = 0.01,
+        cg_progress_tol: float = 0.015,
         cg_warm_start: bool = False,
         ent_coef: float = 0.0,
         min_std: float | Schedule = 0.0,
