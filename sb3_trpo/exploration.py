@@ -35,8 +35,8 @@ def check_noise(policy: ActorCriticPolicy, noise_correlation: float) -> None:
     if noise_correlation != 0.0 and type(policy.action_dist) is not DiagGaussianDistribution:
         kind = type(policy.action_dist).__name__
         raise ValueError(
-            f"noise_correlation is {noise_correlation!r}, but must be 0 where actions are not Gaussian with independent "
-            f"noise (they come from a {kind})."
+            f"noise_correlation is {noise_correlation!r}, but must be 0 where actions are not Gaussian with a noise of "
+            f"their own (they come from a {kind})."
         )
 
 
@@ -64,33 +64,51 @@ class CorrelatedNoise:
         return self.last.mul_(self.correlation).add_(self._fresh.normal_(), alpha=math.sqrt(1.0 - self.correlation**2))
 
 
-@contextmanager
-def correlated_noise(algorithm: Any, n_envs: int) -> Iterator[CorrelatedNoise | None]:
+def noise_of_rollout(algorithm: Any, n_envs: int) -> CorrelatedNoise | None:
     """
-    For the length of a rollout the algorithm's policy samples its actions with correlated noise, which goes on from
-    where it was in the last rollout, and beyond the ends of episodes.
-
     :param algorithm: a TRPO
     :param n_envs: whose actions are sampled at a time
-    :return: the noise; None if it is to be independent
+    :return: noise that goes on from where it was in the last rollout, and beyond the ends of episodes; None for
+        independent noise
     """
     if algorithm.noise_correlation == 0.0:
-        yield None
-        return
-    distribution = algorithm.policy.action_dist
+        return None
 
     def begin() -> th.Tensor:
         # Not before the first action: what is called at the rollout's start may restore a checkpoint.
-        last, shape = algorithm._last_noise, (n_envs, distribution.action_dim)
+        last, shape = algorithm._last_noise, (n_envs, algorithm.policy.action_dist.action_dim)
         if last is None or last.shape != shape:
             return th.randn(shape, device=algorithm.device)
         return th.tensor(last, device=algorithm.device)
 
-    noise = CorrelatedNoise(algorithm.noise_correlation, begin)
-    distribution.sample = lambda: distribution.distribution.mean + noise() * distribution.distribution.stddev
+    return CorrelatedNoise(algorithm.noise_correlation, begin)
+
+
+@contextmanager
+def explored_with(noise: CorrelatedNoise | None, algorithm: Any) -> Iterator[None]:
+    """
+    Within the context the algorithm's policy, when it is called, samples its actions with the noise. ``predict``, which
+    a callback may use meanwhile, samples as ever.
+
+    :param noise: None for independent noise
+    :param algorithm: a TRPO
+    """
+    if noise is None:
+        yield
+        return
+    distribution = algorithm.policy.action_dist
+
+    def sample() -> th.Tensor:
+        return distribution.distribution.mean + noise() * distribution.distribution.stddev
+
+    hooks = (
+        algorithm.policy.register_forward_pre_hook(lambda *_: setattr(distribution, "sample", sample)),
+        algorithm.policy.register_forward_hook(lambda *_: delattr(distribution, "sample"), always_call=True),
+    )
     try:
-        yield noise
+        yield
     finally:
-        del distribution.sample
+        for hook in hooks:
+            hook.remove()
         if noise.last is not None:
             algorithm._last_noise = noise.last.cpu().numpy()

@@ -12,6 +12,7 @@ or RL Zoo's might read each step's tensors (``obs_tensor``, ``values``, ``log_pr
 step, unless the callback has the attribute ``reads_values = False``.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.advantages import compute_returns_and_advantage
 from sb3_trpo.callback_tree import leaves
-from sb3_trpo.exploration import CorrelatedNoise, correlated_noise
+from sb3_trpo.exploration import CorrelatedNoise, explored_with, noise_of_rollout
 from sb3_trpo.mlp import PlainMlp
 from sb3_trpo.plain_policy import extract_features, plain_actor, plain_critic
 from sb3_trpo.vec_steps import Step, check_finite, last_observation, watched_steps
@@ -64,15 +65,18 @@ def collect(
     _check_first_observations(algorithm)
     is_lean = _is_lean(algorithm, rollout_buffer, n_rollout_steps)
     reads_values = any(map(_reads_values, leaves(callback)))
-    with (
-        watched_steps(env, lambda: algorithm.num_timesteps + env.num_envs, not is_lean or reads_values) as step,
-        correlated_noise(algorithm, env.num_envs) as noise,
-    ):
+    noise = noise_of_rollout(algorithm, env.num_envs)
+    with watched_steps(env, lambda: algorithm.num_timesteps + env.num_envs, not is_lean or reads_values) as step:
         if is_lean:
-            rollout = _Rollout(algorithm, env, callback, rollout_buffer, n_rollout_steps, step, reads_values, noise)
-            return rollout.collect()
-        watched: Any = _WatchedCallback(callback, algorithm)
-        return OnPolicyAlgorithm.collect_rollouts(algorithm, env, watched, rollout_buffer, n_rollout_steps)
+            fill = _Rollout(
+                algorithm, env, callback, rollout_buffer, n_rollout_steps, step, reads_values, noise
+            ).collect
+        else:
+            watched: Any = _WatchedCallback(callback, algorithm)
+            sb3s_loop = OnPolicyAlgorithm.collect_rollouts
+            fill = functools.partial(sb3s_loop, algorithm, env, watched, rollout_buffer, n_rollout_steps)
+        with explored_with(noise, algorithm):
+            return fill()
 
 
 def _check_first_observations(algorithm: OnPolicyAlgorithm) -> None:

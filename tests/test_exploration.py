@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from updates import action_distributions, actor_state, changed, collect, mean_kl, observations, pendulum, state
 
@@ -89,11 +90,23 @@ def test_noise_goes_on_from_rollout_to_rollout() -> None:
     assert np.ptp(np.concatenate([first, second])) > 0.5
 
 
-def test_predict_samples_independently() -> None:
+class Predictions(BaseCallback):
+    """Samples actions for the same state at each step, for more environments than there are."""
+
+    def _on_step(self) -> bool:
+        self.actions = [*getattr(self, "actions", []), self.model.predict(np.zeros((2, 3), dtype=np.float32))[0]]
+        return True
+
+
+def test_predict_samples_independently_during_a_rollout_too() -> None:
     model = pendulum(noise_correlation=0.999)
-    obs = np.zeros((1, 3), dtype=np.float32)
-    actions = np.stack([model.predict(obs)[0] for _ in range(50)])
-    assert np.abs(np.diff(actions[:, 0, 0])).mean() > 0.3
+    callback = Predictions()
+    callback.init_callback(model)
+    collect(model, callback)
+    actions = np.stack(callback.actions)
+    assert np.abs(np.diff(actions[..., 0], axis=0)).mean() > 0.3
+    noise = noise_of(model)
+    assert np.abs(np.diff(noise)).max() < 0.2
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,6 @@ def test_correlated_noise_is_the_same_on_every_way() -> None:
     assert_same_rollouts(lean, rollouts(ForwardOfItsOwn, None), exactly=False)
 
 
-
 @pytest.mark.parametrize("is_hook", [True, False])
 def test_hooks_and_patches_are_called_at_every_step(is_hook):
     model = TRPO("MlpPolicy", cart_poles("gaussian", 2), n_steps=N_STEPS, device="cpu", batch_size=64)
