@@ -21,6 +21,7 @@ import numpy as np
 import sb3_contrib
 import torch as th
 from campaign.provenance import provenance
+from campaign.readme import KL_TABLE, README
 from campaign.tables import table
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -28,10 +29,7 @@ from torch.distributions import kl_divergence
 
 import sb3_trpo
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "benchmarks" / "results" / "kl_table.json"
-README = REPOSITORY / "README.md"
-START, END = "<!-- kl-table: benchmarks/kl_table.py -->", "<!-- end of kl-table -->"
+RESULTS = Path(__file__).parent / "results" / "kl_table.json"
 
 TASKS = ("InvertedPendulum-v5", "Hopper-v5", "HalfCheetah-v5", "Humanoid-v5")
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"sb3-contrib": sb3_contrib.TRPO, "sb3_trpo": sb3_trpo.TRPO}
@@ -96,19 +94,6 @@ def kl_table(measurements: Measurements, action_dimensions: Mapping[str, int]) -
     return table(header, rows)
 
 
-def replace_section(text: str, section: str) -> str:
-    """
-    :param text: with both markers
-    :param section: to stand between them
-    :return: the text with that section
-    """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"The text has no section between {START!r} and {END!r}.")
-    return f"{before}{start}\n{section}\n{end}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (5)")
@@ -142,7 +127,7 @@ def main() -> None:
     section = kl_table(measurements, dimensions)
     print(section)
     if options.update_readme:
-        README.write_text(replace_section(README.read_text(), section))
+        README.write_text(KL_TABLE.replaced(README.read_text(), section))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """
-Make benchmarks/RESULTS.md and docs/images/learning_curves.png from the raw files under benchmarks/results, and from
-nothing else:
+Make benchmarks/RESULTS.md, docs/images/learning_curves.png and the table of results in the main README from the raw
+files under benchmarks/results, and from nothing else:
 
     python benchmarks/report.py
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from campaign import tables
 from campaign.pictures import draw_all
+from campaign.readme import README, RESULTS
 from campaign.records import Records, load
 
 HERE = Path(__file__).parent
@@ -130,11 +131,12 @@ def _section(heading: str, text: str, make: Callable[[Records], str], records: R
     return f"## {heading}\n{text}\n{body}\n"
 
 
-def make_report(results: Path, report: Path, picture: Path) -> list[Path]:
+def make_report(results: Path, report: Path, picture: Path, readme: Path) -> list[Path]:
     """
     :param results: folder of all campaigns
     :param report: the Markdown file to write
     :param picture: the learning curves to write, if there are any
+    :param readme: whose table of results to write, if there are any
     :return: what was written
     """
     learning = load(results / "learning")
@@ -143,7 +145,10 @@ def make_report(results: Path, report: Path, picture: Path) -> list[Path]:
     sections, others = comparison_sections(results, learning)
     parts = [HEAD, *learning_sections(learning), *sections, *other_sections(results), *remarks([learning, *others])]
     report.write_text("\n".join(part for part in parts if drawn or not part.startswith("![")))
-    return [report, picture] if drawn else [report]
+    if not drawn:
+        return [report]
+    readme.write_text(RESULTS.replaced(readme.read_text(), tables.overview(learning)))
+    return [report, picture, readme]
 
 
 def main() -> None:
@@ -151,13 +156,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of all campaigns")
     parser.add_argument("--report", type=Path, default=HERE / "RESULTS.md")
     parser.add_argument("--picture", type=Path, default=HERE.parent / "docs/images/learning_curves.png")
+    parser.add_argument("--readme", type=Path, default=README)
     parser.add_argument("--list", type=Path, metavar="FOLDER", help="only print what lies in one campaign's folder")
     options = parser.parse_args()
     if options.list is not None:
         records = load(options.list)
         print("\n".join([tables.listing(records), *records.problems]))
         return
-    for path in make_report(options.results, options.report, options.picture):
+    for path in make_report(options.results, options.report, options.picture, options.readme):
         print(path)
 
 

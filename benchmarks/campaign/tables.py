@@ -3,7 +3,7 @@ The tables of the report, from records of results.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,15 +116,29 @@ def stability(records: Records) -> str:
     """
     std/mean: one row a task, one column an algorithm.
     """
+    return _beside_each_other(records, lambda cell: f"{share(summarize(cell.scores).spread)} ({seeds(cell)})")
+
+
+def overview(records: Records) -> str:
+    """
+    mean ± std over seeds: one row a task, one column an algorithm.
+    """
+    return _beside_each_other(records, _mean_and_std)
+
+
+def _mean_and_std(cell: Cell) -> str:
+    found = summarize(cell.scores)
+    std = f" ± {number(found.std)}" if found.n > 1 else ""
+    return f"{number(found.mean)}{std} ({seeds(cell)})"
+
+
+def _beside_each_other(records: Records, show: Callable[[Cell], str]) -> str:
     cells = ordered(records)
     columns = [algo for algo in COMPARED if any(cell.variant == algo for cell in cells)]
     rows = []
     for task in dict.fromkeys(cell.task for cell in cells):
-        row = [task]
-        for algo in columns:
-            cell = records.cells.get((task, algo))
-            row.append(f"{share(summarize(cell.scores).spread)} ({seeds(cell)})" if cell else "–")
-        rows.append(row)
+        found = (records.cells.get((task, algo)) for algo in columns)
+        rows.append([task, *(show(cell) if cell else "–" for cell in found)])
     return table(["task", *(title(algo) for algo in columns)], rows)
 
 

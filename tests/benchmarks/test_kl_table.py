@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch as th
+from campaign.readme import KL_TABLE, README
 from gymnasium import spaces
-from kl_table import END, README, RESULTS, START, kl_table, mean_kl, replace_section
+from kl_table import RESULTS, kl_table, mean_kl
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (4,))
@@ -46,20 +47,20 @@ def test_table_shows_mean_and_largest():
 
 
 def test_section_is_replaced_and_nothing_else():
-    text = f"before\n{START}\nold\n{END}\nafter\n"
-    assert replace_section(text, "new") == f"before\n{START}\nnew\n{END}\nafter\n"
-    assert replace_section(replace_section(text, "new"), "old") == text
+    text = f"before\n{KL_TABLE.start}\nold\n{KL_TABLE.end}\nafter\n"
+    assert KL_TABLE.replaced(text, "new") == f"before\n{KL_TABLE.start}\nnew\n{KL_TABLE.end}\nafter\n"
+    assert KL_TABLE.replaced(KL_TABLE.replaced(text, "new"), "old") == text
 
 
 def test_text_without_a_section_is_refused():
     with pytest.raises(ValueError, match="no section"):
-        replace_section(f"{END}\n{START}\n", "new")
+        KL_TABLE.replaced(f"{KL_TABLE.end}\n{KL_TABLE.start}\n", "new")
 
 
 def test_readme_shows_what_was_measured():
     result = json.loads(RESULTS.read_text())
     readme = README.read_text()
-    assert replace_section(readme, kl_table(result["kl"], result["action_dimensions"])) == readme
+    assert KL_TABLE.replaced(readme, kl_table(result["kl"], result["action_dimensions"])) == readme
 
 
 def test_measured_trust_region_holds():

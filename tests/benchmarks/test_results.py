@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import report
 from campaign import results
+from campaign.readme import README, REPOSITORY, RESULTS
 from campaign.records import load
 from campaign.results import Status
 from campaign.specification import RunSpecification
@@ -146,8 +147,9 @@ def test_runs_with_different_settings_are_not_averaged(tmp_path):
 
 
 def make_report(results_folder: Path) -> str:
-    target = results_folder / "RESULTS.md"
-    report.make_report(results_folder, target, results_folder / "picture.png")
+    target, readme = results_folder / "RESULTS.md", results_folder / "README.md"
+    readme.write_text(f"before\n{RESULTS.start}\n{RESULTS.end}\nafter\n")
+    report.make_report(results_folder, target, results_folder / "picture.png", readme)
     return target.read_text()
 
 
@@ -155,6 +157,7 @@ def test_an_empty_folder_makes_a_report_that_says_so(tmp_path):
     text = make_report(tmp_path)
     assert text.count("No runs yet.") == 8
     assert "![" not in text
+    assert f"{RESULTS.start}\n{RESULTS.end}" in (tmp_path / "README.md").read_text()
 
 
 def test_a_complete_cell_is_judged_by_its_target(tmp_path):
@@ -166,6 +169,8 @@ def test_a_complete_cell_is_judged_by_its_target(tmp_path):
     # Half of 3700 at the first evaluation, all of it at the second.
     assert "2000: 1k (10 of 10) | 3000: 1k (10 of 10) | 3600: 1k (10 of 10)" in text
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+    readme = (tmp_path / "README.md").read_text().splitlines()
+    assert readme[4] == "| Hopper-v5 | 3745 ± 30.3 (10) | 2000 ± 0.0 (10) |"
     assert "**" not in text.partition("| Hopper-v5 | TRPO")[2].partition("\n")[0]
 
 
@@ -197,3 +202,12 @@ def test_tables_of_other_benchmarks_are_taken_over(tmp_path):
     (tmp_path / "speed").mkdir()
     (tmp_path / "speed/TABLE.md").write_text("## Speed\n\nfast\n")
     assert "## Speed\n\nfast\n" in make_report(tmp_path)
+
+
+def test_the_report_and_the_readme_show_what_was_measured(tmp_path):
+    report_file = REPOSITORY / "benchmarks/RESULTS.md"
+    readme = tmp_path / "README.md"
+    readme.write_text(README.read_text())
+    report.make_report(REPOSITORY / "benchmarks/results", tmp_path / "RESULTS.md", tmp_path / "picture.png", readme)
+    assert (tmp_path / "RESULTS.md").read_text() == report_file.read_text()
+    assert readme.read_text() == README.read_text()
