@@ -76,18 +76,19 @@ class TestHyperparameters:
 
     def test_ours_are_one_set_for_all_mujoco_tasks_but_for_swimmers_discount(self):
         """
-        The noise follows one rule: norm 1 at first, each σ at least 0.63 of what it is then, and a correlation that
-        halves every 8 ms.
+        The noise follows one rule: norm 1 at first, each σ bounded by 0.63 of what it is then, at the end by 0.21, and
+        a correlation that halves every 5 ms.
         """
         pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
         entries = []
         for task in MUJOCO_TASKS:
             entry = {**read_hyperparameters("sb3_trpo", task)[0], "gamma": None}
             env = gym.make(task)
-            std, correlation = env.action_space.shape[0] ** -0.5, 0.5 ** (env.unwrapped.dt / 0.008)
+            std, correlation = env.action_space.shape[0] ** -0.5, 0.5 ** (env.unwrapped.dt / 0.005)
             env.close()
             assert math.exp(entry.pop("policy_kwargs")["log_std_init"]) == pytest.approx(std, rel=0.01)
-            assert entry.pop("min_std") == pytest.approx(0.63 * std, rel=0.03)
+            bound = [float(number) for number in entry.pop("min_std").removeprefix("lin_").split("_")]
+            assert bound == pytest.approx([0.63 * std, 0.21 * std], abs=0.005)
             assert entry.pop("noise_correlation") == pytest.approx(correlation, abs=0.005)
             entries.append(entry)
         assert all(entry == entries[0] for entry in entries)
