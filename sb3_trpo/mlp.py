@@ -123,6 +123,19 @@ class LayerInputs:
         """
         self.homogeneous[0], self.transposed[0] = columns, columns.t()
 
+    def every(self, step: int) -> "LayerInputs":
+        """
+        :param step: k
+        :return: of every k-th column, without a place for tangents; copies, but for k = 1
+        """
+        if step == 1:
+            return self
+        columns, *hidden = [matrix[:, ::step] for matrix in self.homogeneous]
+        thinned = LayerInputs(columns.contiguous(), [len(matrix) - 1 for matrix in hidden])
+        for place, matrix in zip(thinned.stacked, hidden, strict=True):
+            place.copy_(matrix)
+        return thinned
+
 
 class ColumnMlp:
     """

@@ -92,9 +92,10 @@ class Linearization(ABC):
         """
 
     @abstractmethod
-    def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
+    def layer_passes(self, u: Parameters, every: int = 1) -> Iterator[LayerPass]:
         """
         :param u: shaped as z, to be propagated backward
+        :param every: k; only every k-th state is wanted, if leaving out the others saves time
         :return: the layers whose weights are among the parameters and that were called exactly once; no two of them
             share a parameter
         """
@@ -152,7 +153,7 @@ class GraphLinearization(Linearization):
         pieces = self._backward(chosen, u)
         return [th.zeros_like(p) if piece is None else piece for p, piece in zip(chosen, pieces, strict=True)]
 
-    def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
+    def layer_passes(self, u: Parameters, every: int = 1) -> Iterator[LayerPass]:
         own = {id(parameter) for parameter in self.parameters}
         uses = Counter(id(parameter) for call in self._calls for parameter in call.layer.parameters(recurse=False))
         once = [
@@ -244,10 +245,11 @@ class MlpLinearization(Linearization):
         return (u[1] * self.z[1]).sum(dim=0)
 
     @th.no_grad()
-    def layer_passes(self, u: Parameters) -> Iterator[LayerPass]:
-        for i, cotangents in enumerate(self._mlp.backward(self._inputs, u[0].t())):
+    def layer_passes(self, u: Parameters, every: int = 1) -> Iterator[LayerPass]:
+        inputs = self._inputs.every(every)
+        for i, cotangents in enumerate(self._mlp.backward(inputs, u[0][::every].t())):
             weight, bias = self._layers[2 * i : 2 * i + 2]
-            yield LayerPass(weight, bias, None, self._inputs.transposed[i][:, :-1], cotangents.t())
+            yield LayerPass(weight, bias, None, inputs.transposed[i][:, :-1], cotangents.t())
 
     @th.no_grad()
     def _pull_back(self, on_outputs: th.Tensor, on_log_std: Sequence[th.Tensor]) -> th.Tensor:

@@ -12,7 +12,9 @@ from sb3_trpo.trust_region.conjugate_gradient import Operator
 from sb3_trpo.trust_region.kl import Parameters
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 
-# The factors are only a preconditioner: beyond so many elements of a layer's inputs, some samples stand for all.
+# The factors are only a preconditioner: of twice as many states or more, and beyond so many elements of a layer's
+# inputs, some samples stand for all.
+N_FACTOR_SAMPLES = 2048
 MAX_FACTOR_ELEMENTS = 2**23
 # Beyond this size a factor is known by its leading eigenvectors: its spectrum falls so fast that, at the usual damping,
 # they are all that counts, and all of them would take more time than the iterations that they save.
@@ -199,10 +201,11 @@ def kronecker_preconditioner(linearization: Linearization, damping: float) -> Op
     """
     parameters = linearization.parameters
     u = linearization.family.metric_root(linearization.z, _signs(linearization.z))
+    every = max(1, len(linearization) // N_FACTOR_SAMPLES)
     position = {id(parameter): i for i, parameter in enumerate(parameters)}
     try:
         blocks: list[_LayerBlock | _ScalarBlock] = [
-            _layer_block(layer, position, damping) for layer in linearization.layer_passes(u)
+            _layer_block(layer, position, damping) for layer in linearization.layer_passes(u, every)
         ]
     except LinAlgError as error:
         raise PreconditionerError(str(error)) from error

@@ -212,6 +212,18 @@ def test_both_find_the_same_layers(name) -> None:
         assert layer.weight is expected[key].weight
 
 
+def test_every_so_manieth_state() -> None:
+    policy = POLICIES["DiagGaussian"]()
+    linearization = linearize_mlp(policy, make_observations(policy, N_STATES))
+    u = random_cotangents(linearization, th.Generator().manual_seed(0))
+    before = linearization.vjp(u)
+    layers = zip(linearization.layer_passes(u), linearization.layer_passes(u, every=3), strict=True)
+    for complete, thinned in layers:
+        th.testing.assert_close(thinned.inputs, complete.inputs[::3])
+        th.testing.assert_close(thinned.cotangents, complete.cotangents[::3])
+    assert th.equal(linearization.vjp(u), before)
+
+
 @pytest.mark.parametrize(("linearization_of", "name"), [(linearize, "DiagGaussian"), (linearize_mlp, "Categorical")])
 def test_inputs_and_cotangents_make_up_the_gradient(linearization_of, name) -> None:
     policy = POLICIES[name]()

@@ -279,13 +279,15 @@ def test_leading_eigenvectors_cost_one_iteration_at_most(damping, monkeypatch) -
     assert leading > 0.97 * reached(4)
 
 
-def test_some_samples_stand_for_all(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("linearization_of", "bound"), [(linearize, "MAX_FACTOR_ELEMENTS"), (linearize_mlp, "N_FACTOR_SAMPLES")]
+)
+def test_some_samples_stand_for_all(monkeypatch, linearization_of, bound) -> None:
     """If all samples are alike, those that are left out make no difference."""
     policy = make_policy(box(1), net_arch=[8, 8])
-    policy.log_std.requires_grad_(False)
-    linearization = linearize(policy, make_observations(policy, 1).expand(30, -1))
+    linearization = linearization_of(policy, make_observations(policy, 1).expand(30, -1))
     expected = matrix_of(kronecker_preconditioner(linearization, DAMPING), linearization)
-    monkeypatch.setattr(preconditioner, "MAX_FACTOR_ELEMENTS", 7)
+    monkeypatch.setattr(preconditioner, bound, 7)
     th.testing.assert_close(matrix_of(kronecker_preconditioner(linearization, DAMPING), linearization), expected)
 
 
