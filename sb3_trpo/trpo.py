@@ -105,8 +105,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
     :param cg_residual_tol: conjugate gradient stops when the residual has fallen to this share of the gradient (in the
         preconditioner's norm)
     :param cg_progress_tol: conjugate gradient stops after an iteration that has added less than this share to what it
-        maximises, gᵀx − ½ xᵀ(F + λ I)x; at the defaults the direction is within 1% as good as that of 25 iterations
-        without preconditioner (see ``benchmarks/RESULTS.md``)
+        maximises, gᵀx − ½ xᵀ(F + λ I)x; what the direction is then worth, and at other tolerances, is a table in
+        ``benchmarks/RESULTS.md``
     :param cg_warm_start: whether conjugate gradient starts from the last update's direction
     :param ent_coef: coefficient of the entropy in the surrogate
     :param min_std: the standard deviation of Gaussian actions that an update does not go below; a number, or a function
@@ -162,7 +162,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         *,
         cg_residual_tol: float = 0.07,
-        cg_progress_tol: float = 0.015,
+        cg_progress_tol: float = 0.0125,
         cg_warm_start: bool = False,
         ent_coef: float = 0.0,
         min_std: float | Schedule = 0.0,

@@ -35,6 +35,7 @@ ROWS = {
     "policy-step": Row("updates", "policy_step", "policy step and one full-batch critic step, 64-64, 2048 steps"),
     "wide-policy-step": Row("updates", "wide_policy_step", "the same, 256-256, 5000 steps"),
     "fisher": Row("fisher", "fisher_product", "one Fisher-vector product"),
+    "direction": Row("direction", "direction", "the tolerance of conjugate gradient", threads=(1,)),
     "learn-1": Row("learning", "learn_1", "`learn()`, HalfCheetah-v5, 1 environment"),
     "learn-8": Row("learning", "learn_8", "`learn()`, HalfCheetah-v5, 8 environments in DummyVecEnv"),
     "envpool": Row("learning", "envpool", "`learn()`, HalfCheetah-v5, best settings of each"),

@@ -189,6 +189,32 @@ def fisher_products(found: Results) -> str:
     return table(header, lines)
 
 
+def directions(found: Results) -> str:
+    """
+    The search direction by task and tolerance.
+    """
+    for _, measured in of_row(found, "direction"):
+        verdicts = measured["tasks"]
+        tolerances = list(next(iter(verdicts.values()))[0])
+        lines = [[task, *(_direction(of_task, tol) for tol in tolerances)] for task, of_task in verdicts.items()]
+        every = [verdict for of_task in verdicts.values() for verdict in of_task]
+        lines.append(["all", *(_direction(every, tol) for tol in tolerances)])
+        judged = ", ".join(map(str, measured["judged"]))
+        caption = (
+            "By `cg_progress_tol`, at its defaults otherwise, in updates "
+            f"{judged}: the lowest quality over that of 15 and over that of 25 plain iterations; Fisher products, mean."
+        )
+        return caption + "\n\n" + table(["task", *tolerances], lines)
+    return ""
+
+
+def _direction(verdicts: list[dict[str, dict[str, float]]], tolerance: str) -> str:
+    of_tolerance = [verdict[tolerance] for verdict in verdicts]
+    worst = [min(values[n] for values in of_tolerance) for n in of_tolerance[0] if n != "products"]
+    products = np.mean([values["products"] for values in of_tolerance])
+    return f"{', '.join(f'{value:.3f}' for value in worst)}; {products:.1f}"
+
+
 def memory(found: Results) -> str:
     """
     Memory of an update with images.
@@ -311,6 +337,7 @@ SECTIONS = (
         policy_steps,
         ("policy-step", "wide-policy-step"),
     ),
+    ("### Search direction", directions, ("direction",)),
     ("### Memory with images", memory, ("images",)),
     ("### Growth", growth, ("growth",)),
     ("### Where an iteration of `learn()` goes", profiles, ("profile",)),
