@@ -140,7 +140,14 @@ def test_a_recorded_command_repeats_its_run_alone(script, arguments):
 def start(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "benchmarks/learning.py", "--tasks", "CartPole-v1", "--algos", "ppo", *arguments]
     return subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background of a shell ignore SIGINT, and so would the process that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
