@@ -10,7 +10,7 @@ import gymnasium as gym
 import torch as th
 
 import sb3_trpo
-from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, conjugate_gradient
+from sb3_trpo.trust_region.conjugate_gradient import Solution, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
 from speed.quality import quality
 from speed.run import Run
@@ -64,32 +64,18 @@ class _Judged(sb3_trpo.TRPO):
         def damped(v: th.Tensor) -> th.Tensor:
             return (fisher @ v).add_(v, alpha=self.cg_damping)
 
-        plain = {n: _solve(damped, g, n, 0.0, 0.0, None) for n in PLAIN}
+        solve = functools.partial(conjugate_gradient, damped, g)
+        plain = {n: quality(g, fisher, solve(max_steps=n, residual_tol=0.0).x) for n in PLAIN}
         preconditioner = self._preconditioner(fisher)
         verdict = {}
         for tolerance in TOLERANCES:
-            solution = _solve(damped, g, self.cg_max_steps, self.cg_residual_tol, tolerance, preconditioner)
+            solution = solve(
+                max_steps=self.cg_max_steps,
+                residual_tol=self.cg_residual_tol,
+                progress_tol=tolerance,
+                preconditioner=preconditioner,
+            )
             own = quality(g, fisher, solution.x)
-            verdict[str(tolerance)] = {
-                "products": float(solution.iterations),
-                **{str(n): own / quality(g, fisher, other.x) for n, other in plain.items()},
-            }
+            ratios = {str(n): own / other for n, other in plain.items()}
+            verdict[str(tolerance)] = {"products": float(solution.iterations), **ratios}
         return verdict
-
-
-def _solve(
-    operator: Operator,
-    g: th.Tensor,
-    max_steps: int,
-    residual_tol: float,
-    progress_tol: float,
-    preconditioner: Operator | None,
-) -> Solution:
-    return conjugate_gradient(
-        operator,
-        g,
-        max_steps=max_steps,
-        residual_tol=residual_tol,
-        progress_tol=progress_tol,
-        preconditioner=preconditioner,
-    )

@@ -277,6 +277,15 @@ def test_remarks_tell_what_the_figures_are_worth():
     assert "--quick" not in tables.remarks({("defaults", 1): result(UPDATE)})
 
 
+def test_directions_are_told_by_their_worst():
+    verdicts = [{"0.01": {"products": n, "15": q, "25": q - 0.1}} for n, q in ((4.0, 1.0), (5.0, 0.9))]
+    text = tables.directions(
+        {("direction", 1): result({"judged": [0, 1], "tasks": {"A": verdicts[:1], "B": verdicts}})}
+    )
+    rows = dict(line.strip("| ").split(" | ") for line in text.splitlines()[-3:])
+    assert rows == {"A": "1.000, 0.900; 4.0", "B": "0.900, 0.800; 4.5", "all": "0.900, 0.800; 4.3"}
+
+
 def test_no_results_make_a_section_all_the_same():
     assert tables.section({}).startswith("## Speed\n")
 
