@@ -283,12 +283,15 @@ def test_leading_eigenvectors_cost_one_iteration_at_most(damping, monkeypatch) -
     ("linearization_of", "bound"), [(linearize, "MAX_FACTOR_ELEMENTS"), (linearize_mlp, "N_FACTOR_SAMPLES")]
 )
 def test_some_samples_stand_for_all(monkeypatch, linearization_of, bound) -> None:
-    """If all samples are alike, those that are left out make no difference."""
+    """If all samples are alike, and only then, those that are left out make no difference."""
     policy = make_policy(box(1), net_arch=[8, 8])
-    linearization = linearization_of(policy, make_observations(policy, 1).expand(30, -1))
-    expected = matrix_of(kronecker_preconditioner(linearization, DAMPING), linearization)
+    alike = linearization_of(policy, make_observations(policy, 1).expand(30, -1))
+    different = linearization_of(policy, make_observations(policy, 30))
+    of_all = [matrix_of(kronecker_preconditioner(each, DAMPING), each) for each in (alike, different)]
     monkeypatch.setattr(preconditioner, bound, 7)
-    th.testing.assert_close(matrix_of(kronecker_preconditioner(linearization, DAMPING), linearization), expected)
+    of_some = [matrix_of(kronecker_preconditioner(each, DAMPING), each) for each in (alike, different)]
+    th.testing.assert_close(of_some[0], of_all[0])
+    assert not th.allclose(of_some[1], of_all[1], rtol=0.01)
 
 
 def quality(linearization: Linearization, damping: float, x: th.Tensor, g: th.Tensor) -> float:
