@@ -2,6 +2,8 @@
 A discount factor that grows during training.
 """
 
+from typing import cast
+
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -14,9 +16,10 @@ class GrowingHorizon(BaseCallback):
     by the same factor in equal times (a γ that grows with training: François-Lavet et al. 2015,
     https://arxiv.org/abs/1512.02011).
 
-    A short horizon makes learning quick, and in the end it is the wrong objective. With γ = 0.99 at 8 ms a step, a robot
-    looks 0.8 s ahead: it gains by becoming faster even when it then falls every few seconds. Its discounted return
-    goes up, and the return of its episodes goes down. A long horizon from the beginning teaches it to stand still.
+    A short horizon makes learning quick, and in the end it is the wrong objective. With γ = 0.99 at 8 ms a step, a
+    robot looks 0.8 s ahead: it gains by becoming faster even when it then falls every few seconds. Its discounted
+    return goes up, and the return of its episodes goes down. A long horizon from the beginning teaches it to stand
+    still.
 
     The algorithm keeps the last γ when training ends. The reward's scale in ``VecNormalize`` goes on with its own γ.
 
@@ -38,15 +41,16 @@ class GrowingHorizon(BaseCallback):
     def _init_callback(self) -> None:
         if not isinstance(self.model, OnPolicyAlgorithm):
             raise ValueError(
-                f"GrowingHorizon is for on-policy algorithms, which have a rollout buffer, but was given to a "
+                "GrowingHorizon is for on-policy algorithms, which have a rollout buffer, but was given to a "
                 f"{type(self.model).__name__}."
             )
 
     def _on_rollout_start(self) -> None:
+        algorithm = cast(OnPolicyAlgorithm, self.model)
         # The last rollout may go beyond the steps that were asked for.
-        progress = 1.0 - max(0.0, self.model._current_progress_remaining)
+        progress = 1.0 - max(0.0, algorithm._current_progress_remaining)
         gamma = 1.0 - (1.0 - self.start) * ((1.0 - self.end) / (1.0 - self.start)) ** progress
-        self.model.gamma = self.model.rollout_buffer.gamma = gamma
+        algorithm.gamma = algorithm.rollout_buffer.gamma = gamma
         self.logger.record("train/gamma", gamma)
 
     def _on_step(self) -> bool:

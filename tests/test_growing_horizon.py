@@ -36,11 +36,12 @@ class Recorder(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        buffer = self.model.rollout_buffer
-        self.gammas.append(self.model.gamma)
+        model: Any = self.model
+        buffer = model.rollout_buffer
+        self.gammas.append(model.gamma)
         # With λ = 0 an advantage is a temporal-difference error. No episode ends here within the first 64 steps.
         values = buffer.values[:, 0]
-        errors = buffer.rewards[:-1, 0] + self.model.gamma * values[1:] - values[:-1]
+        errors = buffer.rewards[:-1, 0] + model.gamma * values[1:] - values[:-1]
         self.residuals.append(float(np.abs(buffer.advantages[:-1, 0] - errors).max()))
 
 
@@ -109,5 +110,6 @@ def test_an_algorithm_without_rollouts_is_refused() -> None:
 @pytest.mark.parametrize("name", ["start", "end"])
 @pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, float("nan")])
 def test_what_is_no_discount_factor_below_1_is_refused(name: str, value: float) -> None:
+    arguments: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name} is {value}, but must be at least 0 and below 1"):
-        GrowingHorizon(**{name: value})
+        GrowingHorizon(**arguments)
