@@ -1,5 +1,5 @@
 """
-How a policy explores: noise that is correlated from step to step, and bounds on it.
+How a policy explores: noise that is correlated from step to step, and a lower bound on it.
 """
 
 import math
@@ -11,34 +11,19 @@ import torch as th
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trpo.validation import check_real
 
-# What a falling ``max_std`` may take of the trust region.
-MAX_STD_SHARE = 0.25
-
-
-def std_bounds(policy: ActorCriticPolicy, min_std: float, max_std: float | None, max_kl: float) -> Callable[[], object]:
+def std_bound(policy: ActorCriticPolicy, min_std: float) -> Callable[[], object]:
     """
     :param policy: at θ_old
-    :param min_std: the least σ of its actions; 0 for none
-    :param max_std: the greatest σ of its actions, which holds where the two contradict each other; None for none
-    :param max_kl: δ
-    :return: moves σ into its bounds. Does nothing for a policy without a σ of its own (gSDE has a matrix)
-
-    σ is lifted to ``min_std``, or to σ_old where that is less. So this only shrinks KL(old ‖ new), which falls as a new
-    σ below the old one goes up to it. A σ above ``max_std`` falls as fast as a quarter of the trust region allows: the
-    KL of d actions whose log σ falls by ε is d ε² and terms of ε³.
+    :param min_std: the least σ of its actions
+    :return: lifts σ to ``min_std``, or to σ_old where that is less. So it only shrinks KL(old ‖ new), which falls as a
+        new σ below the old one goes up to it. Does nothing for a policy without a σ of its own (gSDE has a matrix)
     """
     log_std = getattr(policy, "log_std", None)
-    if log_std is None or policy.use_sde or (min_std == 0.0 and max_std is None):
+    if min_std == 0.0 or log_std is None or policy.use_sde:
         return lambda: None
-    old = log_std.detach().clone()
-    low = old.clamp(max=math.log(min_std)) if min_std > 0.0 else old - math.inf
-    high = old + math.inf
-    if max_std is not None:
-        check_real("max_std", max_std, "above 0 throughout training", lambda x: x > 0)
-        high = (old - math.sqrt(MAX_STD_SHARE * max_kl / old.numel())).clamp(min=math.log(max_std))
-    return lambda: log_std.data.copy_(log_std.data.maximum(low).minimum(high))
+    bound = log_std.detach().clamp(max=math.log(min_std))
+    return lambda: log_std.data.clamp_(min=bound)
 
 
 def check_noise(policy: ActorCriticPolicy, noise_correlation: float) -> None:

@@ -5,7 +5,6 @@ Start reading at ``TRPO.train``.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import gymnasium as gym
@@ -32,7 +31,7 @@ from sb3_trpo.actor import Actor
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.env_failures import limited_waiting
-from sb3_trpo.exploration import check_noise, std_bounds
+from sb3_trpo.exploration import check_noise, std_bound
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.samples import chunks, select, whole_rollout
 from sb3_trpo.saved_models.algorithm import SafelySaved
@@ -112,9 +111,6 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
     :param ent_coef: coefficient of the entropy in the surrogate
     :param min_std: the standard deviation of Gaussian actions that an update does not go below; a number, or a function
         of the remaining progress; 0 for none. With gSDE it has no meaning, and must be 0
-    :param max_std: the standard deviation of Gaussian actions that updates bring it down to, each as far as a quarter
-        of its trust region allows; a number, or a function of the remaining progress; None for no such bound. With
-        gSDE it has no meaning, and must be None
     :param noise_correlation: correlation of the noise in Gaussian actions from each step to the next, above -1 and
         below 1; 0 for independent noise. Each action's own distribution stays π(·|s); that noise which lasts leaves a
         trace in the states is neglected, as it is in all on-policy training with such noise (Hollenstein et al. 2024,
@@ -170,7 +166,6 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         cg_warm_start: bool = False,
         ent_coef: float = 0.0,
         min_std: float | Schedule = 0.0,
-        max_std: float | Schedule | None = None,
         noise_correlation: float = 0.0,
         max_grad_norm: float | None = None,
         adaptive_kl: bool = False,
@@ -192,7 +187,6 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.adaptive_kl = adaptive_kl
         self.min_std = min_std
-        self.max_std = max_std
         self.noise_correlation = noise_correlation
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
@@ -401,7 +395,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
             surrogate.evaluate,
             parameters,
             full_step,
-            project=self._std_bounds(),
+            project=std_bound(self.policy, self._now("min_std", self.min_std)),
             max_kl=self._max_kl(),
             shrinking_factor=self.line_search_shrinking_factor,
             max_iter=self.line_search_max_iter,
@@ -410,13 +404,6 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
     def _fit_critic(self, samples: Rollout, actor_parameters: FlatParameters) -> CriticFit:
         settings = CriticSettings(self.n_critic_updates, int(self.batch_size), self.max_grad_norm or None)
         return fit_critic(self.policy, self._values, samples, actor_parameters, settings, self._is_builtin("_values"))
-
-    def _std_bounds(self) -> Callable[[], object]:
-        """
-        :return: moves the standard deviation of Gaussian actions into its bounds
-        """
-        max_std = None if self.max_std is None else self._now("max_std", self.max_std)
-        return std_bounds(self.policy, self._now("min_std", self.min_std), max_std, self._max_kl())
 
     def _max_kl(self) -> float:
         """

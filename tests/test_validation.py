@@ -33,7 +33,6 @@ NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
     "cg_damping": ([-0.1, math.nan, math.inf], "at least 0"),
     "cg_residual_tol": ([-0.1, math.nan], "at least 0"),
     "min_std": ([-0.1, math.nan, "0.1"], "at least 0"),
-    "max_std": ([0.0, -0.1, math.nan, "0.1"], "above 0"),
     "noise_correlation": ([1, -1.0, 1.5, math.nan, "0.5", None], "above -1 and below 1"),
     "cg_progress_tol": ([-0.1, math.nan], "at least 0"),
     "ent_coef": ([-0.1, math.nan], "at least 0"),
@@ -58,11 +57,9 @@ class NeverStepped(gym.Env):
         raise AssertionError("the environment was stepped")
 
 
-@pytest.mark.parametrize(("name", "none"), [("min_std", "0"), ("max_std", "None")])
-def test_a_bound_on_the_std_of_gsde_is_refused(name: str, none: str) -> None:
-    bound: dict[str, Any] = {name: 0.1}
-    with pytest.raises(ValueError, match=rf"{name} is 0\.1, but must be {none} with use_sde"):
-        TRPO("MlpPolicy", NeverStepped(), use_sde=True, **bound)
+def test_a_bound_on_the_std_of_gsde_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"min_std is 0\.1, but must be 0 with use_sde"):
+        TRPO("MlpPolicy", NeverStepped(), use_sde=True, min_std=0.1)
 
 
 @pytest.mark.parametrize(("name", "value", "allowed"), CASES)

@@ -20,7 +20,7 @@ class LineSearchResult:
     """
     :param success: whether a step was taken
     :param fraction: the accepted share of the full step; 0 if none was
-    :param n_evaluations: steps that were tried
+    :param n_evaluations: points at which KL and surrogate were evaluated
     :param kl: KL(old ‖ new) at the parameters that were left behind, in nats
     :param improvement: of the surrogate, likewise
     """
@@ -55,8 +55,7 @@ def backtracking_line_search(
     :param evaluate: KL(old ‖ θ) and the surrogate's improvement over θ_old, at the parameters as they are
     :param parameters: θ, at θ_old
     :param full_step: the longest step to try, (P,)
-    :param project: brings each θ that is tried into the set that it may lie in, in place. Where θ_old itself has been
-        left outside, the surrogate is to improve on its value at the projection of θ_old
+    :param project: brings each θ that is tried into the set that it may lie in, in place
     :param max_kl: δ
     :param shrinking_factor: largest reduction of the step from one try to the next
     :param max_iter: maximum number of tries
@@ -66,14 +65,12 @@ def backtracking_line_search(
     success = False
     fraction, kl, improvement, n_evaluations = 1.0, 0.0, 0.0, 0
     try:
-        project()
-        least = 0.0 if th.equal(parameters.vector(), old) else evaluate()[1]
         while n_evaluations < max_iter:
             parameters.write_(th.add(old, full_step, alpha=fraction))
             project()
             kl, improvement = evaluate()
             n_evaluations += 1
-            success = kl <= max_kl and least < improvement < math.inf
+            success = kl <= max_kl and 0.0 < improvement < math.inf
             if success:
                 break
             fraction *= _reduction(kl, max_kl, shrinking_factor)

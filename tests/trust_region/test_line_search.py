@@ -68,23 +68,6 @@ def test_what_is_judged_and_kept_has_been_projected() -> None:
     th.testing.assert_close(search.parameters.vector(), th.tensor([0.5, 0.5, 1.3], dtype=th.float64))
 
 
-@pytest.mark.parametrize(("slope", "is_taken"), [(1.0, True), (-1.0, False)])
-def test_old_parameters_outside_the_set_are_judged_by_their_projection(
-    slope: float, is_taken: bool
-) -> None:
-    """The set has left θ_old behind, and in all of it the surrogate is below what it is at θ_old."""
-    search = Search(quadratic(0.5 * DELTA), lambda t: 0.0)
-    first, second = search.parameters.parameters
-    search._improvement = lambda _: slope * float(second.detach()) - 5.0
-    result = search.run(project=lambda: first.data.clamp_(max=0.05), max_iter=3)
-    assert result.success == is_taken
-    if is_taken:
-        assert result.improvement == pytest.approx(1.3 - 5.0)
-        assert search.tries == pytest.approx([-0.05, -0.05])
-    else:
-        search.assert_untouched()
-
-
 def test_takes_the_full_step_if_it_may() -> None:
     search = Search(quadratic(0.99 * DELTA), lambda t: t)
     result = search.run()
