@@ -76,20 +76,26 @@ class TestHyperparameters:
 
     def test_ours_are_one_set_for_all_mujoco_tasks_but_for_swimmers_discount(self):
         """
-        The noise follows one rule: norm 1 at first, each σ bounded by 0.63 of what it is then, at the end by 0.21, and
-        a correlation that halves every 5 ms.
+        Noise and horizon follow one rule in units of time. What the noise moves a body by is the same at first,
+        whatever the length of a step; each σ is bounded by 0.63 of what it is then, at the end by 0.21. The horizon is
+        100 steps, and grows to 4 s where that is less.
         """
         pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
         entries = []
         for task in MUJOCO_TASKS:
-            entry = {**read_hyperparameters("sb3_trpo", task)[0], "gamma": None}
+            entry = read_hyperparameters("sb3_trpo", task)[0]
             env = gym.make(task)
-            std, correlation = env.action_space.shape[0] ** -0.5, 0.5 ** (env.unwrapped.dt / 0.005)
+            n_actions, step = env.action_space.shape[0], env.unwrapped.dt
             env.close()
+            std = 0.2246 / math.sqrt(n_actions * step)
             assert math.exp(entry.pop("policy_kwargs")["log_std_init"]) == pytest.approx(std, rel=0.01)
             bound = [float(number) for number in entry.pop("min_std").removeprefix("lin_").split("_")]
-            assert bound == pytest.approx([0.63 * std, 0.21 * std], abs=0.005)
-            assert entry.pop("noise_correlation") == pytest.approx(correlation, abs=0.005)
+            assert bound == pytest.approx([0.63 * std, 0.21 * std], abs=0.006)
+            *growth, entry["callback"] = entry["callback"]
+            start, end = (0.999, 0.9999) if "Swimmer" in task else (0.99, max(0.99, 1.0 - step / 4.0))
+            gammas = {"start": start, "end": pytest.approx(end)}
+            assert growth == [{"sb3_trpo.growing_horizon.GrowingHorizon": gammas}] * (end > start)
+            assert entry.pop("gamma") == start
             entries.append(entry)
         assert all(entry == entries[0] for entry in entries)
 
