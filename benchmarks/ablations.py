@@ -25,8 +25,10 @@ SETTINGS = (
     "ent_coef=0.001",
     "max_grad_norm=0.5",
     "min_std=0.0",
-    "noise_correlation=0.0",
+    "noise_correlation=0.5",
+    # Without an average at the end, with and without a horizon that grows (HalfCheetah's and Ant's does not).
     "callback=null",
+    "callback=sb3_trpo.policy_average.PolicyAverage",
 )
 
 
