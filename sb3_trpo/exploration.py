@@ -10,6 +10,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
 
 
 def std_bound(policy: ActorCriticPolicy, min_std: float) -> Callable[[], object]:
@@ -17,27 +18,34 @@ def std_bound(policy: ActorCriticPolicy, min_std: float) -> Callable[[], object]
     :param policy: at θ_old
     :param min_std: the least σ of its actions
     :return: lifts σ to ``min_std``, or to σ_old where that is less. So it only shrinks KL(old ‖ new), which falls as a
-        new σ below the old one goes up to it. Does nothing for a policy without a σ of its own (gSDE has a matrix)
+        new σ below the old one goes up to it
     """
-    log_std = getattr(policy, "log_std", None)
-    if min_std == 0.0 or log_std is None or policy.use_sde:
+    if min_std == 0.0:
         return lambda: None
+    log_std = policy.log_std
     bound = log_std.detach().clamp(max=math.log(min_std))
     return lambda: log_std.data.clamp_(min=bound)
 
 
-def check_noise(policy: ActorCriticPolicy, noise_correlation: float) -> None:
+def check_noise(policy: ActorCriticPolicy, min_std: float | Schedule, noise_correlation: float) -> None:
     """
     :param policy: that is to explore
+    :param min_std: the least σ of its actions
     :param noise_correlation: of the noise in its actions
-    :raises ValueError: if the policy's actions have no such noise
+    :raises ValueError: if the policy's actions have no such noise (gSDE's is a matrix)
     """
-    if noise_correlation != 0.0 and type(policy.action_dist) is not DiagGaussianDistribution:
-        kind = type(policy.action_dist).__name__
-        raise ValueError(
-            f"noise_correlation is {noise_correlation!r}, but must be 0 where actions are not Gaussian with a noise of "
-            f"their own (they come from a {kind})."
-        )
+    has_std = hasattr(policy, "log_std") and not policy.use_sde
+    is_gaussian = type(policy.action_dist) is DiagGaussianDistribution
+    for name, value, is_allowed in (
+        ("min_std", min_std, has_std),
+        ("noise_correlation", noise_correlation, is_gaussian),
+    ):
+        if value != 0.0 and not is_allowed:
+            kind = type(policy.action_dist).__name__
+            raise ValueError(
+                f"{name} is {value!r}, but must be 0 where actions are not Gaussian with a noise of their own (they "
+                f"come from a {kind})."
+            )
 
 
 class CorrelatedNoise:

@@ -110,7 +110,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
     :param cg_warm_start: whether conjugate gradient starts from the last update's direction
     :param ent_coef: coefficient of the entropy in the surrogate
     :param min_std: the standard deviation of Gaussian actions that an update does not go below; a number, or a function
-        of the remaining progress; 0 for none. With gSDE it has no meaning, and must be 0
+        of the remaining progress; 0 for none, as it must be for other actions and with gSDE
     :param noise_correlation: correlation of the noise in Gaussian actions from each step to the next, above -1 and
         below 1; 0 for independent noise. Each action's own distribution stays π(·|s); that noise which lasts leaves a
         trace in the states is neglected, as it is in all on-policy training with such noise (Hollenstein et al. 2024,
@@ -499,7 +499,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         check_hyperparameters(self)
         check_observation_encoding(self)
         super()._setup_model()
-        check_noise(self.policy, self.noise_correlation)
+        check_noise(self.policy, self.min_std, self.noise_correlation)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:

@@ -32,10 +32,6 @@ def check_hyperparameters(algorithm: Any) -> None:
     check_schedule("learning_rate", algorithm.learning_rate, "at least 0", lambda x: x >= 0)
     check_schedule("target_kl", algorithm.target_kl, "above 0", lambda x: x > 0)
     check_schedule("min_std", algorithm.min_std, "at least 0", lambda x: x >= 0)
-    if algorithm.use_sde and algorithm.min_std != 0:
-        raise ValueError(
-            f"min_std is {algorithm.min_std!r}, but must be 0 with use_sde, whose noise has no such bound."
-        )
     check_real("noise_correlation", algorithm.noise_correlation, "above -1 and below 1", lambda x: -1 < x < 1)
     for name in ("gamma", "gae_lambda"):
         check_real(name, getattr(algorithm, name), "between 0 and 1", lambda x: 0 <= x <= 1)

@@ -116,6 +116,7 @@ def test_predict_samples_independently_during_a_rollout_too() -> None:
         ("Pendulum-v1", {"use_sde": True}, "StateDependentNoiseDistribution"),
     ],
 )
-def test_correlated_noise_is_refused_where_actions_have_no_such_noise(env: str, kwargs: Any, kind: str) -> None:
-    with pytest.raises(ValueError, match=rf"noise_correlation is 0\.5, but must be 0 .* \(they come from a {kind}\)"):
-        pendulum(env=env, noise_correlation=0.5, **kwargs)
+@pytest.mark.parametrize("name", ["min_std", "noise_correlation"])
+def test_what_is_said_of_noise_is_refused_where_actions_have_none(env: str, kwargs: Any, kind: str, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is 0\.5, but must be 0 .* \(they come from a {kind}\)"):
+        pendulum(env=env, **{name: 0.5}, **kwargs)

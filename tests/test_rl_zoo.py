@@ -90,13 +90,14 @@ def test_hyperparameters_build_a_model(env_id):
         assert model.get_vec_normalize_env().gamma == model.gamma
 
 
-def manager_of(hyperparameters, **kwargs):
+def manager_of(hyperparameters, env_id="CartPole-v1", **kwargs):
     """
-    :param hyperparameters: of CartPole-v1, as in a file
+    :param hyperparameters: of the task, as in a file
+    :param env_id: the task
     :return: RL Zoo's experiment manager that reads them from a file
     """
-    Path("mine.yml").write_text(yaml.safe_dump({"CartPole-v1": hyperparameters}))
-    return ExperimentManager(argparse.Namespace(), "trpo", "CartPole-v1", "logs", config="mine.yml", **kwargs)
+    Path("mine.yml").write_text(yaml.safe_dump({env_id: hyperparameters}))
+    return ExperimentManager(argparse.Namespace(), "trpo", env_id, "logs", config="mine.yml", **kwargs)
 
 
 @pytest.mark.parametrize(("name", "logged"), [("target_kl", "train/target_kl"), ("min_std", None)])
@@ -106,7 +107,7 @@ def manager_of(hyperparameters, **kwargs):
 )
 def test_files_may_give_schedules_for_our_own_hyperparameters(name, logged, text, at_the_start, late):
     hyperparameters = {"n_timesteps": 512, "policy": "MlpPolicy", "n_steps": 128, name: text}
-    model, _ = manager_of(hyperparameters, seed=0, device="cpu").setup_experiment()
+    model, _ = manager_of(hyperparameters, "Pendulum-v1", seed=0, device="cpu").setup_experiment()
     value = getattr(model, name)
     schedule = value if callable(value) else lambda _: value
     assert (schedule(1.0), schedule(0.25)) == pytest.approx((at_the_start, late))

@@ -57,11 +57,6 @@ class NeverStepped(gym.Env):
         raise AssertionError("the environment was stepped")
 
 
-def test_a_bound_on_the_std_of_gsde_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"min_std is 0\.1, but must be 0 with use_sde"):
-        TRPO("MlpPolicy", NeverStepped(), use_sde=True, min_std=0.1)
-
-
 @pytest.mark.parametrize(("name", "value", "allowed"), CASES)
 def test_what_is_not_allowed_is_named_with_its_value(name: str, value: Any, allowed: str) -> None:
     with pytest.raises(ValueError, match=re.escape(allowed)) as error:
