@@ -24,7 +24,7 @@ class GrowingHorizon(BaseCallback):
     The algorithm keeps the last γ when training ends. The reward's scale in ``VecNormalize`` goes on with its own γ.
 
     :param start: γ of the first rollout; at least 0 and below 1
-    :param end: γ when training ends; at least 0 and below 1
+    :param end: γ when training ends; at least ``start`` and below 1
     :param verbose: of no effect here
     """
 
@@ -33,8 +33,8 @@ class GrowingHorizon(BaseCallback):
 
     def __init__(self, start: float = 0.99, end: float = 0.998, verbose: int = 0) -> None:
         super().__init__(verbose)
-        for name, value in (("start", start), ("end", end)):
-            check_real(name, value, "at least 0 and below 1", lambda x: 0 <= x < 1)
+        check_real("start", start, "at least 0 and below 1", lambda x: 0 <= x < 1)
+        check_real("end", end, f"at least start ({start}) and below 1", lambda x: start <= x < 1)
         self.start = start
         self.end = end
 

@@ -70,9 +70,9 @@ def test_one_that_does_not_grow_is_a_constant() -> None:
 
 
 def test_steps_beyond_those_asked_for_have_the_last_value() -> None:
-    model, recorder = make_model(), Recorder()
+    model = make_model()
     callback = GrowingHorizon(0.9, 0.99)
-    model.learn(N_STEPS, [callback, recorder])
+    model.learn(N_STEPS, callback)
     model._current_progress_remaining = -0.5
     callback.on_rollout_start()
     assert model.gamma == pytest.approx(0.99)
@@ -107,9 +107,13 @@ def test_an_algorithm_without_rollouts_is_refused() -> None:
         model.learn(10, GrowingHorizon())
 
 
-@pytest.mark.parametrize("name", ["start", "end"])
 @pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, float("nan")])
-def test_what_is_no_discount_factor_below_1_is_refused(name: str, value: float) -> None:
-    arguments: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=f"{name} is {value}, but must be at least 0 and below 1"):
-        GrowingHorizon(**arguments)
+def test_what_is_no_discount_factor_below_1_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=f"start is {value}, but must be at least 0 and below 1"):
+        GrowingHorizon(start=value)
+
+
+@pytest.mark.parametrize("value", [0.89, 1.0, float("nan")])
+def test_a_horizon_that_shrinks_or_has_no_end_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=rf"end is {value}, but must be at least start \(0\.9\) and below 1"):
+        GrowingHorizon(start=0.9, end=value)
