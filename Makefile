@@ -18,13 +18,14 @@ ARGS =
 BIN = .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help train test test-slow test-contrib test-versions lint format audit dist bench-speed campaign soak kill-campaign report clean
+.PHONY: help train test test-slow test-gpu test-contrib test-versions lint format audit dist bench-speed campaign soak kill-campaign report clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make train [ENV=HalfCheetah-v5] [STEPS=1000000] [SEED=0] [ARGS=...]   train, evaluate, draw the learning curve'
 	@echo 'make test [ARGS=...]                                                  run the tests'
 	@echo 'make test-slow                                                        run the long tests'
+	@echo 'make test-gpu                                                         run the tests on a GPU'
 	@echo 'make test-contrib                                                     run the tests of sb3-contrib on this TRPO'
 	@echo 'make test-versions                                                    run the tests with the oldest and the newest dependencies'
 	@echo 'make lint                                                             ruff and mypy'
@@ -49,6 +50,10 @@ test: .venv/dev.stamp
 
 test-slow: .venv/slow.stamp
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Skipped, each of them, where torch finds no GPU.
+test-gpu: .venv/dev.stamp
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 test-contrib: .venv/dev.stamp
 	@$(BIN)/python benchmarks/contrib_suite.py $(ARGS)

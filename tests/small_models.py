@@ -133,7 +133,7 @@ class Attention(nn.Module):
         self.encoder = nn.TransformerEncoderLayer(4, nhead=2, dim_feedforward=8, batch_first=True)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return self.encoder(x.unsqueeze(2) * th.linspace(0.5, 1.5, 4)).mean(dim=2)
+        return self.encoder(x.unsqueeze(2) * th.linspace(0.5, 1.5, 4, device=x.device)).mean(dim=2)
 
 
 def _tied() -> nn.Module:

@@ -119,3 +119,10 @@ def test_by_default_vectors_come_at_once_and_images_in_parts() -> None:
     # An observation beyond it is a chunk of its own.
     huge = make_samples(2, spaces.Box(0, 255, (3, 1024, 1024), np.uint8))
     assert [n_rows(part) for part in chunks(huge, None)] == [1, 1]
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [1, 1, 1, 1]), ("meta", [4])])
+def test_an_accelerator_takes_larger_parts(device, sizes) -> None:
+    # The device called meta stands for any that is no CPU; its tensors have shapes, and nothing in them.
+    images = RolloutBufferSamples(*(th.zeros(4, 3, 1024, 1024, dtype=th.uint8, device=device) for _ in range(6)))
+    assert [n_rows(part) for part in chunks(images, None)] == sizes

@@ -98,13 +98,13 @@ def _in_float64(distribution: Any) -> Distribution:
 def state(model: Any) -> dict[str, th.Tensor]:
     """
     :param model: with a policy
-    :return: copies of the policy's parameters and buffers and of the optimizer's state
+    :return: copies of the policy's parameters and buffers and of the optimizer's state, on the CPU
     """
-    tensors = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    tensors = {name: tensor.cpu().clone() for name, tensor in model.policy.state_dict().items()}
     names = {id(parameter): name for name, parameter in model.policy.named_parameters()}
     for parameter, values in model.policy.optimizer.state.items():
         for key, value in values.items():
-            tensors[f"optimizer.{names[id(parameter)]}.{key}"] = th.as_tensor(value).clone()
+            tensors[f"optimizer.{names[id(parameter)]}.{key}"] = th.as_tensor(value).cpu().clone()
     return tensors
 
 

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch as th
+
 from campaign.algorithms import REPOSITORY
 
 PACKAGES = ("stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "numpy", "gymnasium", "mujoco", "envpool")
@@ -33,7 +35,10 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    return {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu(), "cores": os.cpu_count()}
+    machine = {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu(), "cores": os.cpu_count()}
+    if th.cuda.is_available():
+        machine["gpus"] = [th.cuda.get_device_name(i) for i in range(th.cuda.device_count())]
+    return machine
 
 
 def _cpu() -> str:

@@ -32,6 +32,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
     )
     result.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of torch; each in its own process")
+    result.add_argument("--device", default="cpu", help="cuda for a GPU: the rows on `train()` alone, at one thread")
     result.add_argument("--out", type=Path, help=f"folder of the results ({OUT.relative_to(BENCHMARKS.parent)})")
     result.add_argument("--replace", action="store_true", help="measure again what is there already")
     result.add_argument("--quick", action="store_true", help="try out the code on tiny sizes, into a temporary folder")
@@ -48,11 +49,12 @@ def main(description: str | None, arguments: Sequence[str] | None = None) -> int
     """
     options = parser(description).parse_args(arguments)
     if options.out is None:
-        options.out = Path(tempfile.mkdtemp(prefix="speed-")) if options.quick else OUT
+        out = OUT if options.device == "cpu" else OUT.with_name(f"{OUT.name}-{options.device}")
+        options.out = Path(tempfile.mkdtemp(prefix="speed-")) if options.quick else out
     todo = [] if options.tables else _todo(options)
     if options.in_process:
         for name, threads in todo:
-            measure(name, Run(threads, options.quick), options.out)
+            measure(name, Run(threads, options.quick, options.device), options.out)
         return 0
     failed = [pair for pair in todo if not _measure_apart(*pair, options)]
     for path in make_tables(options.out):
@@ -66,7 +68,7 @@ def _todo(options: argparse.Namespace) -> list[tuple[str, int]]:
     todo = []
     for name in options.only:
         for threads in options.threads:
-            if threads not in ROWS[name].threads:
+            if threads not in _threads_of(name, options.device):
                 continue
             values = read(options.out, name, threads)
             if values is not None and values["quick"] == options.quick and not options.replace:
@@ -74,6 +76,13 @@ def _todo(options: argparse.Namespace) -> list[tuple[str, int]]:
                 continue
             todo.append((name, threads))
     return todo
+
+
+def _threads_of(name: str, device: str) -> tuple[int, ...]:
+    row = ROWS[name]
+    if device == "cpu":
+        return row.threads
+    return (1,) if row.on_gpu else ()
 
 
 def measure(name: str, run: Run, out: Path) -> Path:
@@ -94,7 +103,8 @@ def _measure_apart(name: str, threads: int, options: argparse.Namespace) -> bool
     :return: whether the row's process ended well
     """
     command = [sys.executable, str(BENCHMARKS / "speed.py"), "--in-process", "--replace", "--only", name]
-    command += ["--threads", str(threads), "--out", str(options.out), *(["--quick"] if options.quick else [])]
+    command += ["--threads", str(threads), "--device", options.device, "--out", str(options.out)]
+    command += ["--quick"] * options.quick
     print(f"{name}, {threads} threads ... ", end="", flush=True)
     start = time.monotonic()
     # The simulator greets each process.
@@ -112,7 +122,7 @@ def make_tables(out: Path) -> list[Path]:
     """
     found = tables.load(out)
     out.mkdir(parents=True, exist_ok=True)
-    text = tables.section(found)
+    text = tables.section(found, out.name)
     print(text)
     written = [out / "TABLE.md"]
     written[0].write_text(text)

@@ -26,7 +26,7 @@ def growth(run: Run) -> dict[str, Any]:
 
 def _with_samples(run: Run) -> dict[str, Any]:
     n_steps = run.pick(DEFAULTS["n_steps"], 64)
-    workload = make_workload(Setting({**DEFAULTS, "n_steps": n_steps}), run.pick(N_UPDATES, 0))
+    workload = make_workload(Setting({**DEFAULTS, "n_steps": n_steps}, device=run.device), run.pick(N_UPDATES, 0))
     points = []
     for n in run.pick(SAMPLES, (64, 128)):
         points.append(_point(n, resized(workload, n, NOISE), n <= MAX_SAMPLES_OF_PEER, run))
@@ -39,7 +39,7 @@ def _with_parameters(run: Run) -> dict[str, Any]:
         hyperparameters = {**DEFAULTS, "policy_kwargs": {"net_arch": [width, width]}}
         if run.quick:
             hyperparameters["n_steps"] = 64
-        workload = make_workload(Setting(hyperparameters), n_updates=1)
+        workload = make_workload(Setting(hyperparameters, device=run.device), n_updates=1)
         n_parameters = _n_actor_parameters(workload)
         points.append(_point(n_parameters, workload, n_parameters <= MAX_PARAMETERS_OF_PEER, run))
     return _with_slopes(points)

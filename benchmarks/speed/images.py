@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import sb3_contrib
 import stable_baselines3
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -68,7 +70,7 @@ class Catch(gym.Env):
         return self.frames.copy()
 
 
-def images_setting(n_images: int, n_critic_updates: int = N_CRITIC_UPDATES) -> Setting:
+def images_setting(n_images: int, n_critic_updates: int = N_CRITIC_UPDATES, device: str = "cpu") -> Setting:
     hyperparameters = {
         "n_steps": n_images,
         "batch_size": 128,
@@ -77,12 +79,12 @@ def images_setting(n_images: int, n_critic_updates: int = N_CRITIC_UPDATES) -> S
         # sb3-contrib's only way, which ours has too.
         "policy_kwargs": {"share_features_extractor": True},
     }
-    return Setting(hyperparameters, policy="CnnPolicy", make_env=Catch)
+    return Setting(hyperparameters, policy="CnnPolicy", make_env=Catch, device=device)
 
 
 def images(run: Run) -> dict[str, Any]:
     n_images = run.pick(N_IMAGES, 16)
-    setting = images_setting(n_images, run.pick(N_CRITIC_UPDATES, 1))
+    setting = images_setting(n_images, run.pick(N_CRITIC_UPDATES, 1), run.device)
     workload = make_workload(setting, run.pick(2, 0))
     updates = {name: _workload_of(name, workload).update(algorithm) for name, algorithm in ALGORITHMS.items()}
     repetitions = run.pick(3 if run.threads == 1 else 2, 1)
@@ -94,9 +96,9 @@ def images(run: Run) -> dict[str, Any]:
         "samples": n_images,
     }
     if run.threads == 1:
-        measured["memory"] = {name: memory_of(name, n_images, None, run.threads) for name in ALGORITHMS}
+        measured["memory"] = {name: memory_of(name, n_images, None, run) for name in ALGORITHMS}
         measured["growing"] = {
-            str(n): memory_of("sb3_trpo", n, run.pick(CHUNK, 8), run.threads) for n in run.pick(GROWING, (16, 32))
+            str(n): memory_of("sb3_trpo", n, run.pick(CHUNK, 8), run) for n in run.pick(GROWING, (16, 32))
         }
     return measured
 
@@ -105,18 +107,18 @@ def _workload_of(name: str, workload: Workload) -> Workload:
     return make_ppo_workload(workload, {"n_steps": workload.n_samples}) if name == "PPO" else workload
 
 
-def memory_of(name: str, n_images: int, chunk: int | None, threads: int) -> dict[str, float]:
+def memory_of(name: str, n_images: int, chunk: int | None, run: Run) -> dict[str, float]:
     """
     :param name: of an algorithm
     :param n_images: of the rollout
     :param chunk: ``fisher_chunk_size``; None leaves it out
-    :param threads: of torch
-    :return: in MiB, what ``train()`` takes at its peak above what the process had before (``extra``), and the size of
-        the rollout (``rollout``); measured in a process of its own
+    :param run: how
+    :return: in MiB, what ``train()`` takes of the device's memory at its peak above what was taken before (``extra``),
+        and the size of the rollout (``rollout``); measured in a process of its own
     """
-    request = json.dumps({"name": name, "n_images": n_images, "chunk": chunk})
+    request = json.dumps({"name": name, "n_images": n_images, "chunk": chunk, "device": run.device})
     command = [sys.executable, "-m", "speed.images", request]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(run.threads)}
     # Where this process found its modules, the other one should.
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
@@ -125,21 +127,33 @@ def memory_of(name: str, n_images: int, chunk: int | None, threads: int) -> dict
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_memory(name: str, n_images: int, chunk: int | None) -> dict[str, float]:
+def measure_memory(name: str, n_images: int, chunk: int | None, device: str) -> dict[str, float]:
     """
     See ``memory_of``; in this process.
     """
     # The critic's epochs add nothing to the peak but time; one will do where only memory is asked for.
-    small = make_workload(images_setting(min(n_images, 64), n_critic_updates=1), n_updates=0)
+    small = make_workload(images_setting(min(n_images, 64), 1, device), n_updates=0)
     workload = resized(small, n_images)
     changes = {} if chunk is None else {"fisher_chunk_size": chunk}
     update = _workload_of(name, workload).update(ALGORITHMS[name], **changes)
     update.prepare()
     update.release()
+    extra = _gpu_memory_of(update.model.train) if device != "cpu" else _memory_of(update.model.train)
+    return {"extra": extra, "rollout": update.n_bytes / MIB}
+
+
+def _memory_of(function: Callable[[], None]) -> float:
     reset_peak()
     before = memory("VmRSS")
-    update.model.train()
-    return {"extra": memory("VmHWM") - before, "rollout": update.n_bytes / MIB}
+    function()
+    return memory("VmHWM") - before
+
+
+def _gpu_memory_of(function: Callable[[], None]) -> float:
+    th.cuda.reset_peak_memory_stats()
+    before = th.cuda.memory_allocated()
+    function()
+    return (th.cuda.max_memory_allocated() - before) / MIB
 
 
 def reset_peak() -> None:

@@ -16,12 +16,14 @@ class Row:
     :param function: in it; takes a ``Run`` and returns what it measured
     :param title: in a few words
     :param threads: at how many threads of torch it is measured
+    :param on_gpu: whether it can be measured on a GPU, too
     """
 
     module: str
     function: str
     title: str
     threads: tuple[int, ...] = (1, 2)
+    on_gpu: bool = False
 
     def load(self) -> Callable[[Run], dict[str, Any]]:
         module = __import__(f"speed.{self.module}", fromlist=[self.function])
@@ -29,9 +31,11 @@ class Row:
 
 
 ROWS = {
-    "defaults": Row("updates", "defaults", "`train()`, defaults: 64-64, 2048 steps, 15 CG, 10 critic epochs of 128"),
-    "zoo": Row("updates", "zoo", "`train()`, RL Zoo's MuJoCo settings: 25 CG, 20 critic epochs of 128"),
-    "wide": Row("updates", "wide", "`train()`, 256-256, 5000 steps, 10 CG, 5 full-batch critic steps"),
+    "defaults": Row(
+        "updates", "defaults", "`train()`, defaults: 64-64, 2048 steps, 15 CG, 10 critic epochs of 128", on_gpu=True
+    ),
+    "zoo": Row("updates", "zoo", "`train()`, RL Zoo's MuJoCo settings: 25 CG, 20 critic epochs of 128", on_gpu=True),
+    "wide": Row("updates", "wide", "`train()`, 256-256, 5000 steps, 10 CG, 5 full-batch critic steps", on_gpu=True),
     "policy-step": Row("updates", "policy_step", "policy step and one full-batch critic step, 64-64, 2048 steps"),
     "wide-policy-step": Row("updates", "wide_policy_step", "the same, 256-256, 5000 steps"),
     "fisher": Row("fisher", "fisher_product", "one Fisher-vector product"),
@@ -40,6 +44,6 @@ ROWS = {
     "learn-8": Row("learning", "learn_8", "`learn()`, HalfCheetah-v5, 8 environments in DummyVecEnv"),
     "envpool": Row("learning", "envpool", "`learn()`, HalfCheetah-v5, best settings of each"),
     "profile": Row("profiling", "profile", "where a `learn()` iteration goes", threads=(1,)),
-    "growth": Row("growth", "growth", "growth with samples and parameters", threads=(1,)),
-    "images": Row("images", "images", "`train()`, 1024 images 4x84x84, NatureCNN, shared extractor"),
+    "growth": Row("growth", "growth", "growth with samples and parameters", threads=(1,), on_gpu=True),
+    "images": Row("images", "images", "`train()`, 1024 images 4x84x84, NatureCNN, shared extractor", on_gpu=True),
 }

@@ -22,10 +22,12 @@ class Run:
     """
     :param threads: of torch
     :param quick: whether to try out the code on tiny sizes, rather than to measure
+    :param device: of torch, where the updates take place
     """
 
     threads: int
     quick: bool
+    device: str = "cpu"
 
     def pick(self, full: Any, quick: Any) -> Any:
         """
@@ -52,13 +54,15 @@ def write(out: Path, row: str, run: Run, measured: dict[str, Any], load_before: 
     :return: the file
     """
     sources = provenance()
+    options = " --quick" * run.quick + f" --device {run.device}" * (run.device != "cpu")
     sources["versions"] |= {name: version for name in PEERS if (version := _version(name))}
     values = {
         "format": FORMAT,
         "row": row,
         "threads": run.threads,
         "quick": run.quick,
-        "command": f"python benchmarks/speed.py --only {row} --threads {run.threads}{' --quick' * run.quick}",
+        "device": run.device,
+        "command": f"python benchmarks/speed.py --only {row} --threads {run.threads}{options}",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "load_before": load_before,
         "torch_threads": th.get_num_threads(),

@@ -50,9 +50,7 @@ QUALITY_AT_LEAST = 0.99
 # A critic that is worse by more than this, and by more than the noise, is not as good.
 MAX_EXCESS = 0.01
 
-HEAD = """## Speed
-
-Made by `python benchmarks/speed.py` (how: [README.md](README.md#speed)). Ours and the peers in turns in one process:
+HEAD = """Made by `{command}` (how: [README.md](README.md#speed)). Ours and the peers in turns in one process:
 the median of the repetitions; of ratios also the quartiles of the repetitions' own ratios, in brackets. Above 1 we are
 faster. *Direction*: (g·x)/√(xᵀFx) of our search direction over that of plain conjugate gradient with sb3-contrib's
 number of iterations on the same F and damping; after the semicolon over that of the direction that sb3-contrib really
@@ -73,6 +71,10 @@ def load(out: Path) -> Results:
             if values is not None:
                 found[name, threads] = values
     return found
+
+
+def is_on_gpu(found: Results) -> bool:
+    return any(values.get("device", "cpu") != "cpu" for values in found.values())
 
 
 def of_row(found: Results, row: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -116,7 +118,7 @@ def comparisons(found: Results) -> str:
                     amount(measured, OURS),
                     amount(measured, comparison.peer),
                     with_quartiles(factor),
-                    f"≥ {comparison.at_least:g}: {verdict}",
+                    "" if is_on_gpu(found) else f"≥ {comparison.at_least:g}: {verdict}",
                     *_equal_quality(measured, comparison.peer),
                 ]
             )
@@ -300,12 +302,16 @@ def settings_tried(found: Results) -> str:
     return table(["setting", "threads of torch", "steps/s, tried once"], lines)
 
 
+def _machine(machine: dict[str, Any]) -> str:
+    return ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine.get("gpus", [])])
+
+
 def remarks(found: Results) -> str:
     """
     :return: on what machine, with what software, and what is missing
     """
     values = list(found.values())
-    machines = {f"{v['machine']['cpu']}, {v['machine']['cores']} cores" for v in values}
+    machines = {_machine(v["machine"]) for v in values}
     versions = {", ".join(" ".join(pair) for pair in v["versions"].items()) for v in values}
     sources = {v["sources"]["sb3_trpo_sha256"] for v in values}
     busiest = max(v["load_before"] for v in values)
@@ -323,7 +329,8 @@ def remarks(found: Results) -> str:
         for peer, reason in v["measured"].get("missing", {}).items()
         if threads == 1
     ]
-    absent = [name for name, row in ROWS.items() if not any((name, threads) in found for threads in row.threads)]
+    wanted = [name for name, row in ROWS.items() if row.on_gpu or not is_on_gpu(found)]
+    absent = [name for name in wanted if not any((name, threads) in found for threads in ROWS[name].threads)]
     if absent:
         lines.append(f"- Not measured: {', '.join(absent)}.")
     return "\n".join(lines)
@@ -345,17 +352,20 @@ SECTIONS = (
 )
 
 
-def section(found: Results) -> str:
+def section(found: Results, folder: str = "speed") -> str:
     """
     :param found: from ``load``
+    :param folder: of the files, in that of all results
     :return: the report's section, in Markdown
     """
-    parts = [HEAD]
+    on_gpu = is_on_gpu(found)
+    parts = ["## Speed on a GPU" if on_gpu else "## Speed"]
+    parts.append(HEAD.format(command="python benchmarks/speed.py" + " --device cuda" * on_gpu))
     for heading, make, rows in SECTIONS:
         if any(row in rows for row, _ in found):
             parts += [heading, make(found)] if heading else [make(found)]
             if make is growth:
-                parts.append(f"![Time of an update by samples and by parameters](results/speed/{PICTURE})")
+                parts.append(f"![Time of an update by samples and by parameters](results/{folder}/{PICTURE})")
     if found:
         parts.append(remarks(found))
     return "\n\n".join(parts) + "\n"

@@ -37,15 +37,15 @@ QUICK = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2}
 
 
 def defaults(run: Run) -> dict[str, Any]:
-    return _whole_update(run, Setting(_sizes(run, DEFAULTS)), repetitions=15, with_ppo=True)
+    return _whole_update(run, Setting(_sizes(run, DEFAULTS), device=run.device), repetitions=15, with_ppo=True)
 
 
 def zoo(run: Run) -> dict[str, Any]:
-    return _whole_update(run, Setting(_sizes(run, ZOO), n_envs=2, normalize=True), repetitions=11)
+    return _whole_update(run, Setting(_sizes(run, ZOO), n_envs=2, normalize=True, device=run.device), repetitions=11)
 
 
 def wide(run: Run) -> dict[str, Any]:
-    return _whole_update(run, Setting(_sizes(run, WIDE)), repetitions=7)
+    return _whole_update(run, Setting(_sizes(run, WIDE), device=run.device), repetitions=7)
 
 
 def policy_step(run: Run) -> dict[str, Any]:

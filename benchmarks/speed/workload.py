@@ -30,6 +30,7 @@ class Setting:
     :param normalize: whether they are wrapped in ``VecNormalize``
     :param policy: its alias
     :param make_env: makes one environment; None is ``TASK``
+    :param device: of torch
     """
 
     hyperparameters: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Setting:
     normalize: bool = False
     policy: str = "MlpPolicy"
     make_env: Callable[[], Any] | None = None
+    device: str = "cpu"
 
     def make_envs(self, seed: int = 0) -> VecEnv:
         env = make_vec_env(self.make_env or TASK, n_envs=self.n_envs, seed=seed)
@@ -49,7 +51,7 @@ class Setting:
         :param changes: of the hyperparameters
         :return: a model that logs to nowhere
         """
-        model = algorithm(self.policy, env, **{**self.hyperparameters, **changes}, seed=0, device="cpu")
+        model = algorithm(self.policy, env, **{**self.hyperparameters, **changes}, seed=0, device=self.device)
         model.set_logger(Logger(folder=None, output_formats=[]))
         return model
 
@@ -137,7 +139,8 @@ class Update:
         total = 0.0
         for start in range(0, len(returns), EVALUATION_CHUNK):
             part = slice(start, start + EVALUATION_CHUNK)
-            values = self.model.policy.predict_values(th.as_tensor(observations[part])).flatten().numpy()
+            states = th.as_tensor(observations[part], device=self.model.device)
+            values = self.model.policy.predict_values(states).flatten().cpu().numpy()
             total += float(np.square(values - returns[part]).sum())
         return total / len(returns)
 

@@ -12,7 +12,7 @@ import stable_baselines3
 import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from speed import fisher, images, tables
+from speed import command_line, fisher, images, tables
 from speed.command_line import main, measure
 from speed.measure import Contender, alternate, ratio, slope, spread
 from speed.profiling import Stopwatch
@@ -284,6 +284,28 @@ def test_directions_are_told_by_their_worst():
     )
     rows = dict(line.strip("| ").split(" | ") for line in text.splitlines()[-3:])
     assert rows == {"A": "1.000, 0.900; 4.0", "B": "0.900, 0.800; 4.5", "all": "0.900, 0.800; 4.3"}
+
+
+def test_a_gpus_section_has_no_targets_and_its_own_files():
+    on_gpu = result(UPDATE) | {"device": "cuda"}
+    on_gpu["machine"] = {"cpu": "CPU", "cores": 2, "gpus": ["GPU 1"]}
+    points = [{"size": n, "seconds": {"sb3_trpo": [n]}, "cg_iterations": 3.0} for n in (1, 2)]
+    growth = on_gpu | {"measured": {key: {"points": points, "slopes": {}} for key in ("samples", "parameters")}}
+    text = tables.section({("defaults", 1): on_gpu, ("growth", 1): growth}, "speed-cuda")
+    assert text.startswith("## Speed on a GPU\n")
+    assert "speed.py --device cuda`" in text
+    assert "CPU, 2 cores, GPU 1." in text
+    assert "(results/speed-cuda/growth.png)" in text
+    assert "≥" not in text
+    # Rows that are measured on a CPU alone are not missing.
+    assert "Not measured: zoo, wide, images." in text
+
+
+def test_a_gpu_gets_the_rows_on_updates_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command_line, "measure", lambda name, run, out: asked.append((name, run.threads, run.device)))
+    assert main(None, ["--device", "cuda", "--in-process", "--out", str(tmp_path)]) == 0
+    assert asked == [(name, 1, "cuda") for name in ("defaults", "zoo", "wide", "growth", "images")]
 
 
 def test_no_results_make_a_section_all_the_same():
