@@ -15,7 +15,7 @@ from campaign.specification import RunSpecification
 
 TASKS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
 # Classes of campaign.variants: a part of the algorithm is another one.
-CLASSES = ("gradient_direction", "full_step", "fixed_step")
+CLASSES = ("gradient_direction", "full_step", "fixed_step", "sampled_actions")
 # Hyperparameters: a part is off, or an option is on.
 SETTINGS = (
     "gae_lambda=1.0",

@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo import rollouts
 from sb3_trpo.actor import Actor
+from sb3_trpo.clipped_actions import log_prob_of_executed
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.env_failures import limited_waiting
@@ -42,7 +43,7 @@ from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_line_search
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
-from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate
+from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch, Surrogate
 from sb3_trpo.validation import (
     check_environment,
     check_hyperparameters,
@@ -69,7 +70,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
     Trust region policy optimization (TRPO).
 
     Each update maximises the surrogate E[π_θ(a|s)/π_old(a|s) A(s, a)] subject to E[KL(π_old(·|s) ‖ π_θ(·|s))] ≤ δ, by
-    one natural gradient step and a line search, and fits the critic by regression.
+    one natural gradient step and a line search, and fits the critic by regression. An action that is clipped on its way
+    to the environment counts by the probability of all that are clipped to the same (``sb3_trpo.clipped_actions``).
 
     The arguments up to ``_init_setup_model`` are those of sb3-contrib's TRPO; the others can be given by name only.
 
@@ -273,7 +275,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         actor = Actor(self.policy, self._action_distribution, self._is_builtin("_action_distribution"))
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
 
-        surrogate = Surrogate(actor.distribution, batches, self.ent_coef)
+        surrogate = Surrogate(actor.distribution, batches, self.ent_coef, self._log_prob())
         fisher = self._fisher(actor, linearizations, samples)
         # g = ∇L(θ_old)
         g = surrogate.gradient(linearizations)
@@ -292,6 +294,12 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         :return: π(·|s) for each of them
         """
         return self.policy.get_distribution(samples.observations)
+
+    def _log_prob(self) -> LogProb:
+        """
+        :return: what gives ln π(a|s) to the surrogate, from action distributions and actions
+        """
+        return log_prob_of_executed(self.policy)
 
     def _values(self, samples: Rollout) -> th.Tensor:
         """

@@ -13,6 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from updates import collect, log, pendulum
 
 from sb3_trpo import TRPO
+from sb3_trpo.clipped_actions import log_prob_of_executed
 from sb3_trpo.diagnostics import PATIENCE, Advice, action_dimensions
 
 KEYS = {
@@ -57,10 +58,12 @@ def test_what_is_logged_is_what_happened() -> None:
     with th.no_grad():
         old = model.policy.get_distribution(samples.observations)
         entropy = old.entropy().mean().item()
-        old_log_prob = old.log_prob(samples.actions)
+        log_prob = log_prob_of_executed(model.policy)
+        old_log_prob = log_prob(old, samples.actions)
     model.train()
     with th.no_grad():
-        ratio = (model.policy.get_distribution(samples.observations).log_prob(samples.actions) - old_log_prob).exp()
+        new = model.policy.get_distribution(samples.observations)
+        ratio = (log_prob(new, samples.actions) - old_log_prob).exp()
     objective = (ratio * samples.advantages).mean().item()
 
     logged = {key.removeprefix("train/"): value for key, value in log(model).items()}

@@ -245,7 +245,23 @@ def test_the_log_tells_how_the_step_came_about(algorithm: Any) -> None:
     assert {f"train/{key}" for key in keys} <= log(model).keys()
 
 
-# ---- 11. What users' scripts rely on (nothing that sb3-contrib could fail) ----
+# ---- 11. Where an action that is clipped was drawn ----
+
+
+def test_how_far_beyond_a_bound_an_action_was_makes_no_difference(algorithm: Any) -> None:
+    after = []
+    for factor in (1.0, 3.0):
+        model = pendulum(algorithm, policy_kwargs={"net_arch": [16], "log_std_init": 1.0})
+        actions = model.rollout_buffer.actions
+        inside = actions.clip(-2.0, 2.0)
+        assert 0.2 < (actions != inside).mean() < 0.8
+        actions[:] = inside + factor * (actions - inside)
+        train_actor(model)
+        after.append(actor_state(model))
+    assert not changed(*after)
+
+
+# ---- 12. What users' scripts rely on (nothing that sb3-contrib could fail) ----
 
 
 def test_the_constructor_begins_with_the_same_parameters() -> None:

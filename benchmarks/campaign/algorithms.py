@@ -56,6 +56,7 @@ ALGORITHMS = {
     "gradient_direction": Algorithm("no natural gradient", "campaign.variants:GradientDirection"),
     "full_step": Algorithm("no line search", "campaign.variants:FullStep"),
     "fixed_step": Algorithm("fixed step", "campaign.variants:FixedStep"),
+    "sampled_actions": Algorithm("actions as sampled", "campaign.variants:SampledActions"),
 }
 
 # What tables and pictures set side by side, in this order.

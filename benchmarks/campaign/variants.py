@@ -14,7 +14,7 @@ from sb3_trpo.trust_region.conjugate_gradient import Solution, Stop
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.line_search import LineSearchResult
-from sb3_trpo.trust_region.surrogate import Surrogate
+from sb3_trpo.trust_region.surrogate import LogProb, Surrogate, log_prob_of_sampled
 
 
 class GradientDirection(TRPO):
@@ -47,6 +47,15 @@ class FixedStep(FullStep):
 
     def _scale_to_trust_region(self, fisher: Fisher, solution: Solution) -> th.Tensor:
         return solution.x * self.step_size
+
+
+class SampledActions(TRPO):
+    """
+    The policy gradient of actions as they were sampled, as if they were not clipped on their way to the environment.
+    """
+
+    def _log_prob(self) -> LogProb:
+        return log_prob_of_sampled
 
 
 class PolicyGradient(FullStep):

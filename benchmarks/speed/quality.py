@@ -17,6 +17,7 @@ from sb3_contrib.trpo import trpo as sb3_contrib_trpo
 import sb3_trpo
 from sb3_trpo.trust_region.conjugate_gradient import Solution, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
+from sb3_trpo.trust_region.surrogate import LogProb, log_prob_of_sampled
 from speed.workload import Update, Workload
 
 
@@ -32,13 +33,17 @@ def quality(g: th.Tensor, fisher: Fisher, x: th.Tensor) -> float:
 
 class Judged(sb3_trpo.TRPO):
     """
-    Our update, which compares its search direction with others in passing: F is at hand only there.
+    Our update, which compares its search direction with others in passing: F is at hand only there. The gradient is the
+    one that sb3-contrib has, of actions as they were sampled.
     """
 
     # sb3-contrib's direction by parameter, and its number of iterations.
     rival: dict[str, th.Tensor]
     n_iterations: int
     verdict: dict[str, float]
+
+    def _log_prob(self) -> LogProb:
+        return log_prob_of_sampled
 
     def _search_direction(self, fisher: Fisher, g: th.Tensor) -> Solution:
         solution = super()._search_direction(fisher, g)

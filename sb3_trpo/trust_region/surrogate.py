@@ -12,6 +12,17 @@ from stable_baselines3.common.distributions import Distribution
 from sb3_trpo.trust_region.kl import Parameters, family_of
 from sb3_trpo.trust_region.linearization import Linearizations
 
+LogProb = Callable[[Distribution, th.Tensor], th.Tensor]
+
+
+def log_prob_of_sampled(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
+    """
+    :param distribution: of N states
+    :param actions: (N, ...)
+    :return: ln π(a|s), (N,)
+    """
+    return distribution.log_prob(actions)
+
 
 @dataclass(frozen=True)
 class PolicyBatch:
@@ -42,12 +53,18 @@ class Surrogate:
     :param distribution_of: evaluates the policy on a batch's samples
     :param batches: chunks of the data
     :param ent_coef: c
+    :param log_prob: ln π(a|s) from action distributions and actions, (N,)
     """
 
     def __init__(
-        self, distribution_of: Callable[[Any], Distribution], batches: Sequence[PolicyBatch], ent_coef: float
+        self,
+        distribution_of: Callable[[Any], Distribution],
+        batches: Sequence[PolicyBatch],
+        ent_coef: float,
+        log_prob: LogProb = log_prob_of_sampled,
     ) -> None:
         self._distribution_of = distribution_of
+        self._log_prob = log_prob
         self._batches = batches
         self._ent_coef = ent_coef
         self._n_samples = sum(map(len, batches))
@@ -66,7 +83,7 @@ class Surrogate:
         gradient: th.Tensor | None = None
         entropy = advantage = th.zeros(())
         for batch, linearization in zip(self._batches, linearizations, strict=True):
-            log_prob = linearization.distribution.log_prob(batch.actions)
+            log_prob = self._log_prob(linearization.distribution, batch.actions)
             old_log_prob = log_prob.detach()
             self._old.append((linearization.z, old_log_prob))
             change = _ratio_change(log_prob, old_log_prob)
@@ -92,7 +109,7 @@ class Surrogate:
             distribution = self._distribution_of(batch.samples)
             family = family_of(distribution)
             kl = kl + family.kl_divergence(z_old, family.parameters(distribution.distribution)).sum()
-            log_prob = distribution.log_prob(batch.actions)
+            log_prob = self._log_prob(distribution, batch.actions)
             change = _ratio_change(log_prob, old_log_prob)
             gain = gain + (change * batch.advantages).sum()
             if self._ent_coef != 0:

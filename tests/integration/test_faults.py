@@ -234,7 +234,9 @@ def test_constant_observations(value, damping, preconditioner, activation):
     """Of the Fisher matrix all but a few eigenvalues are zero."""
     env = FaultyEnv(observation=lambda x: np.full_like(x, value))
     model = model_of(env, activation, cg_damping=damping, preconditioner=preconditioner)
-    assert update(model) == "accepted"
+    # Where the mean action is in the thousands, every action is clipped to the same bound: there is nothing to improve.
+    is_out_of_reach = activation is nn.GELU and value == 1e4
+    assert update(model) == ("not accepted" if is_out_of_reach else "accepted")
 
 
 @pytest.mark.parametrize("reward", [0.0, 1.0, 1e30])
