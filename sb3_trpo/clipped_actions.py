@@ -40,7 +40,7 @@ def log_prob_of_executed(policy: ActorCriticPolicy) -> LogProb:
     if not isinstance(space, spaces.Box) or policy.squash_output:
         return log_prob_of_sampled
     weight = next(policy.parameters())
-    low, high = (th.from_numpy(bound).flatten().to(weight) for bound in (space.low, space.high))
+    low, high = (th.tensor(bound).flatten().to(weight) for bound in (space.low, space.high))
     return functools.partial(_log_prob_of_clipped, low, high)
 
 
