@@ -55,7 +55,10 @@ def _log_prob_of_clipped(low: th.Tensor, high: th.Tensor, distribution: Distribu
         return log_prob_of_sampled(distribution, actions)
     normal: Any = distribution.distribution
     above, below = actions >= high, actions <= low
-    deviations = th.where(above, normal.loc - high, low - normal.loc) / normal.scale
+    # 0 within the bounds: the distance to an enormous bound would make the gradient in σ, which is not asked for there,
+    # infinite, and its product with 0 not a number.
+    beyond = th.where(above, normal.loc - high, th.where(below, low - normal.loc, 0.0))
+    deviations = beyond / normal.scale
     # ln Φ; erfc takes a quarter of the time of log_ndtr.
     log_beyond = th.erfc(deviations.clamp(min=_MIN_DEVIATIONS) * -math.sqrt(0.5)).mul(0.5).log()
     return th.where(above | below, log_beyond, normal.log_prob(actions)).sum(dim=1)

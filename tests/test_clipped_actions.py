@@ -77,6 +77,20 @@ def test_far_away_all_is_finite(deviations, dtype) -> None:
         assert all(bool(x.isfinite().all()) for x in (value, *gradients))
 
 
+@pytest.mark.parametrize("bound", [1e30, np.finfo(np.float32).max, np.inf])
+def test_bounds_that_nothing_reaches_change_no_gradient(bound) -> None:
+    policy = make_policy(spaces.Box(-bound, bound, (2,)), dtype=th.float32)
+    mean, log_std = th.zeros(2, requires_grad=True), th.full((2,), -3.0, requires_grad=True)
+    distribution = DiagGaussianDistribution(2).proba_distribution(mean.expand(1, -1), log_std)
+    actions = th.tensor([[0.1, -0.1]])
+    found, expected = (
+        th.autograd.grad(log_prob.sum(), [mean, log_std], retain_graph=True)
+        for log_prob in (log_prob_of_executed(policy)(distribution, actions), distribution.log_prob(actions))
+    )
+    for x, y in zip(found, expected, strict=True):
+        th.testing.assert_close(x, y, rtol=0, atol=0)
+
+
 def estimates(of_sampled: bool) -> th.Tensor:
     """
     :return: single-sample estimates of the gradient of E[f(clipped action)] in mean and log σ, for a function f, (N, 4)
