@@ -135,7 +135,8 @@ def test_old_files_act_as_they_did(path):
             np.testing.assert_array_equal(tensor.numpy(), recorded[name])
         actions, _ = model.predict(recorded["observations"], deterministic=True)
         assert len(np.unique(actions)) > 1
-        np.testing.assert_array_equal(actions, recorded["actions"])
+        # To rounding: another processor than the one that recorded them may sum in another order.
+        np.testing.assert_allclose(actions, recorded["actions"], rtol=1e-5, atol=1e-6)
     assert (model.gamma, model.batch_size, model.target_kl, model.num_timesteps) == (0.98, 64, 0.02, 256)
     assert (model.lr_schedule(1.0), model.n_critic_updates, model._n_updates) == (0.002, 2, 2)
     with zipfile.ZipFile(path) as archive:
