@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 # 74 stacks of four Atari frames, or 6,000 observations of a humanoid. Smaller chunks save memory; on a CPU they
 # save time too, for what an image network computes then fits the caches.
 MAX_CHUNK_ELEMENTS = 2**21
-# A GPU wants more work at a time: 594 stacks take a third of the time, and half a gigabyte.
+# A GPU wants more work at a time: 594 stacks, for which there is room on any that trains image networks.
 MAX_CHUNK_ELEMENTS_ON_GPU = 2**24
 
 Index = th.Tensor | slice

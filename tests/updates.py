@@ -5,6 +5,7 @@ Single updates, seen from the outside: a rollout, the state before and after, an
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
@@ -141,3 +142,20 @@ def data_pointers(model: Any) -> list[int]:
     :return: where each parameter lies in memory
     """
     return [parameter.data_ptr() for parameter in model.policy.parameters()]
+
+
+class Crash(BaseCallback):
+    """
+    :param at: step at which training ends with an error
+    """
+
+    reads_values = False
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.at:
+            raise InterruptedError
+        return True

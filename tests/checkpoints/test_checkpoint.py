@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
-from updates import changed, state
+from updates import Crash, changed, state
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoints import Checkpoint, Checkpointable
@@ -33,23 +33,6 @@ ROLLOUT = N_ENVS * N_STEPS
 TOTAL = 6 * ROLLOUT
 SETTINGS: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 32, "seed": 0, "device": "cpu"}
 SETTINGS["policy_kwargs"] = {"net_arch": [8]}
-
-
-class Crash(BaseCallback):
-    """
-    :param at: step at which training ends with an error
-    """
-
-    reads_values = False
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at = at
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.at:
-            raise InterruptedError
-        return True
 
 
 class Setup:

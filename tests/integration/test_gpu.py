@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch as th
 from small_models import ACTION_SPACES, LAYERS, OBSERVATION_SPACES, Extractor, SpacesEnv, policy_for
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
-from updates import action_distributions, changed, collect, log, mean_kl, observations, state, with_rollout
+from updates import Crash, action_distributions, changed, collect, log, mean_kl, observations, state, with_rollout
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoints import Checkpoint
@@ -50,11 +49,11 @@ def full_precision() -> Any:
         yield
 
 
-def model_of(kind: str, device: str, **changes: Any) -> TRPO:
+def model_of(kind: str, device: str, algorithm: type[TRPO] = TRPO, **changes: Any) -> TRPO:
     obs, actions, kwargs = KINDS[kind]
     policy, policy_kwargs = policy_for(OBSERVATION_SPACES[obs])
     env = SpacesEnv(OBSERVATION_SPACES[obs], ACTION_SPACES[actions])
-    return TRPO(policy, env, **{"policy_kwargs": policy_kwargs, **SETTINGS, **kwargs, **changes}, device=device)
+    return algorithm(policy, env, **{"policy_kwargs": policy_kwargs, **SETTINGS, **kwargs, **changes}, device=device)
 
 
 def on_cpu(model: TRPO, kind: str) -> TRPO:
@@ -115,11 +114,7 @@ class Sb3sLoop(TRPO):
 
 @pytest.mark.parametrize("kind", ["Box", "Discrete", "MultiDiscrete", "MultiBinary"])
 def test_a_rollout_is_sb3s(kind):
-    obs, actions, _ = KINDS[kind]
-    env = SpacesEnv(OBSERVATION_SPACES[obs], ACTION_SPACES[actions])
-    ours, sb3s = (
-        with_rollout(algorithm("MlpPolicy", env, **SETTINGS, device="cuda")) for algorithm in (TRPO, Sb3sLoop)
-    )
+    ours, sb3s = (with_rollout(model_of(kind, "cuda", algorithm)) for algorithm in (TRPO, Sb3sLoop))
     for name in ("observations", "actions", "episode_starts"):
         np.testing.assert_array_equal(getattr(ours.rollout_buffer, name), getattr(sb3s.rollout_buffer, name), name)
     for name in ("rewards", "values", "log_probs", "advantages", "returns"):
@@ -134,21 +129,6 @@ def test_layers_of_any_kind(layer):
     model.train()
     assert log(model)["train/is_line_search_success"] == 1
     assert 0 < log(model)["train/kl_divergence_loss"] <= TARGET_KL
-
-
-class Crash(BaseCallback):
-    """
-    :param at: step at which training ends with an error
-    """
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at = at
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.at:
-            raise InterruptedError
-        return True
 
 
 @pytest.mark.parametrize("kind", ["Box", "Box, autograd", "MultiDiscrete"])
@@ -278,11 +258,7 @@ class Watched(TRPO):
 
 @pytest.mark.parametrize("kind", ["Box", "Box, autograd", "Discrete", "image"])
 def test_nothing_but_decisions_waits_for_the_device(kind):
-    obs, actions, kwargs = KINDS[kind]
-    policy, policy_kwargs = policy_for(OBSERVATION_SPACES[obs])
-    env = SpacesEnv(OBSERVATION_SPACES[obs], ACTION_SPACES[actions])
-    kwargs = {"policy_kwargs": policy_kwargs, **SETTINGS, **kwargs}
-    model: Any = with_rollout(Watched(policy, env, **kwargs, device="cuda"))
+    model: Any = with_rollout(model_of(kind, "cuda", Watched))
     model.train()
     assert model.cg_iterations >= 3
     # α and β of each iteration; the scale of b, its norm, and bᵀx.
