@@ -52,7 +52,7 @@ GROUPS = (1, 10, 50)
 # Their ends meet: the rollout before and after shares episodes with a group, and takes no part in its truth.
 N_NEIGHBOURS = 2
 # States of F.
-N_STATES = 5000
+N_STATES = 2000
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def gain(fisher: Fisher, each: th.Tensor, truth: th.Tensor, damping: float, size
             lambda v: (fisher @ v).add_(v, alpha=damping),
             each[start : start + size].mean(dim=0),
             max_steps=100,
-            residual_tol=0.01,
+            residual_tol=0.03,
             preconditioner=preconditioner,
         )
         gains.append(float(g.dot(solution.x)) / math.sqrt(fisher.quadratic_form(solution, damping)))

@@ -8,10 +8,12 @@ With `--list FOLDER` it prints one line for each variant in a campaign's folder 
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from campaign import tables
+from campaign.algorithms import ALGORITHMS, read_hyperparameters, title
 from campaign.pictures import draw_all
 from campaign.readme import README, RESULTS
 from campaign.records import Records, load
@@ -123,7 +125,23 @@ def remarks(all_records: list[Records]) -> list[str]:
         if len(states) > 1:
             listed = "; ".join(f"{name} ({count} runs)" for name, count in states.items())
             lines.append(f"- The runs come from {len(states)} {subject}: {listed}.")
+    lines += [f"- {line}" for records in all_records for line in _outdated(records)]
     return ["## Remarks\n\n" + "\n".join(lines) + "\n"] if lines else []
+
+
+def _outdated(records: Records) -> Iterator[str]:
+    """
+    :param records: of one campaign
+    :return: for each cell that was made with other hyperparameters than the algorithm's present ones, which differ
+    """
+    for cell in records.cells.values():
+        run = next(iter(cell.runs.values())).run
+        if run.label or run.algo not in ALGORITHMS:
+            continue
+        hyperparams, _ = read_hyperparameters(run.algo, run.task)
+        differences = replace(run, hyperparams=hyperparams).differences(run)
+        if differences:
+            yield f"{run.task}, {title(run.algo)}: hyperparameters have changed since ({differences})."
 
 
 def _section(heading: str, text: str, make: Callable[[Records], str], records: Records) -> str:

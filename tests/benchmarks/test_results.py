@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import report
 from campaign import results
+from campaign.algorithms import read_hyperparameters
 from campaign.readme import README, REPOSITORY, RESULTS
 from campaign.records import load
 from campaign.results import Status
@@ -186,6 +187,17 @@ def test_what_differs_in_software_is_said(tmp_path):
     path = save(tmp_path / "learning", replace(RUN, seed=1))
     edit(path, sources={"commit": "unknown", "sb3_trpo_sha256": "1"})
     assert "2 states of the package's sources: 0 (1 runs); 1 (1 runs)" in make_report(tmp_path)
+
+
+def test_hyperparameters_that_have_changed_since_are_named(tmp_path):
+    shipped, _ = read_hyperparameters("sb3_trpo", "Hopper-v5")
+    save(tmp_path / "learning", replace(RUN, hyperparams=shipped))
+    save(tmp_path / "learning", replace(RUN, task="Ant-v5", hyperparams={**shipped, "gae_lambda": 0.123}))
+    save(tmp_path / "sensitivity", replace(RUN, label="gae_lambda=0.5", hyperparams={**shipped, "gae_lambda": 0.5}))
+    remarks = make_report(tmp_path).partition("## Remarks")[2]
+    assert remarks.count("hyperparameters have changed since") == 1
+    assert "- Ant-v5, TRPO (sb3_trpo): hyperparameters have changed since (" in remarks
+    assert "hyperparams.gae_lambda 0.123 there, 0.8 here" in remarks
 
 
 def test_labelled_runs_are_compared_with_the_standard_setting_on_their_seeds(tmp_path):
