@@ -203,7 +203,7 @@ def gain(fisher: Fisher, each: th.Tensor, truth: th.Tensor, damping: float, size
             lambda v: (fisher @ v).add_(v, alpha=damping),
             each[start : start + size].mean(dim=0),
             max_steps=100,
-            residual_tol=0.03,
+            residual_tol=0.02,
             preconditioner=preconditioner,
         )
         gains.append(float(g.dot(solution.x)) / math.sqrt(fisher.quadratic_form(solution, damping)))
