@@ -74,15 +74,15 @@ class TestHyperparameters:
         assert hyperparams["normalize"] is True
         assert "n_timesteps" not in hyperparams
 
-    def test_ours_are_one_set_for_all_mujoco_tasks_but_for_swimmers_discount(self):
+    def test_ours_are_one_set_for_all_mujoco_tasks(self):
         """
-        Noise and horizon follow one rule in units of time. What the noise moves a body by is the same at first,
-        whatever the length of a step; each σ is bounded by 0.63 of what it is then, at the end by 0.21. The horizon is
-        100 steps, and grows to 4 s where that is less.
+        Noise, horizon, λ and damping follow one rule in units of time. What the noise moves a body by is the same at
+        first, whatever the length of a step; each σ is bounded by 0.63 of what it is then, at the end by 0.21. The
+        horizon is 100 steps, and grows to 4 s where that is less. λ looks 0.25 s ahead. Damping is 0.1 / σ².
         """
         pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
         entries = []
-        for task in MUJOCO_TASKS:
+        for task in set(MUJOCO_TASKS) - {"Swimmer-v5"}:
             entry = read_hyperparameters("sb3_trpo", task)[0]
             env = gym.make(task)
             n_actions, step = env.action_space.shape[0], env.unwrapped.dt
@@ -92,12 +92,18 @@ class TestHyperparameters:
             bound = [float(number) for number in entry.pop("min_std").removeprefix("lin_").split("_")]
             assert bound == pytest.approx([0.63 * std, 0.21 * std], abs=0.005)
             *growth, entry["callback"] = entry["callback"]
-            start, end = (0.999, 0.9999) if "Swimmer" in task else (0.99, max(0.99, 1.0 - step / 4.0))
-            gammas = {"start": start, "end": pytest.approx(end)}
-            assert growth == [{"sb3_trpo.growing_horizon.GrowingHorizon": gammas}] * (end > start)
-            assert entry.pop("gamma") == start
+            end = max(0.99, 1.0 - step / 4.0)
+            gammas = {"start": 0.99, "end": pytest.approx(end)}
+            assert growth == [{"sb3_trpo.growing_horizon.GrowingHorizon": gammas}] * (end > 0.99)
+            assert entry.pop("gae_lambda") == pytest.approx(1.0 - step / 0.25, abs=0.005)
+            assert entry.pop("cg_damping") == pytest.approx(0.1 / std**2, rel=0.06)
             entries.append(entry)
         assert all(entry == entries[0] for entry in entries)
+
+    def test_swimmer_differs_in_discount_lambda_and_noise_alone(self):
+        swimmer, others = (read_hyperparameters("sb3_trpo", task)[0] for task in ("Swimmer-v5", "HalfCheetah-v5"))
+        own = {"gamma", "gae_lambda", "cg_damping", "policy_kwargs", "min_std", "noise_correlation"}
+        assert {key for key in swimmer | others if swimmer.get(key) != others.get(key)} == own
 
     def test_a_task_without_entry_gets_the_default(self):
         assert read_hyperparameters("ppo", "Taxi-v3")[1].endswith("default")
