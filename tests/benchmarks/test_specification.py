@@ -104,6 +104,8 @@ class TestHyperparameters:
         swimmer, others = (read_hyperparameters("sb3_trpo", task)[0] for task in ("Swimmer-v5", "HalfCheetah-v5"))
         own = {"gamma", "gae_lambda", "cg_damping", "policy_kwargs", "min_std", "noise_correlation"}
         assert {key for key in swimmer | others if swimmer.get(key) != others.get(key)} == own
+        # Its damping follows the rule, from the noise of its own.
+        assert swimmer["cg_damping"] == 0.1 / math.exp(swimmer["policy_kwargs"]["log_std_init"]) ** 2
 
     def test_a_task_without_entry_gets_the_default(self):
         assert read_hyperparameters("ppo", "Taxi-v3")[1].endswith("default")
