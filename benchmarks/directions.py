@@ -4,8 +4,8 @@ How good is the direction of an update, and what would another λ of the advanta
     python benchmarks/directions.py --task HalfCheetah-v5 --seed 103 --at 150000 500000
 
 A run's final return says little about one hyperparameter: it differs by thousands between seeds. A direction can be
-judged by itself. At each of the named steps of a training the policy stands still for 100 rollouts. From each of them the
-gradient of the surrogate and the direction x = (F + damping)⁻¹ gradient are computed as an update would. What x is
+judged by itself. At each of the named steps of a training the policy stands still for 100 rollouts. From each of them
+the gradient of the surrogate and the direction x = (F + damping)⁻¹ gradient are computed as an update would. What x is
 worth is its gain g·x / √(xᵀFx), the improvement per √KL, with F over states from all rollouts and g the mean gradient
 of all *other* rollouts, at a λ near 1: data that x has not seen.
 
@@ -72,7 +72,7 @@ Gains = dict[Choice, dict[int, tuple[float, float]]]
 
 class StandStill(BaseCallback):
     """
-    From each of the named steps on the policy stays as it is for some rollouts, which training's schedules do not count.
+    From each of the named steps on the policy stays as it is for some rollouts, which training's schedules don't count.
     The environments and their normalisation statistics do move on.
 
     :param at: steps of training, increasing
