@@ -25,6 +25,7 @@ SETTINGS = (
     "ent_coef=0.001",
     "max_grad_norm=0.5",
     "min_std=0.0",
+    "max_std=null",
     "noise_correlation=0.5",
     # Without an average at the end, with and without a horizon that grows (HalfCheetah's and Ant's does not).
     "callback=null",

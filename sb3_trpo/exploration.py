@@ -1,5 +1,5 @@
 """
-How a policy explores: noise that is correlated from step to step, and a lower bound on it.
+How a policy explores: noise that is correlated from step to step, and bounds on it.
 """
 
 import math
@@ -12,39 +12,59 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 
+# What the way down to an upper bound may take of the trust region in one update.
+DESCENT_SHARE = 1 / 16
 
-def std_bound(policy: ActorCriticPolicy, min_std: float) -> Callable[[], object]:
+
+def std_bounds(policy: ActorCriticPolicy, min_std: float, max_std: float, max_kl: float) -> Callable[[], object]:
     """
+    Bounds that leave room in the trust region, whatever σ is when they come.
+
+    Above, σ_old is left in steps for which KL(old ‖ new) is ``DESCENT_SHARE`` δ at most: with σ = q σ_old in all d
+    dimensions it is d (ln q + (q⁻² − 1) / 2) ≈ d (ln q)². Below, σ is not lifted over σ_old, so that KL only shrinks.
+
     :param policy: at θ_old
-    :param min_std: the least σ of its actions
-    :return: lifts σ to ``min_std``, or to σ_old where that is less. So it only shrinks KL(old ‖ new), which falls as a
-        new σ below the old one goes up to it
+    :param min_std: the least σ of its actions; 0 for none
+    :param max_std: the largest, which counts where it is less than ``min_std``; infinite for none
+    :param max_kl: δ
+    :return: brings σ between the bounds
     """
-    if min_std == 0.0:
+    is_bounded = min_std > 0.0 or max_std < math.inf
+    if not is_bounded or not policy.log_std.requires_grad:
         return lambda: None
     log_std = policy.log_std
-    bound = log_std.detach().clamp(max=math.log(min_std))
-    return lambda: log_std.data.clamp_(min=bound)
+    old = log_std.detach()
+    upper = (old - math.sqrt(DESCENT_SHARE * max_kl / old.numel())).clamp(min=_log(max_std))
+    lower = old.clamp(max=_log(min_std)).minimum(upper)
+    return lambda: log_std.data.clamp_(lower, upper)
 
 
-def check_noise(policy: ActorCriticPolicy, min_std: float | Schedule, noise_correlation: float) -> None:
+def _log(x: float) -> float:
+    return math.log(x) if x > 0.0 else -math.inf
+
+
+def check_noise(
+    policy: ActorCriticPolicy, min_std: float | Schedule, max_std: float | Schedule | None, noise_correlation: float
+) -> None:
     """
     :param policy: that is to explore
     :param min_std: the least σ of its actions
+    :param max_std: the largest σ of its actions
     :param noise_correlation: of the noise in its actions
     :raises ValueError: if the policy's actions have no such noise (gSDE's is a matrix)
     """
     has_std = hasattr(policy, "log_std") and not policy.use_sde
     is_gaussian = type(policy.action_dist) is DiagGaussianDistribution
-    for name, value, is_allowed in (
-        ("min_std", min_std, has_std),
-        ("noise_correlation", noise_correlation, is_gaussian),
+    for name, value, none, is_allowed in (
+        ("min_std", min_std, 0, has_std),
+        ("max_std", max_std, None, has_std),
+        ("noise_correlation", noise_correlation, 0, is_gaussian),
     ):
-        if value != 0.0 and not is_allowed:
+        if value != none and not is_allowed:
             kind = type(policy.action_dist).__name__
             raise ValueError(
-                f"{name} is {value!r}, but must be 0 where actions are not Gaussian with a noise of their own (they "
-                f"come from a {kind})."
+                f"{name} is {value!r}, but must be {none} where actions are not Gaussian with a noise of their own "
+                f"(they come from a {kind})."
             )
 
 

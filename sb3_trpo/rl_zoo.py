@@ -9,8 +9,8 @@ runs that file as ``__main__``, a second copy of the module ``rl_zoo3.train`` wi
 names of a module would miss it. What both copies share are the objects: the dictionaries ``rl_zoo3.ALGOS`` and those of
 ``rl_zoo3.hyperparams_opt``, and the class ``ExperimentManager``. These are changed in place, and nothing else is.
 
-A hyperparameter file may give schedules for ``target_kl`` and ``min_std`` as for ``learning_rate``: ``target_kl:
-lin_0.06`` falls linearly to 0, and ``min_std: lin_0.4_0.2`` from one to the other.
+A hyperparameter file may give schedules for ``target_kl``, ``min_std`` and ``max_std`` as for ``learning_rate``:
+``target_kl: lin_0.06`` falls linearly to 0, and ``min_std: lin_0.4_0.2`` from one to the other.
 """
 
 import functools
@@ -34,7 +34,7 @@ from sb3_trpo.zoo_sampler import convert_trpo_params, sample_trpo_params
 
 ALGO = "trpo"
 # Hyperparameters of ours that may have a schedule.
-SCHEDULED = ("target_kl", "min_std")
+SCHEDULED = ("target_kl", "min_std", "max_std")
 HYPERPARAMETERS = Path(__file__).parent / "hyperparams" / "trpo.yml"
 
 

@@ -5,6 +5,7 @@ Start reading at ``TRPO.train``.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import gymnasium as gym
@@ -32,7 +33,7 @@ from sb3_trpo.clipped_actions import log_prob_of_executed
 from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.env_failures import limited_waiting
-from sb3_trpo.exploration import check_noise, std_bound
+from sb3_trpo.exploration import check_noise, std_bounds
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.samples import chunks, select, whole_rollout
 from sb3_trpo.saved_models.algorithm import SafelySaved
@@ -113,6 +114,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
     :param ent_coef: coefficient of the entropy in the surrogate
     :param min_std: the standard deviation of Gaussian actions that an update does not go below; a number, or a function
         of the remaining progress; 0 for none, as it must be for other actions and with gSDE
+    :param max_std: the standard deviation of Gaussian actions that updates bring it down to, likewise; a sixteenth of δ
+        at most goes into the way down, in each update; None for none
     :param noise_correlation: correlation of the noise in Gaussian actions from each step to the next, above -1 and
         below 1; 0 for independent noise. Each action's own distribution stays π(·|s); that noise which lasts leaves a
         trace in the states is neglected, as it is in all on-policy training with such noise (Hollenstein et al. 2024,
@@ -168,6 +171,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         cg_warm_start: bool = False,
         ent_coef: float = 0.0,
         min_std: float | Schedule = 0.0,
+        max_std: float | Schedule | None = None,
         noise_correlation: float = 0.0,
         max_grad_norm: float | None = None,
         adaptive_kl: bool = False,
@@ -189,6 +193,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.adaptive_kl = adaptive_kl
         self.min_std = min_std
+        self.max_std = max_std
         self.noise_correlation = noise_correlation
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
@@ -403,11 +408,18 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
             surrogate.evaluate,
             parameters,
             full_step,
-            project=std_bound(self.policy, self._now("min_std", self.min_std)),
+            project=self._std_bounds(),
             max_kl=self._max_kl(),
             shrinking_factor=self.line_search_shrinking_factor,
             max_iter=self.line_search_max_iter,
         )
+
+    def _std_bounds(self) -> Callable[[], object]:
+        """
+        :return: brings the noise, at the parameters as they are, between its bounds
+        """
+        max_std = math.inf if self.max_std is None else self._now("max_std", self.max_std)
+        return std_bounds(self.policy, self._now("min_std", self.min_std), max_std, self._max_kl())
 
     def _fit_critic(self, samples: Rollout, actor_parameters: FlatParameters) -> CriticFit:
         settings = CriticSettings(self.n_critic_updates, int(self.batch_size), self.max_grad_norm or None)
@@ -507,7 +519,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         check_hyperparameters(self)
         check_observation_encoding(self)
         super()._setup_model()
-        check_noise(self.policy, self.min_std, self.noise_correlation)
+        check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:

@@ -32,6 +32,8 @@ def check_hyperparameters(algorithm: Any) -> None:
     check_schedule("learning_rate", algorithm.learning_rate, "at least 0", lambda x: x >= 0)
     check_schedule("target_kl", algorithm.target_kl, "above 0", lambda x: x > 0)
     check_schedule("min_std", algorithm.min_std, "at least 0", lambda x: x >= 0)
+    if algorithm.max_std is not None:
+        check_schedule("max_std", algorithm.max_std, "above 0, or None", lambda x: x > 0)
     check_real("noise_correlation", algorithm.noise_correlation, "above -1 and below 1", lambda x: -1 < x < 1)
     for name in ("gamma", "gae_lambda"):
         check_real(name, getattr(algorithm, name), "between 0 and 1", lambda x: 0 <= x <= 1)

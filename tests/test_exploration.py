@@ -1,5 +1,5 @@
 """
-A lower bound on the noise: it holds, within the trust region, and moves nothing else. Noise that is correlated from
+Bounds on the noise: they hold, within the trust region, and move nothing else. Noise that is correlated from
 step to step: each action is as it would be without, actions of neighbouring steps are alike.
 """
 
@@ -48,11 +48,28 @@ def test_std_stays_above_its_bound_within_the_trust_region(min_std: Any) -> None
 
 def test_a_bound_that_is_not_reached_changes_nothing() -> None:
     states = []
-    for min_std in (0.0, 0.1):
-        model = pendulum(min_std=min_std)
+    for kwargs in ({}, {"min_std": 0.1}, {"max_std": 1.5}, {"min_std": 0.1, "max_std": 1.5}):
+        model = pendulum(**kwargs)
         model.train()
         states.append(state(model))
-    assert not changed(*states)
+    assert not any(changed(states[0], other) for other in states[1:])
+
+
+@pytest.mark.parametrize("max_std", [0.9, LinearSchedule(0.9, 0.5, 1.0), 1e-3])
+@pytest.mark.parametrize("min_std", [0.0, 0.95])
+def test_std_comes_down_to_its_bound_in_steps_that_leave_room_in_the_trust_region(min_std: float, max_std: Any) -> None:
+    model = loud_pendulum(min_std=min_std, max_std=max_std)
+    # The farther from the mean an action was, the better: σ is to grow.
+    model.rollout_buffer.advantages *= -1.0
+    obs, bound = observations(model), max_std(1.0) if callable(max_std) else max_std
+    for n_updates in range(1, 6):
+        old, before = action_distributions(model.policy, obs), actor_state(model)
+        model.train()
+        assert 0.0 < mean_kl(old, model.policy, obs) <= DELTA
+        assert changed(before, actor_state(model)) >= before.keys() - {"log_std"}
+        # KL of the way down alone: (ln q)² = δ / 16.
+        descent = np.exp(-n_updates * np.sqrt(DELTA / 16))
+        assert model.policy.log_std.exp().item() == pytest.approx(max(bound, descent))
 
 
 @pytest.mark.parametrize("correlation", [-0.4, 0.0, 0.5, 0.9])
@@ -116,7 +133,9 @@ def test_predict_samples_independently_during_a_rollout_too() -> None:
         ("Pendulum-v1", {"use_sde": True}, "StateDependentNoiseDistribution"),
     ],
 )
-@pytest.mark.parametrize("name", ["min_std", "noise_correlation"])
-def test_what_is_said_of_noise_is_refused_where_actions_have_none(env: str, kwargs: Any, kind: str, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name} is 0\.5, but must be 0 .* \(they come from a {kind}\)"):
+@pytest.mark.parametrize(("name", "none"), [("min_std", 0), ("max_std", None), ("noise_correlation", 0)])
+def test_what_is_said_of_noise_is_refused_where_actions_have_none(
+    env: str, kwargs: Any, kind: str, name: str, none: Any
+) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is 0\.5, but must be {none} .* \(they come from a {kind}\)"):
         pendulum(env=env, **{name: 0.5}, **kwargs)

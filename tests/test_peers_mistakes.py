@@ -276,6 +276,7 @@ def test_the_constructor_begins_with_the_same_parameters() -> None:
         "cg_warm_start",
         "ent_coef",
         "min_std",
+        "max_std",
         "noise_correlation",
         "max_grad_norm",
         "adaptive_kl",

@@ -100,7 +100,7 @@ def manager_of(hyperparameters, env_id="CartPole-v1", **kwargs):
     return ExperimentManager(argparse.Namespace(), "trpo", env_id, "logs", config="mine.yml", **kwargs)
 
 
-@pytest.mark.parametrize(("name", "logged"), [("target_kl", "train/target_kl"), ("min_std", None)])
+@pytest.mark.parametrize(("name", "logged"), [("target_kl", "train/target_kl"), ("min_std", None), ("max_std", None)])
 @pytest.mark.parametrize(
     ("text", "at_the_start", "late"),
     [(0.02, 0.02, 0.02), ("lin_0.06", 0.06, 0.015), ("lin_0.4_0.2", 0.4, 0.25)],

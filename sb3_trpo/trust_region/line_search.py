@@ -20,7 +20,7 @@ class LineSearchResult:
     """
     :param success: whether a step was taken
     :param fraction: the accepted share of the full step; 0 if none was
-    :param n_evaluations: points at which KL and surrogate were evaluated
+    :param n_evaluations: steps that were tried
     :param kl: KL(old ‖ new) at the parameters that were left behind, in nats
     :param improvement: of the surrogate, likewise
     """
@@ -49,13 +49,16 @@ def backtracking_line_search(
     that is less of a reduction than ``shrinking_factor``: a search that always multiplies by 0.8 gives away up to 36%
     of the trust region after missing it by a hair.
 
+    Where θ_old lies outside of the set that θ is to lie in, a step has to improve the surrogate over the projection of
+    θ_old: what the way there costs is not the step's fault.
+
     The search is a transaction: if no step is accepted, or anything is raised, the parameters are bit for bit what they
     were.
 
     :param evaluate: KL(old ‖ θ) and the surrogate's improvement over θ_old, at the parameters as they are
     :param parameters: θ, at θ_old
     :param full_step: the longest step to try, (P,)
-    :param project: brings each θ that is tried into the set that it may lie in, in place
+    :param project: brings each θ that is tried into the set that it may lie in, in place; θ_old by less than δ
     :param max_kl: δ
     :param shrinking_factor: largest reduction of the step from one try to the next
     :param max_iter: maximum number of tries
@@ -63,14 +66,18 @@ def backtracking_line_search(
     """
     old = parameters.vector()
     success = False
+    least_improvement = 0.0
     fraction, kl, improvement, n_evaluations = 1.0, 0.0, 0.0, 0
     try:
+        project()
+        if not th.equal(parameters.vector(), old):
+            least_improvement = evaluate()[1]
         while n_evaluations < max_iter:
             parameters.write_(th.add(old, full_step, alpha=fraction))
             project()
             kl, improvement = evaluate()
             n_evaluations += 1
-            success = kl <= max_kl and 0.0 < improvement < math.inf
+            success = kl <= max_kl and least_improvement < improvement < math.inf
             if success:
                 break
             fraction *= _reduction(kl, max_kl, shrinking_factor)

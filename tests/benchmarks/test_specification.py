@@ -77,8 +77,9 @@ class TestHyperparameters:
     def test_ours_are_one_set_for_all_mujoco_tasks(self):
         """
         Noise, horizon, λ and damping follow one rule in units of time. What the noise moves a body by is the same at
-        first, whatever the length of a step; each σ is bounded by 0.63 of what it is then, at the end by 0.21. The
-        horizon is 100 steps, and grows to 4 s where that is less. λ looks 0.25 s ahead. Damping is 0.1 / σ².
+        first, whatever the length of a step; each σ is bounded by 0.63 of what it is then from below, at the end by
+        0.21, and by 2.1 of it from above, at the end by 0.1. The horizon is 100 steps, and grows to 4 s where that is
+        less. λ looks 0.25 s ahead. Damping is 0.1 / σ².
         """
         pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
         entries = []
@@ -91,6 +92,8 @@ class TestHyperparameters:
             assert math.exp(entry.pop("policy_kwargs")["log_std_init"]) == pytest.approx(std, rel=0.01)
             bound = [float(number) for number in entry.pop("min_std").removeprefix("lin_").split("_")]
             assert bound == pytest.approx([0.63 * std, 0.21 * std], abs=0.005)
+            bound = [float(number) for number in entry.pop("max_std").removeprefix("lin_").split("_")]
+            assert bound == pytest.approx([2.1 * std, 0.1 * std], rel=0.02)
             *growth, entry["callback"] = entry["callback"]
             end = max(0.99, 1.0 - step / 4.0)
             gammas = {"start": 0.99, "end": pytest.approx(end)}
@@ -102,7 +105,7 @@ class TestHyperparameters:
 
     def test_swimmer_differs_in_discount_lambda_and_noise_alone(self):
         swimmer, others = (read_hyperparameters("sb3_trpo", task)[0] for task in ("Swimmer-v5", "HalfCheetah-v5"))
-        own = {"gamma", "gae_lambda", "cg_damping", "policy_kwargs", "min_std", "noise_correlation"}
+        own = {"gamma", "gae_lambda", "cg_damping", "policy_kwargs", "min_std", "max_std", "noise_correlation"}
         assert {key for key in swimmer | others if swimmer.get(key) != others.get(key)} == own
         # Its damping follows the rule, from the noise of its own.
         assert swimmer["cg_damping"] == 0.1 / math.exp(swimmer["policy_kwargs"]["log_std_init"]) ** 2

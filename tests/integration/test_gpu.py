@@ -37,7 +37,8 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "MultiBinary": ("Discrete", "MultiBinary", {"sub_sampling_factor": 2, "fisher_chunk_size": 40}),
     "image": ("image", "Discrete", {}),
     "Dict": ("Dict", "Box", {"preconditioner": None, "max_grad_norm": 0.5}),
-    "least noise": ("float32", "Box", {"min_std": 0.99, "noise_correlation": 0.5}),
+    "noise": ("float32", "Box", {"min_std": 0.99, "noise_correlation": 0.5}),
+    "less noise": ("float32", "Box", {"max_std": 0.5}),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 

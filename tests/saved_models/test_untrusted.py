@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {"n_steps": 128, "batch_size": 64, "n_critic_updates"
 OPTIONS: dict[str, dict[str, Any]] = {
     "gSDE": {"use_sde": True, "policy_kwargs": {"squash_output": True, "net_arch": [8]}},
     "schedules": {"learning_rate": LinearSchedule(1e-3, 0.0, 1.0), "target_kl": LinearSchedule(0.02, 0.01, 1.0)},
-    "schedule of the noise": {"min_std": LinearSchedule(0.3, 0.1, 1.0)},
+    "schedule of the noise": {"min_std": LinearSchedule(0.3, 0.1, 1.0), "max_std": LinearSchedule(0.9, 0.1, 1.0)},
     "own optimizer": {"policy_kwargs": {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"alpha": 0.9}}},
     "own network": {"policy_kwargs": {"activation_fn": th.nn.ReLU, "net_arch": {"pi": [8], "vf": [4, 4]}}},
     "warm start": {"cg_warm_start": True, "adaptive_kl": True},

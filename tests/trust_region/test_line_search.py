@@ -68,6 +68,25 @@ def test_what_is_judged_and_kept_has_been_projected() -> None:
     th.testing.assert_close(search.parameters.vector(), th.tensor([0.5, 0.5, 1.3], dtype=th.float64))
 
 
+@pytest.mark.parametrize(("slope", "success"), [(0.5, True), (-0.5, False), (math.nan, False)])
+def test_from_outside_of_the_set_a_step_is_to_improve_on_the_way_into_it(slope: float, success: bool) -> None:
+    search = Search(quadratic(0.5 * DELTA), lambda t: 0.0)
+    edge, other = -0.4, search.parameters.parameters[1]
+
+    def evaluate() -> tuple[float, float]:
+        assert search.parameters.vector()[0] == edge
+        # The way into the set costs 1.
+        return 0.5 * DELTA, -1.0 + slope * (other.item() - 0.3)
+
+    search.evaluate = evaluate  # type: ignore[method-assign]
+    result = search.run(project=lambda: search.parameters.parameters[0].data[:1].fill_(edge))
+    if success:
+        assert result == LineSearchResult(True, 1.0, 1, 0.5 * DELTA, pytest.approx(-0.5))
+    else:
+        assert not result.success
+        search.assert_untouched()
+
+
 def test_takes_the_full_step_if_it_may() -> None:
     search = Search(quadratic(0.99 * DELTA), lambda t: t)
     result = search.run()
