@@ -12,15 +12,17 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 
-# What the way down to an upper bound may take of the trust region in one update.
+# What the way down to an upper bound may take of the trust region in one update, and the largest fall of ln σ in one,
+# up to which that share is about right.
 DESCENT_SHARE = 1 / 16
+MAX_DESCENT = 0.25
 
 
 def std_bounds(policy: ActorCriticPolicy, min_std: float, max_std: float, max_kl: float) -> Callable[[], object]:
     """
     Bounds that leave room in the trust region, whatever σ is when they come.
 
-    Above, σ_old is left in steps for which KL(old ‖ new) is ``DESCENT_SHARE`` δ at most: with σ = q σ_old in all d
+    Above, σ_old is left in steps for which KL(old ‖ new) is about ``DESCENT_SHARE`` δ: with σ = q σ_old in all d
     dimensions it is d (ln q + (q⁻² − 1) / 2) ≈ d (ln q)². Below, σ is not lifted over σ_old, so that KL only shrinks.
 
     :param policy: at θ_old
@@ -34,7 +36,8 @@ def std_bounds(policy: ActorCriticPolicy, min_std: float, max_std: float, max_kl
         return lambda: None
     log_std = policy.log_std
     old = log_std.detach()
-    upper = (old - math.sqrt(DESCENT_SHARE * max_kl / old.numel())).clamp(min=_log(max_std))
+    descent = min(math.sqrt(DESCENT_SHARE * max_kl / old.numel()), MAX_DESCENT)
+    upper = (old - descent).clamp(min=_log(max_std))
     lower = old.clamp(max=_log(min_std)).minimum(upper)
     return lambda: log_std.data.clamp_(lower, upper)
 

@@ -76,6 +76,8 @@ KINDS = {
         cg_residual_tol=0.05,
         cg_progress_tol=0.02,
         preconditioner=None,
+        min_std=0.1,
+        max_std=0.9,
     ),
 }
 

@@ -313,6 +313,14 @@ HYPERPARAMETERS = st.fixed_dictionaries(
         "seed": st.integers(0, 100),
     }
 )
+# Of Gaussian actions alone.
+NOISE = st.fixed_dictionaries(
+    {
+        "min_std": st.just(0.0) | st.floats(1e-3, 3.0),
+        "max_std": st.none() | st.floats(1e-6, 3.0),
+        "noise_correlation": st.just(0.0) | st.floats(-0.9, 0.9),
+    }
+)
 SPACES = st.tuples(
     st.sampled_from([name for name in OBSERVATION_SPACES if "image" not in name and name != "Dict"]),
     st.sampled_from(list(ACTION_SPACES)),
@@ -324,13 +332,21 @@ REWARD_SCALES = st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 1e3, 1e15, 1e30])
 @pytest.mark.parametrize("n", [40, pytest.param(3000, marks=pytest.mark.slow)])
 def test_whatever_the_settings_an_update_is_finite_and_within_the_trust_region(n):
     @settings(max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    @given(HYPERPARAMETERS, SPACES, REWARD_SCALES, st.integers(1, 3))
-    def fuzz(hyperparameters: dict[str, Any], kinds: tuple[str, str], scale: float, sub_sampling_factor: int) -> None:
+    @given(HYPERPARAMETERS, NOISE, SPACES, REWARD_SCALES, st.integers(1, 3))
+    def fuzz(
+        hyperparameters: dict[str, Any],
+        noise: dict[str, Any],
+        kinds: tuple[str, str],
+        scale: float,
+        sub_sampling_factor: int,
+    ) -> None:
         observation_space, action_space = OBSERVATION_SPACES[kinds[0]], ACTION_SPACES[kinds[1]]
         env = ScaledEnv(observation_space, action_space, scale)
         policy, policy_kwargs = policy_for(observation_space)
         factor = min(sub_sampling_factor, hyperparameters["n_steps"])
         options = {**hyperparameters, "sub_sampling_factor": factor, "policy_kwargs": policy_kwargs, "device": "cpu"}
+        if isinstance(action_space, spaces.Box):
+            options |= noise
         model = with_rollout(TRPO(policy, env, **options))
         for _ in range(2):
             update(model)
