@@ -18,7 +18,7 @@ DESCENT_SHARE = 1 / 16
 MAX_DESCENT = 0.25
 
 
-def std_bounds(policy: ActorCriticPolicy, min_std: float, max_std: float, max_kl: float) -> Callable[[], object]:
+def std_bounds(policy: ActorCriticPolicy, min_std: float, max_std: float, max_kl: float) -> Callable[[], object] | None:
     """
     Bounds that leave room in the trust region, whatever σ is when they come.
 
@@ -29,11 +29,11 @@ def std_bounds(policy: ActorCriticPolicy, min_std: float, max_std: float, max_kl
     :param min_std: the least σ of its actions; 0 for none
     :param max_std: the largest, which counts where it is less than ``min_std``; infinite for none
     :param max_kl: δ
-    :return: brings σ between the bounds
+    :return: brings σ between the bounds; None if there are none
     """
     is_bounded = min_std > 0.0 or max_std < math.inf
     if not is_bounded or not policy.log_std.requires_grad:
-        return lambda: None
+        return None
     log_std = policy.log_std
     old = log_std.detach()
     descent = min(math.sqrt(DESCENT_SHARE * max_kl / old.numel()), MAX_DESCENT)

@@ -414,9 +414,9 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
             max_iter=self.line_search_max_iter,
         )
 
-    def _std_bounds(self) -> Callable[[], object]:
+    def _std_bounds(self) -> Callable[[], object] | None:
         """
-        :return: brings the noise, at the parameters as they are, between its bounds
+        :return: brings the noise, at the parameters as they are, between its bounds; None if it has none
         """
         max_std = math.inf if self.max_std is None else self._now("max_std", self.max_std)
         return std_bounds(self.policy, self._now("min_std", self.min_std), max_std, self._max_kl())

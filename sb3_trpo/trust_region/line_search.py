@@ -37,7 +37,7 @@ def backtracking_line_search(
     parameters: FlatParameters,
     full_step: th.Tensor,
     *,
-    project: Callable[[], object] = lambda: None,
+    project: Callable[[], object] | None = None,
     max_kl: float,
     shrinking_factor: float,
     max_iter: int,
@@ -58,7 +58,8 @@ def backtracking_line_search(
     :param evaluate: KL(old ‖ θ) and the surrogate's improvement over θ_old, at the parameters as they are
     :param parameters: θ, at θ_old
     :param full_step: the longest step to try, (P,)
-    :param project: brings each θ that is tried into the set that it may lie in, in place; θ_old by less than δ
+    :param project: brings each θ that is tried into the set that it may lie in, in place, and θ_old by less than δ;
+        None where it may lie anywhere
     :param max_kl: δ
     :param shrinking_factor: largest reduction of the step from one try to the next
     :param max_iter: maximum number of tries
@@ -69,12 +70,14 @@ def backtracking_line_search(
     least_improvement = 0.0
     fraction, kl, improvement, n_evaluations = 1.0, 0.0, 0.0, 0
     try:
-        project()
-        if not th.equal(parameters.vector(), old):
-            least_improvement = evaluate()[1]
+        if project is not None:
+            project()
+            if not th.equal(parameters.vector(), old):
+                least_improvement = evaluate()[1]
         while n_evaluations < max_iter:
             parameters.write_(th.add(old, full_step, alpha=fraction))
-            project()
+            if project is not None:
+                project()
             kl, improvement = evaluate()
             n_evaluations += 1
             success = kl <= max_kl and least_improvement < improvement < math.inf
