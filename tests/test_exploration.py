@@ -72,6 +72,13 @@ def test_std_comes_down_to_its_bound_in_steps_that_leave_room_in_the_trust_regio
         assert model.policy.log_std.exp().item() == pytest.approx(max(bound, descent))
 
 
+def test_a_std_that_is_frozen_stays_where_it_is() -> None:
+    model = pendulum(max_std=0.5)
+    model.policy.log_std.requires_grad_(False)
+    model.train()
+    assert model.policy.log_std.exp().item() == 1.0
+
+
 @pytest.mark.parametrize("correlation", [-0.4, 0.0, 0.5, 0.9])
 def test_noise_is_standard_gaussian_with_the_correlation_asked_for(correlation: float) -> None:
     th.manual_seed(0)
