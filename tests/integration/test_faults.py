@@ -173,7 +173,8 @@ SCALES = [1e-45, 1e-30, 1e-10, 1e10, 1e15, 1e19, 1e25, 1e30, 1e38]
 @ACTIVATIONS
 def test_rewards_of_any_size(scale, sign, activation):
     # The first update, which is made here on the way, may be undone.
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         model = model_of(FaultyEnv(reward=lambda x: float(np.float32(sign * scale * x))), activation)
     result = update(model)
     if scale <= 1e15:
@@ -218,7 +219,8 @@ def test_observations_that_are_not_finite_in_a_rollout(fault, activation):
     model = model_of(FaultyEnv(), activation)
     model.rollout_buffer.observations[3, 0, 1] = fault
     before = state(model)
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         model.train()
     after = state(model)
     assert all(bool(tensor.isfinite().all()) for tensor in after.values())
@@ -283,7 +285,8 @@ def test_probabilities_that_underflow(actions, bias, activation):
 @pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e5, 1e10])
 @ACTIVATIONS
 def test_observations_of_any_size(scale, activation):
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         model = model_of(FaultyEnv(observation=lambda x: (x * scale).astype(np.float32)), activation)
     assert update(model) in ("accepted", "not accepted")
 
