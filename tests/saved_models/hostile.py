@@ -23,6 +23,8 @@ from torch import nn
 from sb3_trpo import TRPO
 
 Members = dict[str, bytes]
+# What a refusal says of a `Payload`; the module of `open` is io, and _io from Python 3.13 on.
+HOLDS_OPEN = f"it holds {open.__module__}.open, which is not allowed"
 
 
 class Payload:

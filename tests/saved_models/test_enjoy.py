@@ -69,7 +69,7 @@ def test_code_does_not_run(folder, tmp_path):
     (tmp_path / "file.pkl").write_bytes(pickle.dumps({"obs_rms": hostile.Payload(trace)}))
     (tmp_path / "model.zip").write_bytes(hostile.zipped({"data": b"{}", "policy.pth": b"", "trace.pth": b""}))
     for arguments, named in (
-        ((folder / "model.zip", "--vecnormalize", tmp_path / "file.pkl"), "it holds io.open, which is not allowed"),
+        ((folder / "model.zip", "--vecnormalize", tmp_path / "file.pkl"), hostile.HOLDS_OPEN),
         ((tmp_path / "model.zip",), "trace.pth"),
         ((tmp_path / "nowhere.zip",), "nowhere.zip"),
         ((folder / "model.zip", "--env", "Pendulum-v9"), "Pendulum"),
