@@ -210,6 +210,20 @@ def test_labelled_runs_are_compared_with_the_standard_setting_on_their_seeds(tmp
     assert "| TRPO (sb3_trpo), target_kl=0.05 | 50.0 ± 0.0 (2 of 5) |" in section
 
 
+def test_updates_that_made_j_lower_are_counted(tmp_path):
+    protocol = {"stages": [100, 500], "n_updates": 5, "n_episodes": 20}
+    run = replace(RUN, kind="improvement", protocol=protocol)
+    noise = np.random.default_rng(0).normal(size=(10, 20))
+    change = np.repeat([-10.0, 10.0], 5)[:, np.newaxis]
+    arrays = {"returns_before": noise, "returns_after": noise[:, ::-1] + change, "timesteps": np.arange(10)}
+    values = {"versions": {}, "sources": {"commit": "unknown", "sb3_trpo_sha256": "0"}}
+    results.write(run.path(tmp_path / "monotonic"), run, values, arrays)
+    section = make_report(tmp_path).partition("## Monotonic improvement")[2]
+    # Ours has five seeds here, ten in the table of returns.
+    assert "| all | **1 of 5** | 10 | 50.0% | 50.0% [18.7%, 81.3%] | 50.0% | 50.0% | +0.0 |" in section
+    assert "| from 0k |  | 5 | 100.0% | 100.0% [47.8%, 100.0%] | 100.0% | 0.0% | -10.0 |" in section
+
+
 def test_tables_of_other_benchmarks_are_taken_over(tmp_path):
     (tmp_path / "speed").mkdir()
     (tmp_path / "speed/TABLE.md").write_text("## Speed\n\nfast\n")
