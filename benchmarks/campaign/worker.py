@@ -90,7 +90,8 @@ def main() -> None:
         values, arrays = KINDS[run.kind](run, Reporter(lock))
         finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         results.write(path, run, {**values, "finished": finished, **sources}, arrays)
-        running.unlink()
+        # Somebody may have taken the file for a leftover; what counts is the result.
+        running.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
