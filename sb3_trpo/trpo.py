@@ -114,9 +114,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
     :param ent_coef: coefficient of the entropy in the surrogate
     :param min_std: the standard deviation of Gaussian actions that an update does not go below; a number, or a function
         of the remaining progress; 0 for none, as it must be for other actions and with gSDE
-    :param max_std: the standard deviation of Gaussian actions that updates bring it down to, likewise; it
-        counts where it is below ``min_std``; about a sixteenth of δ goes into the way down, in each update; None for
-        none
+    :param max_std: the standard deviation of Gaussian actions that updates bring it down to, likewise; it counts where
+        it is below ``min_std``; about a sixteenth of δ goes into the way down, in each update; None for none
     :param noise_correlation: correlation of the noise in Gaussian actions from each step to the next, above -1 and
         below 1; 0 for independent noise. Each action's own distribution stays π(·|s); that noise which lasts leaves a
         trace in the states is neglected, as it is in all on-policy training with such noise (Hollenstein et al. 2024,

@@ -72,6 +72,17 @@ def test_std_comes_down_to_its_bound_in_steps_that_leave_room_in_the_trust_regio
         assert model.policy.log_std.exp().item() == pytest.approx(max(bound, descent))
 
 
+@pytest.mark.parametrize("delta", [2.0, 200.0])
+def test_the_way_down_leaves_room_in_a_trust_region_of_any_size(delta: float) -> None:
+    model = pendulum(target_kl=delta, max_std=1e-3)
+    obs = observations(model)
+    old = action_distributions(model.policy, obs)
+    model.train()
+    assert 0.0 < mean_kl(old, model.policy, obs) <= delta
+    # ln σ falls by a quarter at most: by √(δ / 16), the way down alone would have a KL of 585 where δ is 200.
+    assert model.policy.log_std.item() == pytest.approx(-0.25)
+
+
 def test_a_std_that_is_frozen_stays_where_it_is() -> None:
     model = pendulum(max_std=0.5)
     model.policy.log_std.requires_grad_(False)

@@ -62,15 +62,15 @@ def share(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
-def learning_seeds(cell: Cell) -> str:
-    return seeds(cell, N_SEEDS_OF_OURS if cell.variant == "sb3_trpo" else N_SEEDS)
-
-
 def seeds(cell: Cell, expected: int = N_SEEDS) -> str:
     """
     :return: how many seeds there are; marked if some are missing
     """
     return str(len(cell.runs)) if len(cell.runs) >= expected else f"**{len(cell.runs)} of {expected}**"
+
+
+def learning_seeds(cell: Cell) -> str:
+    return seeds(cell, N_SEEDS_OF_OURS if cell.variant == "sb3_trpo" else N_SEEDS)
 
 
 def ordered(records: Records) -> list[Cell]:
