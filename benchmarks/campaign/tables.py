@@ -129,13 +129,7 @@ def overview(records: Records) -> str:
     """
     mean ± std over seeds: one row a task, one column an algorithm.
     """
-    return _beside_each_other(records, _mean_and_std)
-
-
-def _mean_and_std(cell: Cell) -> str:
-    found = summarize(cell.scores)
-    std = f" ± {number(found.std)}" if found.n > 1 else ""
-    return f"{number(found.mean)}{std} ({learning_seeds(cell)})"
+    return _beside_each_other(records, lambda cell: _mean_and_std(cell, learning_seeds(cell)))
 
 
 def _beside_each_other(records: Records, show: Callable[[Cell], str]) -> str:
@@ -247,19 +241,18 @@ def against_reference(records: Records, reference: Records, name: str) -> str:
         cell = reference.cells.get((task, "sb3_trpo"))
         full[task] = cell.restricted_to(used) if cell else Cell(task, "sb3_trpo", {})
     if reference.cells:
-        rows.append([name, *(_mean_std(full[task]) for task in tasks)])
+        rows.append([name, *(_compared(full[task]) for task in tasks)])
     for variant in records.variants:
-        row = [title(variant)]
-        for task in tasks:
-            cell = records.cells.get((task, variant))
-            row.append(_mean_std(cell) if cell else "–")
-        rows.append(row)
+        cells = (records.cells.get((task, variant)) for task in tasks)
+        rows.append([title(variant), *(_compared(cell) for cell in cells)])
     return table(["variant", *tasks], rows)
 
 
-def _mean_std(cell: Cell) -> str:
-    if not cell.runs:
-        return "–"
+def _compared(cell: Cell | None) -> str:
+    return _mean_and_std(cell, seeds(cell)) if cell and cell.runs else "–"
+
+
+def _mean_and_std(cell: Cell, n_seeds: str) -> str:
     found = summarize(cell.scores)
-    incomplete = f" ({found.n} of {N_SEEDS})" if found.n < N_SEEDS else ""
-    return f"{number(found.mean)} ± {number(found.std)}{incomplete}"
+    std = f" ± {number(found.std)}" if found.n > 1 else ""
+    return f"{number(found.mean)}{std} ({n_seeds})"

@@ -80,18 +80,25 @@ def main() -> None:
     if lock is None:
         sys.exit(ALREADY_RUNNING)
     with lock:
-        if results.status(path, run)[0] is results.Status.FINISHED:
-            # By another campaign, since this one looked.
-            running.unlink()
-            return
-        th.set_num_threads(1)
-        warnings.simplefilter("ignore")
-        sources = provenance()
-        values, arrays = KINDS[run.kind](run, Reporter(lock))
-        finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        results.write(path, run, {**values, "finished": finished, **sources}, arrays)
+        # It may be finished: by another campaign, since this one looked.
+        if results.status(path, run)[0] is not results.Status.FINISHED:
+            carry_out(run, path, Reporter(lock))
         # Somebody may have taken the file for a leftover; what counts is the result.
         running.unlink(missing_ok=True)
+
+
+def carry_out(run: RunSpecification, path: Path, reporter: Reporter) -> None:
+    """
+    :param run: what to run
+    :param path: of its result
+    :param reporter: of the steps done
+    """
+    th.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    sources = provenance()
+    values, arrays = KINDS[run.kind](run, reporter)
+    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    results.write(path, run, {**values, "finished": finished, **sources}, arrays)
 
 
 if __name__ == "__main__":

@@ -224,3 +224,14 @@ def test_two_campaigns_in_one_folder_share_the_work(tmp_path):
     finished = sum(output.count("score") for output in outputs)
     assert len(list(tmp_path.rglob("*.json"))) == 4
     assert finished >= 4
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_finished_whoever_removed_its_lock_file(tmp_path):
+    process = start("--seeds", "0", "--steps", "20000", "--out", str(tmp_path))
+    for lock in wait_for_workers(tmp_path, 1):
+        lock.unlink()
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "failed" not in output
+    assert {path.suffix for path in tmp_path.rglob("seed-*")} == {".json", ".npz"}

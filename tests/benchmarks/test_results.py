@@ -206,8 +206,8 @@ def test_labelled_runs_are_compared_with_the_standard_setting_on_their_seeds(tmp
     for seed in range(2):
         save(tmp_path / "sensitivity", replace(RUN, seed=seed, label="target_kl=0.05"), score=50.0)
     section = make_report(tmp_path).partition("## Sensitivity")[2]
-    assert "| our hyperparameters | 150.0 ± 70.7 (2 of 5) |" in section
-    assert "| TRPO (sb3_trpo), target_kl=0.05 | 50.0 ± 0.0 (2 of 5) |" in section
+    assert "| our hyperparameters | 150.0 ± 70.7 (**2 of 5**) |" in section
+    assert "| TRPO (sb3_trpo), target_kl=0.05 | 50.0 ± 0.0 (**2 of 5**) |" in section
 
 
 def test_updates_that_made_j_lower_are_counted(tmp_path):
