@@ -235,13 +235,13 @@ def against_reference(records: Records, reference: Records, name: str) -> str:
     """
     tasks = records.tasks
     rows = []
-    full = {}
-    for task in tasks:
-        used = {seed for cell in records.of_task(task) for seed in cell.runs}
-        cell = reference.cells.get((task, "sb3_trpo"))
-        full[task] = cell.restricted_to(used) if cell else Cell(task, "sb3_trpo", {})
     if reference.cells:
-        rows.append([name, *(_compared(full[task]) for task in tasks)])
+        full = []
+        for task in tasks:
+            used = {seed for cell in records.of_task(task) for seed in cell.runs}
+            cell = reference.cells.get((task, "sb3_trpo"))
+            full.append(_compared(cell and cell.restricted_to(used)))
+        rows.append([name, *full])
     for variant in records.variants:
         cells = (records.cells.get((task, variant)) for task in tasks)
         rows.append([title(variant), *(_compared(cell) for cell in cells)])
