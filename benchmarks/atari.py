@@ -66,8 +66,9 @@ def measure(name: str, game: str, n_updates: int) -> list[dict[str, float]]:
         logged
     """
     rows: list[dict[str, float]] = []
+    algorithm = ALGORITHMS[name]
 
-    class Measured(ALGORITHMS[name]):
+    class Measured(algorithm):  # type: ignore[valid-type, misc]
         def train(self) -> None:
             reset_peak()
             start, cpu_start, before = time.perf_counter(), time.process_time(), memory("VmRSS")
@@ -97,7 +98,9 @@ def measure(name: str, game: str, n_updates: int) -> list[dict[str, float]]:
             verbose=0,
             hyperparams={"policy_kwargs": {"share_features_extractor": True}},
         )
-        model, _ = manager.setup_experiment()
+        experiment = manager.setup_experiment()
+        assert experiment is not None
+        model: Any = experiment[0]
         manager.n_timesteps = n_updates * model.n_steps * model.n_envs
         manager.learn(model)
     return rows

@@ -166,7 +166,7 @@ def gradients(model: TRPO, buffers: Sequence[RolloutBuffer], gae_lambda: float) 
         result.append(surrogate.gradient(linearizations))
         scales.append(float(samples.advantages.std()) if model.normalize_advantage else 1.0)
     # An update gives its advantages a standard deviation of 1; in a mean, rollouts are to count by what is in them.
-    scale = th.tensor(scales) / np.mean(scales)
+    scale = th.tensor(scales) / float(np.mean(scales))
     return th.stack(result) * scale.unsqueeze(1)
 
 

@@ -110,7 +110,9 @@ def train(folder: Path, shared: Shared) -> None:
         for begun in folder.glob("*.monitor.csv"):
             begun.unlink()
     env = make_env(folder, 1, True)
-    evaluation = EvalCallback(make_env(None, 2, False), eval_freq=2500, n_eval_episodes=2, verbose=0, log_path=folder)
+    evaluation = EvalCallback(
+        make_env(None, 2, False), eval_freq=2500, n_eval_episodes=2, verbose=0, log_path=str(folder)
+    )
     settings: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 128, "n_critic_updates": 5, "seed": 1}
     model = checkpoint.load(env, device="cpu") if is_resumed else TRPO("MlpPolicy", env, device="cpu", **settings)
     model.learn(TOTAL_STEPS, [evaluation, checkpoint, Count(shared, checkpoint)])
@@ -162,7 +164,8 @@ def digests(folder: Path) -> dict[str, str]:
     model = TRPO.load(folder / "model.zip", device="cpu")
     optimizer = [x for state in model.policy.optimizer.state_dict()["state"].values() for x in state.values()]
     env = VecNormalize.load(str(folder / "vecnormalize.pkl"), make_vec_env(TASK, N_ENVS))
-    statistics = [x for rms in (env.obs_rms, env.ret_rms) for x in (rms.mean, rms.var, np.asarray(rms.count))]
+    normalizers: list[Any] = [env.obs_rms, env.ret_rms]
+    statistics = [x for rms in normalizers for x in (rms.mean, rms.var, np.asarray(rms.count))]
     with np.load(folder / "evaluations.npz") as evaluations:
         evaluated = [evaluations[name] for name in sorted(evaluations)]
     # Return and length of episodes; the third column is the time.

@@ -70,9 +70,8 @@ def mean_kl(old: ActorCriticPolicy, new: ActorCriticPolicy, observations: np.nda
     :return: E_s[KL(old ‖ new)], summed over action dimensions
     """
     states = th.as_tensor(observations)
-    per_dimension = kl_divergence(
-        old.get_distribution(states).distribution, new.get_distribution(states).distribution
-    ).double()
+    distributions: list[Any] = [policy.get_distribution(states).distribution for policy in (old, new)]
+    per_dimension = kl_divergence(*distributions).double()
     return float(per_dimension.reshape(len(states), -1).sum(dim=1).mean())
 
 
@@ -108,7 +107,7 @@ def main() -> None:
     dimensions = {}
     for task in TASKS:
         with gym.make(task) as env:
-            dimensions[task] = env.action_space.shape[0]
+            dimensions[task] = gym.spaces.flatdim(env.action_space)
         measurements[task] = {
             name: [kl for seed in range(options.seeds) for kl in measure(algorithm, task, seed, options.updates)]
             for name, algorithm in ALGORITHMS.items()

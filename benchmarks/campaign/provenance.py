@@ -35,7 +35,11 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    machine = {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu(), "cores": os.cpu_count()}
+    machine: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+    }
     if th.cuda.is_available():
         machine["gpus"] = [th.cuda.get_device_name(i) for i in range(th.cuda.device_count())]
     return machine

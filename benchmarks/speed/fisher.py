@@ -136,7 +136,7 @@ def sb3_contrib_product(workload: Workload) -> Callable[[], th.Tensor]:
     with th.no_grad():
         old = workload.update(sb3_contrib.TRPO)
         old.prepare()
-        old_distribution = old.model.policy.get_distribution(samples.observations)  # type: ignore[union-attr]
+        old_distribution = old.model.policy.get_distribution(samples.observations)
     kl = kl_divergence(distribution, old_distribution).mean()
     objective = distribution.log_prob(samples.actions).mean()
     parameters, _, grad_kl, _ = model._compute_actor_grad(kl, objective)

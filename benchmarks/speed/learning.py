@@ -3,7 +3,8 @@ Rows on ``learn()``: environment steps per second, everything included.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import sb3_contrib
@@ -76,17 +77,15 @@ def envpool(run: Run) -> dict[str, Any]:
     batch, n_updates = run.pick(BATCH, 64), run.pick(8, 1)
     cores = os.cpu_count() or 1
     ours = {
-        f"EnvPool, {n_envs} environments, {threads} threads": lambda n_envs=n_envs, threads=threads: (
-            make_envpool_vec_env(TASK, n_envs=n_envs, seed=0, num_threads=threads)
+        f"EnvPool, {n_envs} environments, {threads} threads": partial(
+            make_envpool_vec_env, TASK, n_envs=n_envs, seed=0, num_threads=threads
         )
         for n_envs, threads in run.pick(OUR_ENVPOOLS, OUR_ENVPOOLS[:1])
         if threads <= cores
     }
-    kinds = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": SubprocVecEnv}
+    kinds: dict[str, type[DummyVecEnv | SubprocVecEnv]] = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": SubprocVecEnv}
     theirs = {
-        f"{kind}, {n_envs} environments": lambda kind=kind, n_envs=n_envs: make_vec_env(
-            TASK, n_envs, seed=0, vec_env_cls=kinds[kind]
-        )
+        f"{kind}, {n_envs} environments": partial(make_vec_env, TASK, n_envs, seed=0, vec_env_cls=kinds[kind])
         for kind, n_envs in run.pick(THEIR_ENVS, THEIR_ENVS[:2])
     }
     tried = {
@@ -106,7 +105,7 @@ def envpool(run: Run) -> dict[str, Any]:
 
 
 def _try_all(
-    algorithm: type[OnPolicyAlgorithm], settings: dict[str, Callable[[], VecEnv]], batch: int, n_updates: int
+    algorithm: type[OnPolicyAlgorithm], settings: Mapping[str, Callable[[], VecEnv]], batch: int, n_updates: int
 ) -> dict[str, float]:
     found = {}
     for name, make in settings.items():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Seconds = Mapping[str, Sequence[float]]
 
@@ -73,7 +74,7 @@ def alternate(contenders: Mapping[str, Contender], repetitions: int, warm_up: in
     return seconds
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: ArrayLike) -> Spread:
     """
     :param values: at least one
     """

@@ -12,6 +12,7 @@ from unittest import mock
 
 import sb3_contrib
 import torch as th
+from sb3_contrib.common.utils import conjugate_gradient_solver
 from sb3_contrib.trpo import trpo as sb3_contrib_trpo
 
 import sb3_trpo
@@ -98,7 +99,7 @@ def sb3_contrib_direction(update: Update) -> dict[str, th.Tensor]:
 
 @contextlib.contextmanager
 def _recorded_direction() -> Iterator[list[th.Tensor]]:
-    solve, found = sb3_contrib_trpo.conjugate_gradient_solver, []
+    solve, found = conjugate_gradient_solver, []
 
     def recording(*args: Any, **kwargs: Any) -> th.Tensor:
         found.append(solve(*args, **kwargs).detach().clone())

@@ -172,7 +172,8 @@ def resized(workload: Workload, n_steps: int, noise: float = 0.0) -> Workload:
     rollout = {name: np.resize(array, (n_steps, *array.shape[1:])) for name, array in workload.rollout.items()}
     if noise > 0:
         observations = rollout["observations"]
-        observations += noise * np.random.default_rng(0).normal(size=observations.shape).astype(observations.dtype)
+        normal = np.random.default_rng(0).normal(size=observations.shape)
+        observations += noise * np.asarray(normal, observations.dtype)
     setting = workload.setting
     larger = replace(setting, hyperparameters={**setting.hyperparameters, "n_steps": n_steps})
     return replace(workload, setting=larger, rollout=rollout)
