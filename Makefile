@@ -33,7 +33,7 @@ help:
 	@echo 'make audit                                                            look up known vulnerabilities of all that constraints.txt pins'
 	@echo 'make dist                                                             build wheel and source distribution, twice, and compare'
 	@echo 'make bench-speed [ARGS=...]                                           measure speed against the peers, half an hour'
-	@echo 'make campaign [ARGS=...]                                              train for the table of results: 120 runs of 1M steps, many hours'
+	@echo 'make campaign [ARGS=...]                                              train for the table of results: 150 runs of 1M steps, many hours'
 	@echo 'make soak [ARGS=...]                                                  train for 10M steps, and see what grows'
 	@echo 'make kill-campaign [ARGS=...]                                         kill one training at random moments, and see what is lost'
 	@echo 'make report                                                           make benchmarks/RESULTS.md from the raw files'
@@ -90,7 +90,7 @@ bench-speed: .venv/bench.stamp
 # Goes on where it was stopped.
 campaign: .venv/train.stamp
 	@$(BIN)/python benchmarks/learning.py --algos sb3_trpo --seeds 0-9 $(ARGS)
-	@$(BIN)/python benchmarks/learning.py --algos sb3_contrib ppo --seeds 0-4 $(ARGS)
+	@$(BIN)/python benchmarks/learning.py --algos sb3_contrib ppo policy_gradient --seeds 0-4 $(ARGS)
 
 soak: .venv/dev.stamp
 	@$(BIN)/python benchmarks/soak.py $(ARGS)

@@ -28,11 +28,14 @@ class GradientDirection(TRPO):
 
 class FullStep(TRPO):
     """
-    No line search: the full step is taken, whatever KL and surrogate come to.
+    No line search: the full step is taken, whatever KL and surrogate come to. The noise keeps to its bounds.
     """
 
     def _line_search(self, surrogate: Surrogate, parameters: FlatParameters, full_step: th.Tensor) -> LineSearchResult:
+        project = self._std_bounds()
         parameters.write_(parameters.vector() + full_step)
+        if project is not None:
+            project()
         kl, improvement = surrogate.evaluate()
         return LineSearchResult(True, 1.0, 1, kl, improvement)
 
@@ -42,8 +45,8 @@ class FixedStep(FullStep):
     A fixed step size in place of the trust region: θ + α F⁻¹g, without a line search.
     """
 
-    # About what the trust region comes to on average over a run on HalfCheetah.
-    step_size: ClassVar[float] = 0.1
+    # About what the trust region comes to on average over a run: 0.58 on HalfCheetah, 0.53 on Walker2d, 0.74 on Hopper.
+    step_size: ClassVar[float] = 0.6
 
     def _scale_to_trust_region(self, fisher: Fisher, solution: Solution) -> th.Tensor:
         return solution.x * self.step_size
@@ -63,6 +66,8 @@ class PolicyGradient(FullStep):
     Plain policy gradient: one Adam step along the gradient.
     """
 
+    step_size: ClassVar[float] = 1e-3
+
     def _setup_model(self) -> None:
         super()._setup_model()
         self._actor_adam: Any = None
@@ -73,7 +78,7 @@ class PolicyGradient(FullStep):
     def _scale_to_trust_region(self, fisher: Fisher, solution: Solution) -> th.Tensor:
         if self._actor_adam is None:
             self._adam_point = th.zeros_like(solution.x).requires_grad_()
-            self._actor_adam = th.optim.Adam([self._adam_point], lr=self.lr_schedule(1.0))
+            self._actor_adam = th.optim.Adam([self._adam_point], lr=self.step_size)
         before = self._adam_point.detach().clone()
         self._adam_point.grad = -solution.x
         self._actor_adam.step()
