@@ -38,6 +38,9 @@ at 1M steps.
 RETURNS = """
 Peers have RL Zoo's hyperparameters. The last column is the mean of the last 100 training episodes, with exploration.
 """
+DIFFERENCES = """
+The mean of our scores less the mean of another's; interval and p of Welch's t-test (two-sided), each by itself.
+"""
 SAMPLE_EFFICIENCY = """
 Steps at the first evaluation (20 episodes) whose mean reaches a return: the median over seeds, where a seed that never
 gets there counts as infinity (how many seeds got there).
@@ -63,6 +66,7 @@ Score, mean ± std over seeds, with one part taken out, replaced or added.
 LEARNING = (
     ("Targets", TARGETS, tables.targets),
     ("Returns at 1M steps", RETURNS, tables.returns),
+    ("Ours against the others", DIFFERENCES, tables.differences),
     ("Sample efficiency", SAMPLE_EFFICIENCY, tables.sample_efficiency),
     ("Stability", STABILITY, tables.stability),
     ("Time", TIME, tables.times),

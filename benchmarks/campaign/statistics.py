@@ -69,6 +69,34 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """
+    :param mean: of one sample, less that of another
+    :param low: lower end of its 95% interval by Welch's t; NaN where one of the samples has a single value
+    :param high: its upper end
+    :param p: of Welch's t-test, two-sided
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def difference(sample: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> Difference:
+    """
+    :param sample: at least one value
+    :param other: independent of it, at least one value
+    """
+    mean = float(np.mean(sample) - np.mean(other))
+    if min(len(sample), len(other)) < 2:
+        return Difference(mean, float("nan"), float("nan"), float("nan"))
+    found = stats.ttest_ind(sample, other, equal_var=False)
+    low, high = found.confidence_interval(CONFIDENCE)
+    return Difference(mean, float(low), float(high), float(found.pvalue))
+
+
 def steps_to(threshold: float, timesteps: np.ndarray, returns: np.ndarray) -> float:
     """
     :param threshold: a return

@@ -10,7 +10,7 @@ import numpy as np
 
 from campaign.algorithms import COMPARED, title
 from campaign.records import Cell, Records
-from campaign.statistics import Improvement, judge_updates, steps_to, summarize
+from campaign.statistics import Improvement, difference, judge_updates, steps_to, summarize
 
 N_SEEDS = 5
 # Of ours in the learning campaign, whose means are what is to be reached.
@@ -116,6 +116,23 @@ def returns(records: Records) -> str:
         )
     header = ["task", "algorithm", "seeds", "mean", "std", "IQM", "95% interval", "std/mean", "training episodes"]
     return table(header, rows)
+
+
+def differences(records: Records) -> str:
+    """
+    Ours less each of the others.
+    """
+    rows = []
+    for cell in ordered(records):
+        ours = records.cells.get((cell.task, "sb3_trpo"))
+        if ours is None or cell is ours:
+            continue
+        found = difference(ours.scores, cell.scores)
+        low_high = f"[{number(found.low)}, {number(found.high)}]"
+        seeds_of_both = f"{learning_seeds(ours)}, {learning_seeds(cell)}"
+        p = f"{found.p:.2g}" if math.isfinite(found.p) else "–"
+        rows.append([cell.task, title(cell.variant), seeds_of_both, number(found.mean), low_high, p])
+    return table(["task", "ours less", "seeds", "difference", "95% interval", "p"], rows)
 
 
 def stability(records: Records) -> str:

@@ -156,7 +156,7 @@ def make_report(results_folder: Path) -> str:
 
 def test_an_empty_folder_makes_a_report_that_says_so(tmp_path):
     text = make_report(tmp_path)
-    assert text.count("No runs yet.") == 8
+    assert text.count("No runs yet.") == 9
     assert "![" not in text
     assert f"{RESULTS.start}\n{RESULTS.end}" in (tmp_path / "README.md").read_text()
 
@@ -164,14 +164,15 @@ def test_an_empty_folder_makes_a_report_that_says_so(tmp_path):
 def test_a_complete_cell_is_judged_by_its_target(tmp_path):
     for seed in range(10):
         save(tmp_path / "learning", replace(RUN, seed=seed), score=3700.0 + 10 * seed)
-        save(tmp_path / "learning", replace(RUN, seed=seed, algo="ppo"), score=2000.0)
+        save(tmp_path / "learning", replace(RUN, seed=seed, algo="ppo"), score=2000.0 + 10 * seed)
     text = make_report(tmp_path)
     assert "| Hopper-v5 | 3618 | 3650 | 3745 (10) | reached | 0.01 | 0.13 | reached |" in text
+    assert "| Hopper-v5 | PPO (SB3) | 10, 10 | 1700 | [1672, 1728] |" in text
     # Half of 3700 at the first evaluation, all of it at the second.
     assert "2000: 1k (10 of 10) | 3000: 1k (10 of 10) | 3600: 1k (10 of 10)" in text
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     readme = (tmp_path / "README.md").read_text().splitlines()
-    assert readme[4] == "| Hopper-v5 | 3745 ± 30.3 (10) | 2000 ± 0.0 (10) |"
+    assert readme[4] == "| Hopper-v5 | 3745 ± 30.3 (10) | 2045 ± 30.3 (10) |"
     assert "**" not in text.partition("| Hopper-v5 | TRPO")[2].partition("\n")[0]
 
 

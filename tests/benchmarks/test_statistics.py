@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from campaign.statistics import interval, judge_updates, steps_to, summarize
+from campaign.statistics import difference, interval, judge_updates, steps_to, summarize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +39,29 @@ def test_one_value_has_no_spread():
     assert summary.mean == summary.iqm == 5.0
     assert math.isnan(summary.std)
     assert math.isnan(summary.low)
+
+
+def test_a_difference_as_in_welchs_paper():
+    """Welch 1947 by hand: variances 2.5 and 10 over 5 values each, t = −3 / √2.5, 5.88 degrees of freedom."""
+    found = difference([1, 2, 3, 4, 5], [2, 4, 6, 8, 10])
+    assert found.mean == -3
+    assert found.p == pytest.approx(0.1075, abs=1e-3)
+    half = 2.459 * math.sqrt(2.5)
+    assert (found.low, found.high) == pytest.approx((-3 - half, -3 + half), abs=1e-2)
+
+
+def test_a_difference_to_a_single_value_has_no_interval():
+    found = difference([1.0, 2.0], [4.0])
+    assert found.mean == -2.5
+    assert math.isnan(found.low)
+    assert math.isnan(found.p)
+
+
+def test_a_difference_where_there_is_none_is_called_one_in_one_test_of_twenty():
+    rng = np.random.default_rng(0)
+    found = [difference(rng.normal(0, 3, size=10), rng.normal(size=5)) for _ in range(400)]
+    assert 0.03 <= np.mean([one.p < 0.05 for one in found]) <= 0.08
+    assert all((one.p < 0.05) == (not one.low <= 0 <= one.high) for one in found)
 
 
 def test_steps_to_a_threshold_are_those_of_the_first_evaluation_that_reached_it():
