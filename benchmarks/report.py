@@ -36,8 +36,8 @@ Ours, one set of hyperparameters for all tasks (Swimmer has a γ, λ and noise o
 at 1M steps.
 """
 RETURNS = """
-Peers have RL Zoo's hyperparameters, plain policy gradient has ours. The last column is the mean of the last 100 training
-episodes, with exploration.
+Peers have RL Zoo's hyperparameters, plain policy gradient has ours. The last column is the mean of the last 100
+training episodes, with exploration.
 """
 DIFFERENCES = """
 The mean of our scores less the mean of another's; interval and p of Welch's t-test (two-sided), each by itself.
