@@ -41,8 +41,8 @@ def test_one_value_has_no_spread():
     assert math.isnan(summary.low)
 
 
-def test_a_difference_as_in_welchs_paper():
-    """Welch 1947 by hand: variances 2.5 and 10 over 5 values each, t = −3 / √2.5, 5.88 degrees of freedom."""
+def test_a_difference_by_hand():
+    """Variances 2.5 and 10 over 5 values each, t = −3 / √2.5, 5.88 degrees of freedom."""
     found = difference([1, 2, 3, 4, 5], [2, 4, 6, 8, 10])
     assert found.mean == -3
     assert found.p == pytest.approx(0.1075, abs=1e-3)
