@@ -122,7 +122,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         https://arxiv.org/abs/2312.11091)
     :param max_grad_norm: bound on the norm of the critic's gradient; None leaves it as it is
     :param adaptive_kl: whether to adapt δ: it grows by a factor of 1.5 when KL stayed below δ/1.5, shrinks by it when
-        the line search had to back off or failed, and stays within a factor of 5 of ``target_kl``
+        the line search had to back off or failed, and stays within a factor of 5 of ``target_kl``. With the
+        hyperparameters that ship steps end just inside of δ, so that it hardly ever changes, and does not grow back
     :param fisher_chunk_size: states at a time in gradient, Fisher product and line search, to bound the memory; None
         takes all at once, unless their observations are as large as images
     :param preconditioner: of conjugate gradient; ``"kfac"`` reaches in three to five iterations what takes 15 without
