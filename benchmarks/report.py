@@ -58,10 +58,11 @@ numbers); one-sided paired t-tests, each update by itself, and corrected for the
 If no update changed J, 5% of the tests at p < .05 would still say that it fell. To reach: under 1% worse.
 """
 SENSITIVITY = """
-Score, mean ± std over seeds, with one hyperparameter changed.
+Score, mean ± std over seeds, with one hyperparameter changed; after the semicolon less ours on the same seeds.
 """
 ABLATIONS = """
-Score, mean ± std over seeds, with one part taken out, replaced or added.
+Score, mean ± std over seeds, with one part taken out, replaced or added; after the semicolon less the full one on the
+same seeds.
 """
 
 LEARNING = (

@@ -244,29 +244,36 @@ def _judged(found: Improvement) -> list[str]:
 
 def against_reference(records: Records, reference: Records, name: str) -> str:
     """
-    One row a variant, one column a task; above them what they are compared with, on the same seeds.
+    One row a variant, one column a task; above them what they are compared with, on all of their seeds. Variants may
+    have different seeds, so that each cell also has its mean difference from the reference on its own.
 
     :param records: the variants
     :param reference: the learning campaign
     :param name: of the reference's row
     """
     tasks = records.tasks
+    ours = {task: reference.cells.get((task, "sb3_trpo")) for task in tasks}
     rows = []
     if reference.cells:
         full = []
-        for task in tasks:
-            used = {seed for cell in records.of_task(task) for seed in cell.runs}
-            cell = reference.cells.get((task, "sb3_trpo"))
+        for task, cell in ours.items():
+            used = {seed for variant in records.of_task(task) for seed in variant.runs}
             full.append(_compared(cell and cell.restricted_to(used)))
         rows.append([name, *full])
     for variant in records.variants:
-        cells = (records.cells.get((task, variant)) for task in tasks)
-        rows.append([title(variant), *(_compared(cell) for cell in cells)])
+        cells = (_compared(records.cells.get((task, variant)), ours[task]) for task in tasks)
+        rows.append([title(variant), *cells])
     return table(["variant", *tasks], rows)
 
 
-def _compared(cell: Cell | None) -> str:
-    return _mean_and_std(cell, seeds(cell)) if cell and cell.runs else "–"
+def _compared(cell: Cell | None, reference: Cell | None = None) -> str:
+    if cell is None or not cell.runs:
+        return "–"
+    shared = cell.runs.keys() & reference.runs.keys() if reference else set()
+    if not reference or not shared:
+        return _mean_and_std(cell, seeds(cell))
+    change = cell.restricted_to(shared).scores - reference.restricted_to(shared).scores
+    return f"{_mean_and_std(cell, seeds(cell))}; {change.mean():+.0f}"
 
 
 def _mean_and_std(cell: Cell, n_seeds: str) -> str:

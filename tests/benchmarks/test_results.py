@@ -208,7 +208,20 @@ def test_labelled_runs_are_compared_with_the_standard_setting_on_their_seeds(tmp
         save(tmp_path / "sensitivity", replace(RUN, seed=seed, label="target_kl=0.05"), score=50.0)
     section = make_report(tmp_path).partition("## Sensitivity")[2]
     assert "| our hyperparameters | 150.0 ± 70.7 (**2 of 5**) |" in section
-    assert "| TRPO (sb3_trpo), target_kl=0.05 | 50.0 ± 0.0 (**2 of 5**) |" in section
+    assert "| TRPO (sb3_trpo), target_kl=0.05 | 50.0 ± 0.0 (**2 of 5**); -100 |" in section
+
+
+def test_each_variant_is_compared_on_its_own_seeds(tmp_path):
+    for seed, score in enumerate((100.0, 1000.0, 5000.0)):
+        save(tmp_path / "learning", replace(RUN, seed=seed), score=score)
+    for seed in range(2):
+        save(tmp_path / "sensitivity", replace(RUN, seed=seed, label="gae_lambda=0.9"), score=550.0)
+    save(tmp_path / "sensitivity", replace(RUN, seed=1, label="target_kl=0.05"), score=900.0)
+    save(tmp_path / "sensitivity", replace(RUN, seed=7, label="target_kl=0.02"), score=900.0)
+    section = make_report(tmp_path).partition("## Sensitivity")[2]
+    assert "gae_lambda=0.9 | 550.0 ± 0.0 (**2 of 5**); +0 |" in section
+    assert "target_kl=0.05 | 900.0 (**1 of 5**); -100 |" in section
+    assert "target_kl=0.02 | 900.0 (**1 of 5**) |" in section
 
 
 def test_updates_that_made_j_lower_are_counted(tmp_path):
