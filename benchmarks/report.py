@@ -32,7 +32,7 @@ has n − 1 in its denominator, IQM is the interquartile mean. A **number of see
 """
 
 TARGETS = """
-Ours, one set of hyperparameters for all tasks (Swimmer has a γ, λ and noise of its own), against what was to be reached
+Ours, one set of hyperparameters for all tasks (Swimmer has a γ, λ and δ of its own), against what was to be reached
 at 1M steps.
 """
 RETURNS = """
