@@ -1,7 +1,7 @@
 """
 Ablations: the score with one part of the algorithm taken out, replaced or added, all else as it is.
 
-    python benchmarks/ablations.py --tasks HalfCheetah-v5 Hopper-v5 --seeds 0-4
+    python benchmarks/ablations.py --tasks HalfCheetah-v5 Hopper-v5 --seeds 0-2
 
 Works as learning.py does, whose results are the reference ("full"): finished runs are never repeated, a stopped
 campaign goes on with the same command.
@@ -52,7 +52,7 @@ def make_runs(options: Namespace) -> list[RunSpecification]:
 
 
 def make_parser() -> ArgumentParser:
-    return command_line.parser(__doc__, "benchmarks/results/ablations", TASKS, "0-4")
+    return command_line.parser(__doc__, "benchmarks/results/ablations", TASKS, "0-2")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """
 Monotonic improvement: how often an update makes the policy worse.
 
-    python benchmarks/monotonic.py --tasks HalfCheetah-v5 --algos sb3_trpo ppo policy_gradient --seeds 0-4
+    python benchmarks/monotonic.py --tasks HalfCheetah-v5 --algos sb3_trpo ppo policy_gradient --seeds 0-2
 
 At each stage of training the true return J is measured before and after every update, on the same episodes. Works as
 learning.py does: finished runs are never repeated, a stopped campaign goes on with the same command.
@@ -38,7 +38,7 @@ def make_runs(options: Namespace) -> list[RunSpecification]:
 
 
 def make_parser() -> ArgumentParser:
-    parser = command_line.parser(__doc__, "benchmarks/results/monotonic", ["HalfCheetah-v5", "Hopper-v5"], "0-4")
+    parser = command_line.parser(__doc__, "benchmarks/results/monotonic", ["HalfCheetah-v5", "Hopper-v5"], "0-2")
     parser.add_argument("--algos", nargs="+", default=list(ALGOS), metavar="ALGO", help=", ".join(ALGORITHMS))
     parser.add_argument("--stages", nargs="+", type=int, default=PROTOCOL["stages"], help="steps of training")
     parser.add_argument("--n-updates", type=int, default=PROTOCOL["n_updates"], help="measured from each stage on")

@@ -1,7 +1,7 @@
 """
 Sensitivity: the score with one hyperparameter of ours changed, all else as it is.
 
-    python benchmarks/sensitivity.py --tasks HalfCheetah-v5 Hopper-v5 --seeds 0-4
+    python benchmarks/sensitivity.py --tasks HalfCheetah-v5 Hopper-v5 --seeds 0-2
 
 Works as learning.py does, whose results are the reference: finished runs are never repeated, a stopped campaign goes on
 with the same command.
@@ -38,7 +38,7 @@ def settings() -> list[str]:
 
 
 def make_parser() -> ArgumentParser:
-    return command_line.parser(__doc__, "benchmarks/results/sensitivity", TASKS, "0-4")
+    return command_line.parser(__doc__, "benchmarks/results/sensitivity", TASKS, "0-2")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ from campaign.algorithms import COMPARED, title
 from campaign.records import Cell, Records
 from campaign.statistics import Improvement, difference, judge_updates, steps_to, summarize
 
+# How many there are to be: of the peers, of ours in the learning campaign, whose means are what is to be reached, and of
+# the studies beside it, which are many and each compared on its own seeds.
 N_SEEDS = 5
-# Of ours in the learning campaign, whose means are what is to be reached.
 N_SEEDS_OF_OURS = 10
+N_SEEDS_OF_STUDIES = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def share(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
-def seeds(cell: Cell, expected: int = N_SEEDS) -> str:
+def seeds(cell: Cell, expected: int) -> str:
     """
     :return: how many seeds there are; marked if some are missing
     """
@@ -71,6 +73,10 @@ def seeds(cell: Cell, expected: int = N_SEEDS) -> str:
 
 def learning_seeds(cell: Cell) -> str:
     return seeds(cell, N_SEEDS_OF_OURS if cell.variant == "sb3_trpo" else N_SEEDS)
+
+
+def study_seeds(cell: Cell) -> str:
+    return seeds(cell, N_SEEDS_OF_STUDIES)
 
 
 def ordered(records: Records) -> list[Cell]:
@@ -219,7 +225,7 @@ def monotonic(records: Records) -> str:
     rows = []
     for cell in records.cells.values():
         before, after = cell.stacked("returns_before"), cell.stacked("returns_after")
-        rows.append([cell.task, title(cell.variant), "all", seeds(cell), *_judged(judge_updates(before, after))])
+        rows.append([cell.task, title(cell.variant), "all", study_seeds(cell), *_judged(judge_updates(before, after))])
         protocol = next(iter(cell.runs.values())).run.protocol
         stage_of_run = np.repeat(protocol["stages"], protocol["n_updates"])
         stage = np.tile(stage_of_run, len(cell.runs))
@@ -271,9 +277,9 @@ def _compared(cell: Cell | None, reference: Cell | None = None) -> str:
         return "–"
     shared = cell.runs.keys() & reference.runs.keys() if reference else set()
     if not reference or not shared:
-        return _mean_and_std(cell, seeds(cell))
+        return _mean_and_std(cell, study_seeds(cell))
     change = cell.restricted_to(shared).scores - reference.restricted_to(shared).scores
-    return f"{_mean_and_std(cell, seeds(cell))}; {change.mean():+.0f}"
+    return f"{_mean_and_std(cell, study_seeds(cell))}; {change.mean():+.0f}"
 
 
 def _mean_and_std(cell: Cell, n_seeds: str) -> str:

@@ -207,8 +207,8 @@ def test_labelled_runs_are_compared_with_the_standard_setting_on_their_seeds(tmp
     for seed in range(2):
         save(tmp_path / "sensitivity", replace(RUN, seed=seed, label="target_kl=0.05"), score=50.0)
     section = make_report(tmp_path).partition("## Sensitivity")[2]
-    assert "| our hyperparameters | 150.0 ± 70.7 (**2 of 5**) |" in section
-    assert "| TRPO (sb3_trpo), target_kl=0.05 | 50.0 ± 0.0 (**2 of 5**); -100 |" in section
+    assert "| our hyperparameters | 150.0 ± 70.7 (**2 of 3**) |" in section
+    assert "| TRPO (sb3_trpo), target_kl=0.05 | 50.0 ± 0.0 (**2 of 3**); -100 |" in section
 
 
 def test_each_variant_is_compared_on_its_own_seeds(tmp_path):
@@ -219,9 +219,9 @@ def test_each_variant_is_compared_on_its_own_seeds(tmp_path):
     save(tmp_path / "sensitivity", replace(RUN, seed=1, label="target_kl=0.05"), score=900.0)
     save(tmp_path / "sensitivity", replace(RUN, seed=7, label="target_kl=0.02"), score=900.0)
     section = make_report(tmp_path).partition("## Sensitivity")[2]
-    assert "gae_lambda=0.9 | 550.0 ± 0.0 (**2 of 5**); +0 |" in section
-    assert "target_kl=0.05 | 900.0 (**1 of 5**); -100 |" in section
-    assert "target_kl=0.02 | 900.0 (**1 of 5**) |" in section
+    assert "gae_lambda=0.9 | 550.0 ± 0.0 (**2 of 3**); +0 |" in section
+    assert "target_kl=0.05 | 900.0 (**1 of 3**); -100 |" in section
+    assert "target_kl=0.02 | 900.0 (**1 of 3**) |" in section
 
 
 def test_updates_that_made_j_lower_are_counted(tmp_path):
@@ -234,7 +234,7 @@ def test_updates_that_made_j_lower_are_counted(tmp_path):
     results.write(run.path(tmp_path / "monotonic"), run, values, arrays)
     section = make_report(tmp_path).partition("## Monotonic improvement")[2]
     # Ours has five seeds here, ten in the table of returns.
-    assert "| all | **1 of 5** | 10 | 50.0% | 50.0% [18.7%, 81.3%] | 50.0% | 50.0% | +0.0 |" in section
+    assert "| all | **1 of 3** | 10 | 50.0% | 50.0% [18.7%, 81.3%] | 50.0% | 50.0% | +0.0 |" in section
     assert "| from 0k |  | 5 | 100.0% | 100.0% [47.8%, 100.0%] | 100.0% | 0.0% | -10.0 |" in section
 
 
