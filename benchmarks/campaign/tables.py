@@ -12,8 +12,8 @@ from campaign.algorithms import COMPARED, title
 from campaign.records import Cell, Records
 from campaign.statistics import Improvement, difference, judge_updates, steps_to, summarize
 
-# How many there are to be: of the peers, of ours in the learning campaign, whose means are what is to be reached, and of
-# the studies beside it, which are many and each compared on its own seeds.
+# How many there are to be: of the peers; of ours in the learning campaign, whose means are what is to be reached; and
+# in the studies beside it, whose variants are many and each compared on its own seeds.
 N_SEEDS = 5
 N_SEEDS_OF_OURS = 10
 N_SEEDS_OF_STUDIES = 3
