@@ -52,7 +52,7 @@ def make_runs(options: Namespace) -> list[RunSpecification]:
 
 
 def make_parser() -> ArgumentParser:
-    return command_line.parser(__doc__, "benchmarks/results/ablations", TASKS, "0-2")
+    return command_line.parser(__doc__, "benchmarks/results/ablations", TASKS, command_line.STUDY_SEEDS)
 
 
 if __name__ == "__main__":

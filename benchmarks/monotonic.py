@@ -38,7 +38,8 @@ def make_runs(options: Namespace) -> list[RunSpecification]:
 
 
 def make_parser() -> ArgumentParser:
-    parser = command_line.parser(__doc__, "benchmarks/results/monotonic", ["HalfCheetah-v5", "Hopper-v5"], "0-2")
+    tasks = ("HalfCheetah-v5", "Hopper-v5")
+    parser = command_line.parser(__doc__, "benchmarks/results/monotonic", tasks, command_line.STUDY_SEEDS)
     parser.add_argument("--algos", nargs="+", default=list(ALGOS), metavar="ALGO", help=", ".join(ALGORITHMS))
     parser.add_argument("--stages", nargs="+", type=int, default=PROTOCOL["stages"], help="steps of training")
     parser.add_argument("--n-updates", type=int, default=PROTOCOL["n_updates"], help="measured from each stage on")

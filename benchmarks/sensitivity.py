@@ -38,7 +38,7 @@ def settings() -> list[str]:
 
 
 def make_parser() -> ArgumentParser:
-    return command_line.parser(__doc__, "benchmarks/results/sensitivity", TASKS, "0-2")
+    return command_line.parser(__doc__, "benchmarks/results/sensitivity", TASKS, command_line.STUDY_SEEDS)
 
 
 if __name__ == "__main__":

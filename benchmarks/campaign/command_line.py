@@ -16,6 +16,8 @@ from campaign.scheduler import Campaign
 from campaign.specification import RunSpecification, command
 
 MUJOCO_TASKS = ("HalfCheetah-v5", "Walker2d-v5", "Ant-v5", "Hopper-v5", "Humanoid-v5", "Swimmer-v5")
+# Of the studies beside the learning campaign, whose variants are many: monotonic improvement, sensitivity, ablations.
+STUDY_SEEDS = "0-2"
 
 # Where a run of each kind can be repeated by itself.
 SCRIPTS = {"learning": "benchmarks/learning.py", "improvement": "benchmarks/monotonic.py"}

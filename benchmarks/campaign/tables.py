@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from campaign.algorithms import COMPARED, title
+from campaign.command_line import STUDY_SEEDS, parse_seeds
 from campaign.records import Cell, Records
 from campaign.statistics import Improvement, difference, judge_updates, steps_to, summarize
 
-# How many there are to be: of the peers; of ours in the learning campaign, whose means are what is to be reached; and
-# in the studies beside it, whose variants are many and each compared on its own seeds.
 N_SEEDS = 5
+# Of ours in the learning campaign, whose means are what is to be reached.
 N_SEEDS_OF_OURS = 10
-N_SEEDS_OF_STUDIES = 3
+N_SEEDS_OF_STUDIES = len(parse_seeds(STUDY_SEEDS))
 
 
 @dataclass(frozen=True)

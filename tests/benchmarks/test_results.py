@@ -233,7 +233,7 @@ def test_updates_that_made_j_lower_are_counted(tmp_path):
     values = {"versions": {}, "sources": {"commit": "unknown", "sb3_trpo_sha256": "0"}}
     results.write(run.path(tmp_path / "monotonic"), run, values, arrays)
     section = make_report(tmp_path).partition("## Monotonic improvement")[2]
-    # Ours has five seeds here, ten in the table of returns.
+    # Ours is to have three seeds here, ten in the table of returns.
     assert "| all | **1 of 3** | 10 | 50.0% | 50.0% [18.7%, 81.3%] | 50.0% | 50.0% | +0.0 |" in section
     assert "| from 0k |  | 5 | 100.0% | 100.0% [47.8%, 100.0%] | 100.0% | 0.0% | -10.0 |" in section
 
