@@ -13,8 +13,9 @@ from campaign.command_line import STUDY_SEEDS, parse_seeds
 from campaign.records import Cell, Records
 from campaign.statistics import Improvement, difference, judge_updates, steps_to, summarize
 
+# How many there are to be: of the others in the learning campaign; of ours there, whose means are what is to be
+# reached; of all in the studies beside it.
 N_SEEDS = 5
-# Of ours in the learning campaign, whose means are what is to be reached.
 N_SEEDS_OF_OURS = 10
 N_SEEDS_OF_STUDIES = len(parse_seeds(STUDY_SEEDS))
 
