@@ -11,6 +11,7 @@ from argparse import ArgumentParser, Namespace
 
 from campaign import command_line
 from campaign.learning_run import PROTOCOL
+from campaign.plan import SEEDS_OF_STUDIES
 from campaign.specification import RunSpecification
 
 TASKS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
@@ -52,7 +53,7 @@ def make_runs(options: Namespace) -> list[RunSpecification]:
 
 
 def make_parser() -> ArgumentParser:
-    return command_line.parser(__doc__, "benchmarks/results/ablations", TASKS, command_line.STUDY_SEEDS)
+    return command_line.parser(__doc__, "benchmarks/results/ablations", TASKS, SEEDS_OF_STUDIES)
 
 
 if __name__ == "__main__":

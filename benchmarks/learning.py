@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace
 from campaign import command_line
 from campaign.algorithms import ALGORITHMS
 from campaign.learning_run import PROTOCOL
+from campaign.plan import MUJOCO_TASKS, SEEDS_OF_OURS
 from campaign.specification import RunSpecification
 
 
@@ -38,7 +39,7 @@ def make_runs(options: Namespace) -> list[RunSpecification]:
 
 
 def make_parser() -> ArgumentParser:
-    parser = command_line.parser(__doc__, "benchmarks/results/learning", command_line.MUJOCO_TASKS, "0-9")
+    parser = command_line.parser(__doc__, "benchmarks/results/learning", MUJOCO_TASKS, SEEDS_OF_OURS)
     parser.add_argument("--algos", nargs="+", default=["sb3_trpo"], metavar="ALGO", help=", ".join(ALGORITHMS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in policy_kwargs.a=1")
     parser.add_argument("--label", default="", help="name of the changed settings")

@@ -12,6 +12,7 @@ from argparse import ArgumentParser, Namespace
 from campaign import command_line
 from campaign.algorithms import ALGORITHMS
 from campaign.improvement_run import PROTOCOL
+from campaign.plan import SEEDS_OF_STUDIES
 from campaign.specification import RunSpecification
 
 ALGOS = ("sb3_trpo", "ppo", "policy_gradient")
@@ -39,7 +40,7 @@ def make_runs(options: Namespace) -> list[RunSpecification]:
 
 def make_parser() -> ArgumentParser:
     tasks = ("HalfCheetah-v5", "Hopper-v5")
-    parser = command_line.parser(__doc__, "benchmarks/results/monotonic", tasks, command_line.STUDY_SEEDS)
+    parser = command_line.parser(__doc__, "benchmarks/results/monotonic", tasks, SEEDS_OF_STUDIES)
     parser.add_argument("--algos", nargs="+", default=list(ALGOS), metavar="ALGO", help=", ".join(ALGORITHMS))
     parser.add_argument("--stages", nargs="+", type=int, default=PROTOCOL["stages"], help="steps of training")
     parser.add_argument("--n-updates", type=int, default=PROTOCOL["n_updates"], help="measured from each stage on")

@@ -8,9 +8,11 @@ With `--list FOLDER` it prints one line for each variant in a campaign's folder 
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from campaign import tables
 from campaign.algorithms import ALGORITHMS, read_hyperparameters, title
@@ -74,6 +76,13 @@ LEARNING = (
     ("Time", TIME, tables.times),
 )
 
+# What may differ between runs of the same settings, and each one's name in a run's values.
+ORIGINS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "states of the package's sources": lambda values: values["sources"]["sb3_trpo_sha256"],
+    "sets of versions": lambda values: ", ".join(map(" ".join, values["versions"].items())),
+    "kinds of processor": lambda values: values["machine"]["cpu"],
+}
+
 
 def learning_sections(records: Records) -> list[str]:
     """
@@ -120,18 +129,14 @@ def other_sections(results: Path) -> list[str]:
 def remarks(all_records: list[Records]) -> list[str]:
     """
     :return: what cannot be seen from the tables: files left out, and results from more than one state of the software
+        or kind of processor
     """
     lines = [f"- {problem}" for records in all_records for problem in records.problems]
-    for subject, key in (("states of the package's sources", "sources"), ("sets of versions", "versions")):
-        states: dict[str, int] = {}
-        for records in all_records:
-            for run in records.runs():
-                values = run.values[key]
-                name = values["sb3_trpo_sha256"] if key == "sources" else ", ".join(map(" ".join, values.items()))
-                states[name] = states.get(name, 0) + 1
-        if len(states) > 1:
-            listed = "; ".join(f"{name} ({count} runs)" for name, count in states.items())
-            lines.append(f"- The runs come from {len(states)} {subject}: {listed}.")
+    for subject, name in ORIGINS.items():
+        counts = Counter(name(run.values) for records in all_records for run in records.runs())
+        if len(counts) > 1:
+            listed = "; ".join(f"{origin} ({count} runs)" for origin, count in counts.items())
+            lines.append(f"- The runs come from {len(counts)} {subject}: {listed}.")
     lines += [f"- {line}" for records in all_records for line in _outdated(records)]
     return ["## Remarks\n\n" + "\n".join(lines) + "\n"] if lines else []
 

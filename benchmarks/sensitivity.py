@@ -11,6 +11,7 @@ from argparse import ArgumentParser, Namespace
 
 from campaign import command_line
 from campaign.learning_run import PROTOCOL
+from campaign.plan import SEEDS_OF_STUDIES
 from campaign.specification import RunSpecification
 
 TASKS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
@@ -38,7 +39,7 @@ def settings() -> list[str]:
 
 
 def make_parser() -> ArgumentParser:
-    return command_line.parser(__doc__, "benchmarks/results/sensitivity", TASKS, command_line.STUDY_SEEDS)
+    return command_line.parser(__doc__, "benchmarks/results/sensitivity", TASKS, SEEDS_OF_STUDIES)
 
 
 if __name__ == "__main__":

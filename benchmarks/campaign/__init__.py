@@ -2,6 +2,7 @@
 The machinery behind the learning benchmarks: what a run is, how it is trained and evaluated, where its result lies, and
 how many runs are worked off side by side. The scripts one folder up say which runs a question needs.
 
+    plan            tasks and seeds of the campaigns
     specification   one run, by all that decides its outcome
     algorithms      what can be run, and where its hyperparameters come from
     overrides       `--set key=value`

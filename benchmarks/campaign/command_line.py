@@ -15,15 +15,11 @@ from campaign.algorithms import ALGORITHMS, allowed_keys, read_hyperparameters
 from campaign.scheduler import Campaign
 from campaign.specification import RunSpecification, command
 
-MUJOCO_TASKS = ("HalfCheetah-v5", "Walker2d-v5", "Ant-v5", "Hopper-v5", "Humanoid-v5", "Swimmer-v5")
-# Of the studies beside the learning campaign, whose variants are many: monotonic improvement, sensitivity, ablations.
-STUDY_SEEDS = "0-2"
-
 # Where a run of each kind can be repeated by itself.
 SCRIPTS = {"learning": "benchmarks/learning.py", "improvement": "benchmarks/monotonic.py"}
 
 
-def parser(description: str | None, out: str, tasks: Sequence[str], seeds: str) -> argparse.ArgumentParser:
+def parser(description: str | None, out: str, tasks: Sequence[str], seeds: Sequence[int]) -> argparse.ArgumentParser:
     """
     :param description: a script's docstring
     :param out: default folder of the results
@@ -33,7 +29,7 @@ def parser(description: str | None, out: str, tasks: Sequence[str], seeds: str) 
     """
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--tasks", nargs="+", default=list(tasks), metavar="TASK", help="Gymnasium ids")
-    result.add_argument("--seeds", type=parse_seeds, default=parse_seeds(seeds), help="as in 0-9 or 0,3,7-9")
+    result.add_argument("--seeds", type=parse_seeds, default=list(seeds), help="as in 0-9 or 0,3,7-9")
     result.add_argument("--steps", type=int, default=1_000_000, help="environment steps per run")
     result.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     result.add_argument("--out", type=Path, default=Path(out), help="folder of the results")

@@ -9,15 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from campaign.algorithms import COMPARED, title
-from campaign.command_line import STUDY_SEEDS, parse_seeds
+from campaign.plan import SEEDS_OF_OTHERS, SEEDS_OF_OURS, SEEDS_OF_STUDIES
 from campaign.records import Cell, Records
 from campaign.statistics import Improvement, difference, judge_updates, steps_to, summarize
-
-# How many there are to be: of the others in the learning campaign; of ours there, whose means are what is to be
-# reached; of all in the studies beside it.
-N_SEEDS = 5
-N_SEEDS_OF_OURS = 10
-N_SEEDS_OF_STUDIES = len(parse_seeds(STUDY_SEEDS))
 
 
 @dataclass(frozen=True)
@@ -73,11 +67,11 @@ def seeds(cell: Cell, expected: int) -> str:
 
 
 def learning_seeds(cell: Cell) -> str:
-    return seeds(cell, N_SEEDS_OF_OURS if cell.variant == "sb3_trpo" else N_SEEDS)
+    return seeds(cell, len(SEEDS_OF_OURS if cell.variant == "sb3_trpo" else SEEDS_OF_OTHERS))
 
 
 def study_seeds(cell: Cell) -> str:
-    return seeds(cell, N_SEEDS_OF_STUDIES)
+    return seeds(cell, len(SEEDS_OF_STUDIES))
 
 
 def ordered(records: Records) -> list[Cell]:

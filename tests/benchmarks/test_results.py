@@ -32,6 +32,7 @@ def save(out: Path, run: RunSpecification = RUN, score: float = 100.0) -> Path:
         "training_steps_per_second": 5000.0,
         "seconds": {"total": 90.0},
         "versions": {"torch": "2.13.0"},
+        "machine": {"cpu": "A"},
         "sources": {"commit": "unknown", "sb3_trpo_sha256": "0"},
     }
     results.write(path, run, values, curve(score, rng))
@@ -183,11 +184,21 @@ def test_the_same_files_make_the_same_report(tmp_path):
     assert len(texts) == 1
 
 
-def test_what_differs_in_software_is_said(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "remark"),
+    [
+        ({"sources": {"sb3_trpo_sha256": "1"}}, "2 states of the package's sources: 0 (1 runs); 1 (1 runs)."),
+        ({"versions": {"torch": "2.12.0"}}, "2 sets of versions: torch 2.13.0 (1 runs); torch 2.12.0 (1 runs)."),
+        ({"machine": {"cpu": "B"}}, "2 kinds of processor: A (1 runs); B (1 runs)."),
+    ],
+)
+def test_runs_of_different_origin_are_said_to_be(tmp_path, change, remark):
     save(tmp_path / "learning")
     path = save(tmp_path / "learning", replace(RUN, seed=1))
-    edit(path, sources={"commit": "unknown", "sb3_trpo_sha256": "1"})
-    assert "2 states of the package's sources: 0 (1 runs); 1 (1 runs)" in make_report(tmp_path)
+    assert "The runs come from" not in make_report(tmp_path)
+    edit(path, **change)
+    assert make_report(tmp_path).count("The runs come from") == 1
+    assert f"The runs come from {remark}" in make_report(tmp_path)
 
 
 def test_hyperparameters_that_have_changed_since_are_named(tmp_path):
@@ -230,7 +241,7 @@ def test_updates_that_made_j_lower_are_counted(tmp_path):
     noise = np.random.default_rng(0).normal(size=(10, 20))
     change = np.repeat([-10.0, 10.0], 5)[:, np.newaxis]
     arrays = {"returns_before": noise, "returns_after": noise[:, ::-1] + change, "timesteps": np.arange(10)}
-    values = {"versions": {}, "sources": {"commit": "unknown", "sb3_trpo_sha256": "0"}}
+    values = {"versions": {}, "machine": {"cpu": "A"}, "sources": {"commit": "unknown", "sb3_trpo_sha256": "0"}}
     results.write(run.path(tmp_path / "monotonic"), run, values, arrays)
     section = make_report(tmp_path).partition("## Monotonic improvement")[2]
     # Ours is to have three seeds here, ten in the table of returns.

@@ -10,8 +10,9 @@ import gymnasium as gym
 import pytest
 from campaign import overrides
 from campaign.algorithms import ALGORITHMS, COMPARED, allowed_keys, read_hyperparameters, title
-from campaign.command_line import MUJOCO_TASKS, parse_seeds
+from campaign.command_line import parse_seeds
 from campaign.experiment import Experiment
+from campaign.plan import MUJOCO_TASKS
 from campaign.specification import RunSpecification
 
 PEERS = ("sb3_contrib", "ppo")
