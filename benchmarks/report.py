@@ -64,7 +64,8 @@ Score, mean ± std over seeds, with one hyperparameter changed; after the semico
 """
 ABLATIONS = """
 Score, mean ± std over seeds, with one part taken out, replaced or added; after the semicolon less the full one on the
-same seeds.
+same seeds. `callback=null` has neither an average at the end nor a horizon that grows, the other `callback` only the
+average, as the full one has on HalfCheetah.
 """
 
 LEARNING = (
