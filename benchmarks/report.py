@@ -60,12 +60,14 @@ numbers); one-sided paired t-tests, each update by itself, and corrected for the
 If no update changed J, 5% of the tests at p < .05 would still say that it fell. To reach: under 1% worse.
 """
 SENSITIVITY = """
-Score, mean ± std over seeds, with one hyperparameter changed; after the semicolon less ours on the same seeds.
+Score, mean ± std over seeds, with one hyperparameter changed; after the semicolon less ours on the same seeds. An
+asterisk: another mean than that of our ten seeds, by Dunnett's test for all of a task's variants together at 5%.
 """
 ABLATIONS = """
 Score, mean ± std over seeds, with one part taken out, replaced or added; after the semicolon less the full one on the
 same seeds. `callback=null` has neither an average at the end nor a horizon that grows, the other `callback` only the
-average, as the full one has on HalfCheetah.
+average, as the full one has on HalfCheetah. An asterisk: another mean than that of the full one's ten seeds, by
+Dunnett's test for all of a task's variants together at 5%.
 """
 
 LEARNING = (

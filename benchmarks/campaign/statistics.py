@@ -97,6 +97,22 @@ def difference(sample: Sequence[float] | np.ndarray, other: Sequence[float] | np
     return Difference(mean, float(low), float(high), float(found.pvalue))
 
 
+def differ_from_control(samples: Sequence[np.ndarray], control: np.ndarray) -> np.ndarray:
+    """
+    Dunnett's test at 5% for all samples together. All have one variance, estimated from all of them, for that of three
+    values by themselves says little.
+
+    :param samples: each of at least one value
+    :param control: what they are compared with, at least one value
+    :return: which have another mean than the control (len(samples),); none where no variance can be estimated
+    """
+    if not len(samples) or max(map(len, [control, *samples])) < 2:
+        return np.zeros(len(samples), dtype=bool)
+    # The test integrates numerically, from random points.
+    found = stats.dunnett(*samples, control=control, rng=np.random.default_rng(0))
+    return np.asarray(found.pvalue < SIGNIFICANCE)
+
+
 def steps_to(threshold: float, timesteps: np.ndarray, returns: np.ndarray) -> float:
     """
     :param threshold: a return

@@ -3,15 +3,16 @@ The tables of the report, from records of results.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
 from campaign.algorithms import COMPARED, title
 from campaign.plan import SEEDS_OF_OTHERS, SEEDS_OF_OURS, SEEDS_OF_STUDIES
 from campaign.records import Cell, Records
-from campaign.statistics import Improvement, difference, judge_updates, steps_to, summarize
+from campaign.statistics import Improvement, differ_from_control, difference, judge_updates, steps_to, summarize
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,8 @@ def _judged(found: Improvement) -> list[str]:
 def against_reference(records: Records, reference: Records, name: str) -> str:
     """
     One row a variant, one column a task; above them what they are compared with, on all of their seeds. Variants may
-    have different seeds, so that each cell also has its mean difference from the reference on its own.
+    have different seeds, so that each cell also has its mean difference from the reference on its own. An asterisk
+    marks cells that differ from the reference on all seeds there are of it.
 
     :param records: the variants
     :param reference: the learning campaign
@@ -261,10 +263,27 @@ def against_reference(records: Records, reference: Records, name: str) -> str:
             used = {seed for variant in records.of_task(task) for seed in variant.runs}
             full.append(_compared(cell and cell.restricted_to(used)))
         rows.append([name, *full])
+    different = {key for task in tasks for key in _different(records, task, ours[task])}
     for variant in records.variants:
-        cells = (_compared(records.cells.get((task, variant)), ours[task]) for task in tasks)
-        rows.append([title(variant), *cells])
+        rows.append([title(variant)])
+        for task in tasks:
+            mark = "*" if (task, variant) in different else ""
+            rows[-1].append(_compared(records.cells.get((task, variant)), ours[task]) + mark)
     return table(["variant", *tasks], rows)
+
+
+def _different(records: Records, task: str, reference: Cell | None) -> Iterator[tuple[str, str]]:
+    """
+    :param records: the variants
+    :param task: one of theirs
+    :param reference: what the task's variants are compared with
+    :return: the keys of those whose mean score is another
+    """
+    if reference is None:
+        return iter(())
+    cells = list(records.of_task(task))
+    different = differ_from_control([cell.scores for cell in cells], reference.scores)
+    return ((cell.task, cell.variant) for cell in compress(cells, different))
 
 
 def _compared(cell: Cell | None, reference: Cell | None = None) -> str:

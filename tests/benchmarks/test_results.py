@@ -235,6 +235,20 @@ def test_each_variant_is_compared_on_its_own_seeds(tmp_path):
     assert "target_kl=0.02 | 900.0 (**1 of 3**) |" in section
 
 
+def test_variants_that_differ_by_more_than_chance_are_marked(tmp_path):
+    for seed in range(10):
+        save(tmp_path / "learning", replace(RUN, seed=seed), score=1000.0 + 10 * seed)
+    for label, scores in {"lower": (500, 520, 510), "similar": (1030, 1070, 1040), "wide": (900, 1150, 1000)}.items():
+        for seed, score in enumerate(scores):
+            save(tmp_path / "ablations", replace(RUN, seed=seed, label=label), score=score)
+    save(tmp_path / "ablations", replace(RUN, label="single"), score=0.0)
+    section = make_report(tmp_path).partition("## Ablations")[2]
+    assert "lower | 510.0 ± 10.0 (3); -500* |" in section
+    assert "similar | 1047 ± 20.8 (3); +37 |" in section
+    assert "wide | 1017 ± 125.8 (3); +7 |" in section
+    assert "single | 0.0 (**1 of 3**); -1000* |" in section
+
+
 def test_updates_that_made_j_lower_are_counted(tmp_path):
     protocol = {"stages": [100, 500], "n_updates": 5, "n_episodes": 20}
     run = replace(RUN, kind="improvement", protocol=protocol)

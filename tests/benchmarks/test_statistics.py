@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from campaign.statistics import difference, interval, judge_updates, steps_to, summarize
+from campaign.statistics import differ_from_control, difference, interval, judge_updates, steps_to, summarize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +25,18 @@ def test_the_interval_holds_the_mean_and_lies_within_the_sample(sample):
     slack = 1e-9 * max(map(abs, sample))
     assert min(sample) - slack <= low <= np.mean(sample) + slack
     assert np.mean(sample) - slack <= high <= max(sample) + slack
+
+
+def test_dunnetts_own_example():
+    # Blood counts of animals, in millions per mm³ (Dunnett, 1955): the second drug changes them.
+    control = np.array([7.40, 8.50, 7.20, 8.24, 9.84, 8.32])
+    drugs = [np.array([9.76, 8.80, 7.68, 9.36]), np.array([12.80, 9.68, 12.16, 9.20, 10.55])]
+    assert differ_from_control(drugs, control).tolist() == [False, True]
+
+
+def test_nothing_differs_where_no_variance_can_be_estimated():
+    assert differ_from_control([], np.array([1.0, 2.0])).tolist() == []
+    assert differ_from_control([np.array([5.0])], np.array([1.0])).tolist() == [False]
 
 
 def test_intervals_cover_the_true_mean_about_as_often_as_they_say():
