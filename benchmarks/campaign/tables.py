@@ -3,7 +3,7 @@ The tables of the report, from records of results.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -263,27 +263,25 @@ def against_reference(records: Records, reference: Records, name: str) -> str:
             used = {seed for variant in records.of_task(task) for seed in variant.runs}
             full.append(_compared(cell and cell.restricted_to(used)))
         rows.append([name, *full])
-    different = {key for task in tasks for key in _different(records, task, ours[task])}
+    different = {task: _different(records.of_task(task), ours[task]) for task in tasks}
     for variant in records.variants:
         rows.append([title(variant)])
         for task in tasks:
-            mark = "*" if (task, variant) in different else ""
+            mark = "*" if variant in different[task] else ""
             rows[-1].append(_compared(records.cells.get((task, variant)), ours[task]) + mark)
     return table(["variant", *tasks], rows)
 
 
-def _different(records: Records, task: str, reference: Cell | None) -> Iterator[tuple[str, str]]:
+def _different(cells: Iterable[Cell], reference: Cell | None) -> set[str]:
     """
-    :param records: the variants
-    :param task: one of theirs
-    :param reference: what the task's variants are compared with
-    :return: the keys of those whose mean score is another
+    :param cells: a task's variants
+    :param reference: what they are compared with
+    :return: those whose mean score is another
     """
     if reference is None:
-        return iter(())
-    cells = list(records.of_task(task))
-    different = differ_from_control([cell.scores for cell in cells], reference.scores)
-    return ((cell.task, cell.variant) for cell in compress(cells, different))
+        return set()
+    scores = {cell.variant: cell.scores for cell in cells}
+    return set(compress(scores, differ_from_control(list(scores.values()), reference.scores)))
 
 
 def _compared(cell: Cell | None, reference: Cell | None = None) -> str:
