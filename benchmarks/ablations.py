@@ -30,7 +30,7 @@ SETTINGS = (
     "noise_correlation=0.5",
     # Without an average at the end, with and without a horizon that grows (HalfCheetah's and Ant's does not).
     "callback=null",
-    "callback=sb3_trpo.policy_average.PolicyAverage",
+    "callback=sb3_trpo.PolicyAverage",
 )
 
 

@@ -2,9 +2,47 @@
 Trust region policy optimization for Stable-Baselines3.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.trpo import TRPO
 
+if TYPE_CHECKING:
+    from sb3_trpo.checkpoints import Checkpoint, Checkpointable
+    from sb3_trpo.envpool import make_envpool_vec_env
+    from sb3_trpo.growing_horizon import GrowingHorizon
+    from sb3_trpo.policy_average import PolicyAverage
+
 __version__ = "0.1.0"
 
-__all__ = ["TRPO", "CnnPolicy", "MlpPolicy", "MultiInputPolicy"]
+__all__ = [
+    "TRPO",
+    "Checkpoint",
+    "Checkpointable",
+    "CnnPolicy",
+    "GrowingHorizon",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "PolicyAverage",
+    "make_envpool_vec_env",
+]
+
+# Imported when they are first asked for: training alone needs none of them, and EnvPool is an extra.
+_LAZY = {
+    "Checkpoint": "sb3_trpo.checkpoints",
+    "Checkpointable": "sb3_trpo.checkpoints",
+    "GrowingHorizon": "sb3_trpo.growing_horizon",
+    "PolicyAverage": "sb3_trpo.policy_average",
+    "make_envpool_vec_env": "sb3_trpo.envpool",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,7 @@ then renamed. So a run is finished when its JSON can be read and agrees with its
 truncated or mixed up is found out by the reader.
 """
 
+import dataclasses
 import enum
 import hashlib
 import io
@@ -23,6 +24,11 @@ import numpy as np
 from campaign.specification import RunSpecification
 
 FORMAT = 1
+# Classes that a record names by where they stood when it was made.
+RENAMED = {
+    "sb3_trpo.policy_average.PolicyAverage": "sb3_trpo.PolicyAverage",
+    "sb3_trpo.growing_horizon.GrowingHorizon": "sb3_trpo.GrowingHorizon",
+}
 
 
 class ResultError(Exception):
@@ -94,6 +100,7 @@ def read(path: Path) -> Result:
         raise ResultError(f"incomplete ({error})") from error
     if configuration_hash != run.configuration_hash:
         raise ResultError("the configuration does not have the hash that it was saved with")
+    run = dataclasses.replace(run, hyperparams=_renamed(run.hyperparams), label=_renamed_label(run.label))
     result = Result(run, values, _read_arrays(path.with_suffix(".npz"), checksum))
     try:
         CHECKS[run.kind](result)
@@ -119,6 +126,22 @@ def status(path: Path, run: RunSpecification) -> tuple[Status, str]:
     if result.run.configuration_hash != run.configuration_hash:
         return Status.DIFFERENT, run.differences(result.run) or "another seed"
     return Status.FINISHED, ""
+
+
+def _renamed(value: Any) -> Any:
+    """
+    Give classes in a record's settings the names that they have today.
+    """
+    if isinstance(value, dict):
+        return {RENAMED.get(key, key): _renamed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return list(map(_renamed, value))
+    return RENAMED.get(value, value) if isinstance(value, str) else value
+
+
+def _renamed_label(label: str) -> str:
+    key, equals, value = label.partition("=")
+    return f"{key}{equals}{_renamed(value)}"
 
 
 def _read_arrays(path: Path, checksum: str) -> dict[str, np.ndarray]:

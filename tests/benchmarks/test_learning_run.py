@@ -5,7 +5,7 @@ One training run of the learning benchmarks.
 from campaign.learning_run import PROTOCOL, learning_run
 from campaign.specification import RunSpecification
 
-AVERAGE = [{"sb3_trpo.policy_average.PolicyAverage": {"share": 1.0}}]
+AVERAGE = [{"sb3_trpo.PolicyAverage": {"share": 1.0}}]
 
 
 def specification(**hyperparams) -> RunSpecification:

@@ -80,7 +80,8 @@ class TestHyperparameters:
         Noise, horizon, λ and damping follow one rule in units of time. What the noise moves a body by is the same at
         first, whatever the length of a step; each σ is bounded by 0.63 of what it is then from below, at the end by
         0.21, and by 2.1 of it from above, at the end by 0.1. The horizon is 100 steps, and grows to 4 s where that is
-        less. λ looks 0.25 s ahead. Damping is 0.1 / σ². Swimmer's γ, λ and δ are its own.
+        less. λ looks 0.25 s ahead. Damping is 0.1 / σ². Swimmer's γ, λ and δ are its own, and
+        Humanoid's λ, critic epochs, damping and δ.
         """
         pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
         entries = {}
@@ -98,14 +99,17 @@ class TestHyperparameters:
             *growth, entry["callback"] = entry["callback"]
             end = max(0.99, 1.0 - step / 4.0)
             gammas = {"start": 0.99, "end": pytest.approx(end)}
-            assert growth == [{"sb3_trpo.growing_horizon.GrowingHorizon": gammas}] * (end > 0.99)
-            assert entry.pop("cg_damping") == pytest.approx(0.1 / std**2, rel=0.06)
-            gae_lambda = 0.98 if task == "Swimmer-v5" else pytest.approx(1.0 - step / 0.25, abs=0.005)
-            assert entry.pop("gae_lambda") == gae_lambda
+            assert growth == [{"sb3_trpo.GrowingHorizon": gammas}] * (end > 0.99)
+            of_its_own = {"Swimmer-v5": {"gae_lambda": 0.98}, "Humanoid-v5": {"gae_lambda": 0.6, "cg_damping": 5.0}}
+            by_the_rule = {"cg_damping": 0.1 / std**2, "gae_lambda": 1.0 - step / 0.25}
+            for name, value in {**by_the_rule, **of_its_own.get(task, {})}.items():
+                assert entry.pop(name) == pytest.approx(value, rel=0.06 if name == "cg_damping" else 0.005)
             entries[task] = entry
-        swimmer, one_of_the_others = entries.pop("Swimmer-v5"), entries["HalfCheetah-v5"]
+        swimmer, humanoid = entries.pop("Swimmer-v5"), entries.pop("Humanoid-v5")
+        one_of_the_others = entries["HalfCheetah-v5"]
         assert all(entry == one_of_the_others for entry in entries.values())
         assert swimmer == {**one_of_the_others, "gamma": 0.9999, "target_kl": 0.004}
+        assert humanoid == {**one_of_the_others, "n_critic_updates": 5, "target_kl": "lin_0.08_0.02"}
 
     def test_a_task_without_entry_gets_the_default(self):
         assert read_hyperparameters("ppo", "Taxi-v3")[1].endswith("default")
