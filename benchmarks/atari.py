@@ -24,7 +24,7 @@ import torch as th
 from speed.images import memory, reset_peak
 
 import sb3_trpo
-from sb3_trpo.run_report import ReportingExperimentManager
+from sb3_trpo.rl_zoo.report import ReportingExperimentManager
 
 ALGORITHMS: dict[str, Any] = {"sb3_trpo": sb3_trpo.TRPO, "sb3_contrib": sb3_contrib.TRPO}
 COLUMNS = ("seconds", "cpu_seconds", "extra_mib", "rollout_mib", "kl")

@@ -35,13 +35,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_trpo import TRPO
-from sb3_trpo.actor import Actor
-from sb3_trpo.samples import select, whole_rollout
 from sb3_trpo.trust_region.conjugate_gradient import conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import kronecker_preconditioner
 from sb3_trpo.trust_region.surrogate import Surrogate
+from sb3_trpo.update.actor import Actor
+from sb3_trpo.update.samples import select, whole_rollout
 
 RESULTS = Path(__file__).parent / "results" / "directions"
 

@@ -9,10 +9,10 @@ from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.trpo import TRPO
 
 if TYPE_CHECKING:
+    from sb3_trpo.callbacks.growing_horizon import GrowingHorizon
+    from sb3_trpo.callbacks.policy_average import PolicyAverage
     from sb3_trpo.checkpoints import Checkpoint, Checkpointable
     from sb3_trpo.envpool import make_envpool_vec_env
-    from sb3_trpo.growing_horizon import GrowingHorizon
-    from sb3_trpo.policy_average import PolicyAverage
 
 __version__ = "0.1.0"
 
@@ -32,8 +32,8 @@ __all__ = [
 _LAZY = {
     "Checkpoint": "sb3_trpo.checkpoints",
     "Checkpointable": "sb3_trpo.checkpoints",
-    "GrowingHorizon": "sb3_trpo.growing_horizon",
-    "PolicyAverage": "sb3_trpo.policy_average",
+    "GrowingHorizon": "sb3_trpo.callbacks.growing_horizon",
+    "PolicyAverage": "sb3_trpo.callbacks.policy_average",
     "make_envpool_vec_env": "sb3_trpo.envpool",
 }
 

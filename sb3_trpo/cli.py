@@ -46,18 +46,22 @@ class Command:
 COMMANDS = {
     "train": Command("train a policy, or tune hyperparameters", "rl_zoo3.train", "train"),
     "enjoy": Command("run a trained policy", "rl_zoo3.enjoy", "enjoy"),
-    "enjoy-untrusted": Command("run a model of unknown origin", "sb3_trpo.saved_models.enjoy", "main", ()),
+    "enjoy-untrusted": Command("run a model of unknown origin", "sb3_trpo.commands.enjoy_untrusted", "main", ()),
     "plot-train": Command("plot training returns", "rl_zoo3.plots.plot_train", "plot_train"),
     "all-plots": Command("plot evaluations, make tables", "rl_zoo3.plots.all_plots", "all_plots", ("--algos", "trpo")),
     "plot-from-file": Command("plot what all-plots saved", "rl_zoo3.plots.plot_from_file", "plot_from_file", ()),
     "record-video": Command("record a video of a trained policy", "rl_zoo3.record_video"),
     "load-from-hub": Command("download a trained policy", "rl_zoo3.load_from_hub"),
-    "push-to-hub": Command("upload a trained policy", "sb3_trpo.zoo_hub", "push_to_hub"),
+    "push-to-hub": Command("upload a trained policy", "sb3_trpo.rl_zoo.hub", "push_to_hub"),
 }
 
-MODULES_THAT_CHECK_ARGUMENTS = tuple(
-    f"sb3_trpo.{name}"
-    for name in ("validation", "rl_zoo", "zoo_envpool", "zoo_resume", "envpool", "checkpoints.checkpoint")
+MODULES_THAT_CHECK_ARGUMENTS = (
+    "sb3_trpo.validation",
+    "sb3_trpo.envpool",
+    "sb3_trpo.checkpoints.checkpoint",
+    "sb3_trpo.rl_zoo.plugin",
+    "sb3_trpo.rl_zoo.envpool_training",
+    "sb3_trpo.rl_zoo.resume",
 )
 
 USAGE = "usage: sb3-trpo COMMAND [OPTION ...]\n\n{commands}\n\n`sb3-trpo COMMAND --help` lists the options of one."
@@ -108,7 +112,7 @@ def _register() -> None:
     try:
         import rl_zoo3.train
 
-        from sb3_trpo.zoo_resume import ResumableExperimentManager, ResumableTrainParser
+        from sb3_trpo.rl_zoo.resume import ResumableExperimentManager, ResumableTrainParser
     except ImportError as error:
         sys.exit(f"sb3-trpo needs RL Zoo ({error}): install it with `pip install 'sb3-trpo[zoo]'`.")
     # The two names of that module through which its parser and its environments are made.

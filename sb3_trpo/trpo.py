@@ -27,17 +27,12 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo import rollouts
-from sb3_trpo.actor import Actor
-from sb3_trpo.clipped_actions import log_prob_of_executed
-from sb3_trpo.critic import CriticFit, CriticSettings, fit_critic
-from sb3_trpo.diagnostics import Advice, PolicyStep, record_update
-from sb3_trpo.env_failures import limited_waiting
-from sb3_trpo.exploration import check_noise, std_bounds
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.samples import chunks, select, whole_rollout
+from sb3_trpo.rollouts.collect import collect
+from sb3_trpo.rollouts.failures import limited_waiting
+from sb3_trpo.rollouts.noise import check_noise, std_bounds
+from sb3_trpo.rollouts.steps import watched_reset
 from sb3_trpo.saved_models.algorithm import SafelySaved
-from sb3_trpo.transaction import NonFiniteError, Transaction, check_before_rollout, no_distribution_checks
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.flat import FlatParameters
@@ -45,6 +40,12 @@ from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_lin
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
 from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch, Surrogate
+from sb3_trpo.update.actor import Actor
+from sb3_trpo.update.clipped_actions import log_prob_of_executed
+from sb3_trpo.update.critic import CriticFit, CriticSettings, fit_critic
+from sb3_trpo.update.diagnostics import Advice, PolicyStep, record_update
+from sb3_trpo.update.samples import chunks, select, whole_rollout
+from sb3_trpo.update.transaction import NonFiniteError, Transaction, check_before_rollout, no_distribution_checks
 from sb3_trpo.validation import (
     check_environment,
     check_hyperparameters,
@@ -52,7 +53,6 @@ from sb3_trpo.validation import (
     check_real,
     check_spaces,
 )
-from sb3_trpo.vec_steps import watched_reset
 
 # What the rollout buffers give.
 Rollout: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
@@ -72,7 +72,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
 
     Each update maximises the surrogate E[π_θ(a|s)/π_old(a|s) A(s, a)] subject to E[KL(π_old(·|s) ‖ π_θ(·|s))] ≤ δ, by
     one natural gradient step and a line search, and fits the critic by regression. An action that is clipped on its way
-    to the environment counts by the probability of all that are clipped to the same (``sb3_trpo.clipped_actions``).
+    to the environment counts by the probability of all that are clipped to the same (see
+    ``sb3_trpo.update.clipped_actions``).
 
     The arguments up to ``_init_setup_model`` are those of sb3-contrib's TRPO; the others can be given by name only.
 
@@ -486,7 +487,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        Fill the buffer with steps of the current policy (see ``sb3_trpo.rollouts``).
+        Fill the buffer with steps of the current policy (see ``sb3_trpo.rollouts.collect``).
 
         :param env: the training environments
         :param callback: called at each step, and at the beginning and end of the rollout
@@ -497,7 +498,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         """
         check_before_rollout(self.policy)
         with limited_waiting(env.unwrapped, self.env_timeout):
-            return rollouts.collect(self, env, callback, rollout_buffer, n_rollout_steps)
+            return collect(self, env, callback, rollout_buffer, n_rollout_steps)
 
     def learn(
         self: SelfTRPO,

@@ -26,8 +26,8 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_trpo import TRPO, __version__
 from sb3_trpo.cli import COMMANDS, main
-from sb3_trpo.rl_zoo import HYPERPARAMETERS
-from sb3_trpo.run_report import EVAL_SEED_OFFSET, N_EVAL_EPISODES, ReportingExperimentManager, draw_learning_curve
+from sb3_trpo.rl_zoo.plugin import HYPERPARAMETERS
+from sb3_trpo.rl_zoo.report import EVAL_SEED_OFFSET, N_EVAL_EPISODES, ReportingExperimentManager, draw_learning_curve
 
 TASK = "MountainCarContinuous-v0"
 TASKS = yaml.safe_load(HYPERPARAMETERS.read_text())

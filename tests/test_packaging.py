@@ -161,14 +161,14 @@ def test_wheel_holds_the_whole_package_and_nothing_else(distributions):
         assert "sb3-trpo = sb3_trpo.cli:main" in archive.read(entry_points).decode()
     files = (file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     assert names == {file.relative_to(REPOSITORY).as_posix() for file in files}
-    assert {"sb3_trpo/py.typed", "sb3_trpo/hyperparams/trpo.yml"} <= names
+    assert {"sb3_trpo/py.typed", "sb3_trpo/rl_zoo/hyperparams/trpo.yml"} <= names
 
 
 def test_source_distribution_holds_the_package_and_no_tests(distributions):
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "setup.cfg", "sb3_trpo/py.typed", "sb3_trpo/hyperparams/trpo.yml"} <= names
+    assert {"LICENSE", "README.md", "setup.cfg", "sb3_trpo/py.typed", "sb3_trpo/rl_zoo/hyperparams/trpo.yml"} <= names
     assert not {name for name in names if name.startswith(("tests", "benchmarks"))}
 
 

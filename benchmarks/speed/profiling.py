@@ -18,7 +18,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 import sb3_trpo
-from sb3_trpo import rollouts, trpo
+from sb3_trpo import trpo
+from sb3_trpo.rollouts.collect import _Rollout
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.surrogate import Surrogate
 from speed.run import Run
@@ -57,8 +58,8 @@ PARTS = (
 OURS = (
     (MujocoEnv, "do_simulation", PHYSICS),
     (HalfCheetahEnv, "step", ENVIRONMENT),
-    (rollouts._Rollout, "_act", POLICY),
-    (rollouts._Rollout, "_fill_in", POLICY),
+    (_Rollout, "_act", POLICY),
+    (_Rollout, "_fill_in", POLICY),
     (sb3_trpo.TRPO, "collect_rollouts", BOOKKEEPING),
     (sb3_trpo.TRPO, "train", OTHER),
     (Surrogate, "gradient", GRADIENT),

@@ -37,7 +37,7 @@ class Checkpoint(BaseCallback):
     :param verbose: 1 to tell of each checkpoint
     """
 
-    # Of the steps nothing is read (see ``sb3_trpo.rollouts``).
+    # Of the steps nothing is read (see ``sb3_trpo.rollouts.collect``).
     reads_values = False
 
     def __init__(

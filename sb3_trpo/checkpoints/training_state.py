@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_trpo.callback_tree import leaves
+from sb3_trpo.callbacks.tree import leaves
 from sb3_trpo.checkpoints.env_state import OFFERS_STATE, process_random
 from sb3_trpo.checkpoints.kinds import KINDS
 from sb3_trpo.checkpoints.tree import class_path, pack, unpack

@@ -28,7 +28,7 @@ from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.objects import read_object
 from sb3_trpo.saved_models.pickle_reader import RefusedModelError
 from sb3_trpo.saved_models.weights import read_weights
-from sb3_trpo.transaction import no_distribution_checks
+from sb3_trpo.update.transaction import no_distribution_checks
 from sb3_trpo.validation import check_real
 
 WEIGHTS = ("policy.pth", "policy.optimizer.pth")

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from sb3_trpo.mlp import PlainMlp, to_columns
+from sb3_trpo.networks.mlp import PlainMlp, to_columns
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.kl import Parameters, family_of
 

@@ -13,10 +13,10 @@ from directions import Choice, gain, gains_table, make_run, measure, with_lambda
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trpo import TRPO
-from sb3_trpo.actor import Actor
-from sb3_trpo.samples import whole_rollout
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearizations
+from sb3_trpo.update.actor import Actor
+from sb3_trpo.update.samples import whole_rollout
 
 OPTIONS = SimpleNamespace(task="Pendulum-v1", seed=0, steps=1000, at=[256], rollouts=14, set=["n_envs=2", "n_steps=32"])
 

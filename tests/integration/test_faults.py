@@ -21,7 +21,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, kl_diverge
 from updates import action_distributions, changed, collect, log, observations, state, with_rollout
 
 from sb3_trpo import TRPO
-from sb3_trpo.transaction import NonFiniteError
+from sb3_trpo.update.transaction import NonFiniteError
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRPO. conjugate gradient goes without its preconditioner")
 

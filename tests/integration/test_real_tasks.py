@@ -24,9 +24,9 @@ import yaml
 from gymnasium import spaces
 from small_models import MeasuredTRPO
 
-from sb3_trpo import run_report
-from sb3_trpo.rl_zoo import HYPERPARAMETERS
-from sb3_trpo.run_report import ReportingExperimentManager
+from sb3_trpo.rl_zoo import report as run_report
+from sb3_trpo.rl_zoo.plugin import HYPERPARAMETERS
+from sb3_trpo.rl_zoo.report import ReportingExperimentManager
 
 SEED = 0
 # Of Gymnasium: the return to exceed, and the module that the task needs.

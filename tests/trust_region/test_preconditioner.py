@@ -21,12 +21,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_trpo.transaction import no_distribution_checks
 from sb3_trpo.trust_region import preconditioner
 from sb3_trpo.trust_region.conjugate_gradient import Operator, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearization, Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
+from sb3_trpo.update.transaction import no_distribution_checks
 
 DAMPING = 0.1
 

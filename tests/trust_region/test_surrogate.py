@@ -10,10 +10,10 @@ from sample_policies import POLICIES, distribution_of, explicit_fisher, lineariz
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trpo.transaction import no_distribution_checks
 from sb3_trpo.trust_region.kl import family_of
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate
+from sb3_trpo.update.transaction import no_distribution_checks
 
 N_STATES = 12
 

@@ -1,0 +1,3 @@
+"""
+Callbacks that users pass to ``learn``.
+"""

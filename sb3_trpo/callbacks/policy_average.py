@@ -1,0 +1,78 @@
+"""
+The average of the policies of the end of training, in place of the last of them.
+"""
+
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_trpo.validation import check_real
+
+
+class PolicyAverage(BaseCallback):
+    """
+    When training ends, the policy becomes the average of the policies after each of the last updates (averaging of
+    iterates: Polyak & Juditsky 1992, https://doi.org/10.1137/0330046).
+
+    A policy that still learns goes back and forth around what is best, and on tasks where a robot may fall, one update
+    may be the difference between never falling and falling in every other episode. Their average costs no step of the
+    environment. It is no step of TRPO: no trust region bounds the way to it.
+
+    :param share: of training, at its end, whose updates are averaged over; above 0 and at most 1
+    :param verbose: 1 to tell of how many policies the average was taken
+    """
+
+    # Of the steps nothing is read (see ``sb3_trpo.rollouts.collect``).
+    reads_values = False
+
+    def __init__(self, share: float = 0.1, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        check_real("share", share, "above 0 and at most 1", lambda x: 0 < x <= 1)
+        self.share = share
+        self._sum: list[th.Tensor] = []
+        self._n_policies = 0
+        self._last_update: int | None = None
+
+    def _on_training_start(self) -> None:
+        # On the CPU, for there are devices without numbers of this precision.
+        self._sum = [th.zeros(parameter.shape, dtype=th.float64) for parameter in self.model.policy.parameters()]
+        self._n_policies = 0
+        self._last_update = None
+
+    def _on_rollout_start(self) -> None:
+        # A rollout that a callback ends is followed by no update.
+        is_new = self.model._n_updates != self._last_update
+        if is_new and self.model._current_progress_remaining <= self.share:
+            for total, parameter in zip(self._sum, self.model.policy.parameters(), strict=True):
+                total.add_(parameter.detach().cpu())
+            self._n_policies += 1
+        self._last_update = self.model._n_updates
+
+    def _on_step(self) -> bool:
+        return True
+
+    @th.no_grad()
+    def _on_training_end(self) -> None:
+        # After the last update there is no rollout. Where training was stopped early, there may be nothing to average.
+        self._on_rollout_start()
+        if self._n_policies == 0:
+            return
+        for total, parameter in zip(self._sum, self.model.policy.parameters(), strict=True):
+            parameter.copy_(total / self._n_policies)
+        if self.verbose > 0:
+            print(f"The policy is the average of the last {self._n_policies}.")
+
+    def get_checkpoint_state(self) -> dict[str, Any]:
+        """
+        :return: what ``Checkpoint`` is to keep
+        """
+        return {"sum": [total.numpy().copy() for total in self._sum], "n_policies": self._n_policies}
+
+    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: of ``get_checkpoint_state``
+        """
+        for total, saved in zip(self._sum, state["sum"], strict=True):
+            total.copy_(th.as_tensor(saved))
+        self._n_policies = state["n_policies"]

@@ -1,0 +1,3 @@
+"""
+Commands of ``sb3-trpo`` that RL Zoo does not have.
+"""

@@ -1,0 +1,3 @@
+"""
+Plain networks, with their derivatives written out.
+"""

@@ -1,0 +1,109 @@
+"""
+What ``sb3-trpo train`` adds at the end of a run: the final policy's return, and a picture of how it came about.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
+from stable_baselines3.common.vec_env import sync_envs_normalization
+
+import sb3_trpo.rl_zoo  # noqa: F401  # registers TRPO
+from sb3_trpo.rl_zoo.envpool_training import EnvPoolExperimentManager
+
+N_EVAL_EPISODES = 20
+# Training and EvalCallback's environments count up from the run's seed; these start far from both.
+EVAL_SEED_OFFSET = 1_000_000
+# Episodes in the running mean of the training return, as in the logger's ``rollout/ep_rew_mean``.
+RUNNING_MEAN_EPISODES = 100
+
+
+class ReportingExperimentManager(EnvPoolExperimentManager):
+    """
+    An experiment manager which evaluates the final policy after it has saved it, and says where everything is.
+    """
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: trained; its environments may be closed
+        """
+        super().save_trained_model(model)
+        run = Path(self.save_path)
+        mean, std = self.evaluate(model)
+        curve = draw_learning_curve(run, title=f"{self.algo.upper()} on {self.env_name}")
+
+        kind = "deterministic" if self.deterministic_eval else "stochastic"
+        print(f"\nFinal policy, {kind}, {N_EVAL_EPISODES} episodes: return {mean:.1f} ± {std:.1f}")
+        print(f"Model:          {run / self.env_name}.zip")
+        print(f"Logs:           {run}")
+        if self.tensorboard_log is not None:
+            print(f"TensorBoard:    {model.logger.get_dir()}")
+        print(f"Learning curve: {curve or 'none, no episode has ended'}")
+
+    def evaluate(self, model: BaseAlgorithm) -> tuple[float, float]:
+        """
+        Return of the policy on environments of its own, with the normalisation statistics frozen as they are.
+
+        :param model: trained
+        :return: mean and standard deviation over ``N_EVAL_EPISODES`` episodes of the unnormalised return
+        """
+        env = self.create_envs(min(self.n_envs, N_EVAL_EPISODES), eval_env=True)
+        if model.env is not None:
+            sync_envs_normalization(model.env, env)
+        env.seed(self.seed + EVAL_SEED_OFFSET)
+        try:
+            mean, std = evaluate_policy(model, env, N_EVAL_EPISODES, deterministic=self.deterministic_eval)
+        finally:
+            env.close()
+        assert isinstance(mean, float)
+        assert isinstance(std, float)
+        return mean, std
+
+
+def draw_learning_curve(run: Path, title: str) -> Path | None:
+    """
+    Draw a run's training return (running mean) and evaluations (mean and standard deviation) over environment steps.
+
+    :param run: folder with RL Zoo's ``*.monitor.csv`` and, if there were evaluations, ``evaluations.npz``
+    :param title: of the picture
+    :return: the picture, ``learning_curve.png`` in the same folder; None when there is nothing to draw
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="environment steps", ylabel="return")
+    drawn = [_draw_training(axes, run), _draw_evaluations(axes, run)]
+    if not any(drawn):
+        return None
+    axes.grid(alpha=0.3)
+    axes.legend()
+    picture = run / "learning_curve.png"
+    figure.savefig(picture, dpi=150)
+    return picture
+
+
+def _draw_training(axes: Axes, run: Path) -> bool:
+    try:
+        episodes = load_results(str(run))
+    except LoadMonitorResultsError:
+        return False
+    if episodes.empty:
+        return False
+    returns = episodes["r"].rolling(RUNNING_MEAN_EPISODES, min_periods=1).mean()
+    axes.plot(
+        episodes["l"].cumsum(), returns, label=f"training, mean of the last {RUNNING_MEAN_EPISODES} episodes", alpha=0.7
+    )
+    return True
+
+
+def _draw_evaluations(axes: Axes, run: Path) -> bool:
+    if not (run / "evaluations.npz").exists():
+        return False
+    with np.load(run / "evaluations.npz") as evaluations:
+        steps, returns = evaluations["timesteps"], evaluations["results"]
+    mean, std = returns.mean(axis=1), returns.std(axis=1)
+    (line,) = axes.plot(steps, mean, marker=".", label=f"evaluation, mean ± std of {returns.shape[1]} episodes")
+    axes.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.2)
+    return True

@@ -1,0 +1,3 @@
+"""
+From environments to the rollout buffer.
+"""

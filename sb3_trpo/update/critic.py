@@ -1,0 +1,308 @@
+"""
+Regression of the critic on the returns.
+
+Only parameters that the action distribution does not depend on are moved: the trust region bounds the policy's change,
+and a critic step on shared parameters would change it again behind its back.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from sb3_trpo.networks.mlp import ColumnMlp, LayerInputs, PlainMlp, to_matrices, write_matrices_
+from sb3_trpo.networks.plain_policy import extract_features, plain_critic
+from sb3_trpo.trust_region.flat import flatten
+from sb3_trpo.update.samples import chunks, select
+
+# Up to this size, features are put into an epoch's order all at once; beyond, that copy would take too much memory.
+MAX_SHUFFLED_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class CriticFit:
+    """
+    :param losses: mean squared error of each minibatch, before the step that it led to, (number of steps,)
+    """
+
+    losses: th.Tensor
+
+    @property
+    def mean_loss(self) -> float:
+        return float(self.losses.mean()) if len(self.losses) else 0.0
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """
+    :param n_epochs: passes over the data
+    :param batch_size: samples of a minibatch
+    :param max_grad_norm: the gradient is scaled down to this Euclidean norm; None leaves it as it is
+    """
+
+    n_epochs: int
+    batch_size: int
+    max_grad_norm: float | None
+
+
+def fit_critic(
+    policy: ActorCriticPolicy,
+    predict_values: Callable[[Any], th.Tensor],
+    samples: Any,
+    actor_parameters: Iterable[nn.Parameter],
+    settings: CriticSettings,
+    is_builtin: bool,
+) -> CriticFit:
+    """
+    Minimise E[(V(s) − R)²] over the critic's own parameters by minibatches, with the policy's optimizer.
+
+    :param policy: whose critic it is
+    :param predict_values: values of samples, (N, 1)
+    :param samples: the rollout: N states, as ``predict_values`` takes them, and their returns R, (N,)
+    :param actor_parameters: not to be moved
+    :param settings: see there
+    :param is_builtin: whether ``predict_values`` is nothing but the policy's
+    :return: the losses
+    """
+    returns = samples.returns
+    fixed = {id(parameter) for parameter in actor_parameters}
+    free = [p for p in policy.parameters() if p.requires_grad and id(p) not in fixed]
+    network = plain_critic(policy) if is_builtin else None
+    if network is not None and _features_are_fixed(policy, free) and _is_flat_adam(policy.optimizer, network, free):
+        parts = chunks(samples, None)
+        columns = _feature_columns(policy, parts)
+        returns = th.cat([part.returns for part in parts])
+        return _fit_plain(network, policy.optimizer, columns, returns, settings)
+    with _TrainingMode(policy, free):
+        return _fit_any(predict_values, free, policy.optimizer, samples, returns, settings)
+
+
+def _epochs(returns: th.Tensor, settings: CriticSettings) -> Iterator[th.Tensor]:
+    """
+    :return: for each epoch, the order of the samples
+    """
+    for _ in range(settings.n_epochs):
+        yield th.randperm(len(returns), device=returns.device)
+
+
+def _fit_any(
+    predict_values: Callable[[Any], th.Tensor],
+    parameters: Sequence[nn.Parameter],
+    optimizer: th.optim.Optimizer,
+    samples: Any,
+    returns: th.Tensor,
+    settings: CriticSettings,
+) -> CriticFit:
+    losses: list[th.Tensor] = []
+    for order in _epochs(returns, settings):
+        for index in order.split(settings.batch_size):
+            loss = mse_loss(predict_values(select(samples, index)).flatten(), returns[index])
+            losses.append(loss.detach())
+            optimizer.zero_grad()
+            if loss.requires_grad:
+                for parameter, grad in zip(
+                    parameters, th.autograd.grad(loss, parameters, allow_unused=True), strict=True
+                ):
+                    parameter.grad = grad
+            if settings.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            optimizer.step()
+    optimizer.zero_grad()
+    return CriticFit(th.stack(losses) if losses else th.zeros(0))
+
+
+def _features_are_fixed(policy: ActorCriticPolicy, free: Iterable[nn.Parameter]) -> bool:
+    """
+    :param policy: whose ``predict_values`` is SB3's
+    :param free: the parameters that the critic may move
+    :return: whether none of them is in the critic's features extractor, so that features need computing only once
+    """
+    extractor = {id(parameter) for parameter in policy.vf_features_extractor.parameters()}
+    # A module that behaves differently in training (dropout) gives other features at each pass.
+    always_same = policy.vf_features_extractor is policy.pi_features_extractor or not extractor
+    return always_same and not any(id(parameter) in extractor for parameter in free)
+
+
+@th.no_grad()
+def _feature_columns(policy: ActorCriticPolicy, parts: Sequence[Any]) -> th.Tensor:
+    """
+    :param policy: whose critic's features do not change
+    :param parts: chunks of rollout samples
+    :return: their features with a last row of ones, (n_features + 1, N), with no other copy of them all on the way
+    """
+    sizes = [len(part.returns) for part in parts]
+    n_features = policy.vf_features_extractor.features_dim
+    columns = th.ones(n_features + 1, sum(sizes), dtype=parts[0].returns.dtype, device=parts[0].returns.device)
+    for part, place in zip(parts, columns[:-1].split(sizes, dim=1), strict=True):
+        place.copy_(extract_features(policy, part.observations, policy.vf_features_extractor).t())
+    return columns
+
+
+class _TrainingMode:
+    """
+    Puts the critic's modules into training mode while it is open, for dropout and batch-norm. A module in which there
+    are other parameters than those that the critic may move, or none at all, stays as it is: it may be shared with the
+    actor, whose batch statistics must not move.
+
+    :param policy: in evaluation mode
+    :param free: the parameters that the critic may move
+    """
+
+    def __init__(self, policy: nn.Module, free: Iterable[nn.Parameter]) -> None:
+        self._policy = policy
+        self._free = set(map(id, free))
+
+    def __enter__(self) -> None:
+        self._train(self._policy)
+
+    def __exit__(self, *_: object) -> None:
+        self._policy.train(False)
+
+    def _train(self, module: nn.Module) -> None:
+        parameters = {id(parameter) for parameter in module.parameters()}
+        if parameters and parameters <= self._free:
+            module.train(True)
+        else:
+            for child in module.children():
+                self._train(child)
+
+
+def _is_flat_adam(optimizer: th.optim.Optimizer, network: PlainMlp, free: Iterable[nn.Parameter]) -> bool:
+    """
+    :return: whether one Adam step over one vector does what the optimizer would do with the network's parameters
+    """
+    if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
+        return False
+    group = optimizer.param_groups[0]
+    # The last two keep their count of steps on the parameters' device.
+    options = ("amsgrad", "maximize", "differentiable", "decoupled_weight_decay", "capturable", "fused")
+    unusual = any(group.get(option) for option in options)
+    own, movable = {id(p) for p in network.parameters}, {id(p) for p in free}
+    known = {id(p) for p in group["params"]}
+    with_state = {id(p) for p in optimizer.state if id(p) in own}
+    steps = {float(optimizer.state[p]["step"]) for p in optimizer.state if id(p) in own}
+    # All of the network or nothing: one count of steps for all its parameters.
+    same_age = with_state in (set(), own) and len(steps) <= 1
+    return not unusual and own <= movable & known and same_age
+
+
+class _FlatAdam:
+    """
+    ``torch.optim.Adam`` on a network's parameters, gathered into one vector; the same arithmetic in one kernel a step.
+
+    The network's own parameters, and the optimizer's state, stay as they were until ``commit``.
+
+    :param network: whose parameters to move
+    :param optimizer: whose settings and state to use
+    """
+
+    def __init__(self, network: PlainMlp, optimizer: th.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._parameters = network.parameters
+        matrices = to_matrices(self._parameters)
+        self._shapes = [matrix.shape for matrix in matrices]
+        self._sizes = [matrix.numel() for matrix in matrices]
+        group = optimizer.param_groups[0]
+        self._fused_adam = functools.partial(
+            th._fused_adam_,
+            lr=float(group["lr"]),
+            beta1=float(group["betas"][0]),
+            beta2=float(group["betas"][1]),
+            weight_decay=float(group["weight_decay"]),
+            eps=float(group["eps"]),
+            amsgrad=False,
+            maximize=False,
+        )
+        state = optimizer.state
+        self._vector = flatten(matrices)
+        if self._parameters[0] in state:
+            moments = ([state[p][name] for p in self._parameters] for name in ("exp_avg", "exp_avg_sq"))
+            self._moments = [flatten(to_matrices(moment)) for moment in moments]
+            self._step = state[self._parameters[0]]["step"].detach().clone().to(self._vector.device)
+        else:
+            self._moments = [th.zeros_like(self._vector), th.zeros_like(self._vector)]
+            self._step = th.zeros((), dtype=th.float32, device=self._vector.device)
+        self._one = th.ones_like(self._step)
+        self._gradient = th.zeros_like(self._vector)
+        self.matrices = self._views(self._vector)
+        self.gradients = self._views(self._gradient)
+
+    def step(self, max_grad_norm: float | None) -> None:
+        """
+        :param max_grad_norm: the gradient is scaled down to this norm; None leaves it as it is
+        """
+        if max_grad_norm is not None:
+            # As in torch's clip_grad_norm_, so that both ways give the same numbers.
+            self._gradient.mul_((max_grad_norm / (self._gradient.norm() + 1e-6)).clamp(max=1.0))
+        self._step.add_(self._one)
+        exp_avg, exp_avg_sq = self._moments
+        self._fused_adam([self._vector], [self._gradient], [exp_avg], [exp_avg_sq], [], [self._step])
+
+    @th.no_grad()
+    def commit(self) -> None:
+        """
+        Write parameters and state back, the parameters in place.
+        """
+        write_matrices_(self._parameters, self.matrices)
+        moments = []
+        for moment in self._moments:
+            moments.append([th.empty_like(parameter) for parameter in self._parameters])
+            write_matrices_(moments[-1], self._views(moment))
+        for parameter, exp_avg, exp_avg_sq in zip(self._parameters, *moments, strict=True):
+            step = self._step.detach().clone().cpu()
+            self._optimizer.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+    def _views(self, vector: th.Tensor) -> list[th.Tensor]:
+        return [piece.view(shape) for piece, shape in zip(vector.split(self._sizes), self._shapes, strict=True)]
+
+
+def _shuffled(columns: th.Tensor, order: th.Tensor, batch_size: int) -> Iterator[th.Tensor]:
+    """
+    :param columns: one for each sample, (n, N)
+    :param order: of the samples
+    :param batch_size: samples of a minibatch
+    :return: the minibatches
+    """
+    if columns.numel() <= MAX_SHUFFLED_ELEMENTS:
+        yield from columns.index_select(1, order).split(batch_size, dim=1)
+    else:
+        yield from (columns.index_select(1, index) for index in order.split(batch_size))
+
+
+@th.no_grad()
+def _fit_plain(
+    network: PlainMlp, optimizer: th.optim.Optimizer, columns: th.Tensor, returns: th.Tensor, settings: CriticSettings
+) -> CriticFit:
+    """
+    As ``_fit_any``, with the backward pass written out, on features that do not change.
+
+    :param columns: features with a last row of ones, (n_features + 1, N)
+    """
+    adam = _FlatAdam(network, optimizer)
+    working_copy = ColumnMlp(adam.matrices, network.activations)
+    targets = returns.unsqueeze(0)
+    # By the number of samples, for a last minibatch may be smaller.
+    inputs: dict[int, LayerInputs] = {}
+    squares, factors = [], []
+    for order in _epochs(returns, settings):
+        batches = zip(
+            _shuffled(columns, order, settings.batch_size), _shuffled(targets, order, settings.batch_size), strict=True
+        )
+        for batch_columns, batch_targets in batches:
+            n = batch_targets.shape[1]
+            inputs[n] = working_copy.layer_inputs(batch_columns, out=inputs.get(n))
+            # 2 (V − R) / n, the gradient of the loss with respect to V.
+            gradient = working_copy.scaled_error(inputs[n], batch_targets, 2.0 / n)
+            flat = gradient.view(-1)
+            squares.append(flat.dot(flat))
+            factors.append(n / 4.0)
+            working_copy.vjp(inputs[n], gradient, out=adam.gradients)
+            adam.step(settings.max_grad_norm)
+    adam.commit()
+    # The mean squared error is n / 4 times the gradient's square.
+    return CriticFit(th.stack(squares) * th.tensor(factors, device=returns.device) if squares else th.zeros(0))

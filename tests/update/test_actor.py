@@ -1,0 +1,204 @@
+"""
+Each policy gets the linearisation that fits it, and both say the same about z(θ).
+"""
+
+from typing import NamedTuple
+
+import pytest
+import torch as th
+from sample_policies import (
+    ACTIONS,
+    PLAIN,
+    POLICIES,
+    as_matrix,
+    cnn_policy,
+    distribution_of,
+    explicit_fisher,
+    make_observations,
+    make_policy,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_trpo.trust_region.fisher import Fisher
+from sb3_trpo.trust_region.linearization import GraphLinearization, Linearizations, MlpLinearization
+from sb3_trpo.update.actor import Actor
+
+
+class Samples(NamedTuple):
+    observations: th.Tensor
+
+
+def make_samples(policy: ActorCriticPolicy, n: int = 16) -> Samples:
+    shape = (n, *policy.observation_space.shape)
+    return Samples(th.randn(shape, generator=th.Generator().manual_seed(0)))
+
+
+def actor_of(policy: ActorCriticPolicy, is_builtin: bool = True) -> Actor:
+    """
+    :param policy: a policy
+    :param is_builtin: whether the actor may take it for granted that the policy is asked for nothing special
+    :return: its actor
+    """
+    return Actor(policy, lambda samples: policy.get_distribution(samples.observations), is_builtin)
+
+
+def single(name: str) -> ActorCriticPolicy:
+    """
+    :param name: of a policy
+    :return: in float32, as SB3 has its observations
+    """
+    return POLICIES[name]().float()
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_plain_policies_are_written_out_others_go_through_autograd(name) -> None:
+    policy = single(name)
+    kind = MlpLinearization if name in PLAIN else GraphLinearization
+    assert type(actor_of(policy).linearize(make_samples(policy))) is kind
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cnn_policy(dtype=th.float32),
+        lambda: make_policy(activation_fn=nn.ELU, dtype=th.float32),
+    ],
+)
+def test_other_networks_go_through_autograd(make) -> None:
+    policy = make()
+    assert type(actor_of(policy).linearize(make_samples(policy))) is GraphLinearization
+
+
+def test_a_distribution_of_ones_own_goes_through_autograd() -> None:
+    policy = single("Categorical")
+    assert type(actor_of(policy, is_builtin=False).linearize(make_samples(policy))) is GraphLinearization
+
+
+@pytest.mark.parametrize("freeze", ["log_std", "action_net.bias", "mlp_extractor.policy_net.0.weight"])
+def test_frozen_parameters_are_left_out(freeze) -> None:
+    policy = make_policy(dtype=th.float32)
+    policy.get_parameter(freeze).requires_grad_(False)
+    linearization = actor_of(policy).linearize(make_samples(policy))
+    names = {id(parameter): name for name, parameter in policy.named_parameters()}
+    actors = {name for name in names.values() if "value" not in name}
+    assert {names[id(parameter)] for parameter in linearization.parameters} == actors - {freeze}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_both_ways_agree(name) -> None:
+    policy = single(name)
+    samples = make_samples(policy, 64)
+    written_out, by_autograd = actor_of(policy), actor_of(policy, is_builtin=False)
+    fishers = [Fisher(Linearizations(actor.linearize, [samples])) for actor in (written_out, by_autograd)]
+    orders = [{id(p): i for i, p in enumerate(fisher.parameters)} for fisher in fishers]
+    assert orders[0].keys() == orders[1].keys()
+    v = th.randn(len(fishers[0].parameters), generator=th.Generator().manual_seed(1))
+    pieces = dict(zip(map(id, fishers[0].parameters), fishers[0].parameters.split(v), strict=True))
+    reordered = th.cat([pieces[id(parameter)].flatten() for parameter in fishers[1].parameters])
+    products = [fisher @ vector for fisher, vector in zip(fishers, (v, reordered), strict=True)]
+    first, second = (
+        dict(zip(map(id, f.parameters), f.parameters.split(p), strict=True))
+        for f, p in zip(fishers, products, strict=True)
+    )
+    for key, piece in first.items():
+        th.testing.assert_close(piece, second[key], rtol=1e-3, atol=1e-5 * float(products[0].abs().max()))
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_distribution_is_the_linearizations_bit_for_bit(name) -> None:
+    """So that the ratio is 1 and KL is 0 at θ_old."""
+    policy = single(name)
+    samples, actor = make_samples(policy), actor_of(policy)
+    linearization = actor.linearize(samples)
+    distribution = actor.distribution(samples)
+    z = linearization.family.parameters(distribution.distribution)
+    assert all(map(th.equal, z, linearization.z))
+    assert not any(part.requires_grad for part in z)
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_distribution_follows_the_parameters(name) -> None:
+    policy = single(name)
+    samples, actor = make_samples(policy), actor_of(policy)
+    parameters = actor.linearize(samples).parameters
+    parameters.write_(0.9 * parameters.vector())
+    distribution = actor.distribution(samples)
+    expected = policy.get_distribution(samples.observations)
+    actions = expected.mode().detach()
+    th.testing.assert_close(distribution.log_prob(actions), expected.log_prob(actions), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["DiagGaussian", "gSDE"])
+def test_chunks_have_the_same_parameters(name) -> None:
+    policy = single(name)
+    actor = actor_of(policy)
+    first, second = (actor.linearize(make_samples(policy, n)) for n in (4, 7))
+    assert first.parameters is second.parameters
+    assert (len(first), len(second)) == (4, 7)
+
+
+def test_observations_are_prepared_as_sb3_does() -> None:
+    policy = make_policy(ACTIONS["Discrete"], dtype=th.float32)
+    obs = make_samples(policy).observations.double()
+    linearization = actor_of(policy).linearize(Samples(obs))
+    expected = policy.get_distribution(obs).distribution.logits
+    th.testing.assert_close(linearization.z[0], expected, rtol=1e-5, atol=1e-6)
+
+
+GSDE = [name for name in POLICIES if name.startswith("gSDE")]
+
+
+def gsde_fisher(policy: ActorCriticPolicy, obs: th.Tensor, is_whole: bool = True) -> Fisher:
+    """
+    :param policy: with gSDE
+    :param obs: observations, (N, ...)
+    :param is_whole: as the update has it; otherwise as the gradient has it
+    :return: F
+    """
+    actor = Actor(policy, lambda samples: distribution_of(policy, samples.observations), False)
+    return Fisher(Linearizations(actor.linearize_for_fisher if is_whole else actor.linearize, [Samples(obs)]))
+
+
+@pytest.mark.parametrize("name", GSDE)
+def test_fisher_of_gsde_is_the_curvature_of_kl(name) -> None:
+    """Whatever moves the noise: a step of ε v changes KL by ½ ε² vᵀF v, as measured."""
+    policy = POLICIES[name]()
+    obs = make_observations(policy, 8)
+    whole, cut = gsde_fisher(policy, obs), gsde_fisher(policy, obs, is_whole=False)
+    old = whole.linearizations.first()
+    v = th.randn(len(whole.parameters), dtype=th.float64, generator=th.Generator().manual_seed(0))
+    products = [float(v.dot(fisher @ v)) for fisher in (whole, cut)]
+    theta, epsilon = whole.parameters.vector(), 1e-4
+    whole.parameters.write_(theta + epsilon * v)
+    new = old.family.parameters(distribution_of(policy, obs).distribution)
+    curvature = 2.0 * float(old.family.kl_divergence(old.z, new).mean()) / epsilon**2
+    assert products[0] == pytest.approx(curvature, rel=1e-2)
+    # The difference that it makes, unless the gradient sees it all anyway.
+    assert (products[1] == pytest.approx(curvature, rel=1e-2)) == policy.action_dist.learn_features
+
+
+@pytest.mark.parametrize("name", GSDE)
+def test_fisher_of_gsde_is_the_definition(name) -> None:
+    policy = POLICIES[name]()
+    obs = make_observations(policy, 4)
+    fisher = gsde_fisher(policy, obs)
+    matrix = as_matrix(fisher.__matmul__, len(fisher.parameters))
+    policy.action_dist.learn_features = True
+    expected = explicit_fisher(policy, obs, fisher.parameters.parameters)
+    th.testing.assert_close(matrix, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", GSDE)
+def test_what_gsde_trains_its_features_for_stays_as_it_was(name) -> None:
+    policy = single(name)
+    action_dist, actor = policy.action_dist, actor_of(policy)
+    learn_features = action_dist.learn_features
+    assert actor.hides_features != learn_features
+    actor.linearize_for_fisher(make_samples(policy))
+    assert action_dist.learn_features == learn_features
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_only_gsde_hides_features(name) -> None:
+    assert not actor_of(single(name)).hides_features

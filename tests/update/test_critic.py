@@ -1,0 +1,268 @@
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sb3_contrib
+import torch as th
+from gymnasium import spaces
+from small_models import VECTOR, Extractor, SpacesEnv
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.nn.functional import mse_loss
+from updates import action_distributions, actor_state, changed, log, mean_kl, observations, pendulum, state
+
+from sb3_trpo.update import critic, samples
+from sb3_trpo.update.critic import CriticFit, CriticSettings, fit_critic
+
+SETTINGS = CriticSettings(n_epochs=3, batch_size=100, max_grad_norm=None)
+
+
+class HalfAdam(th.optim.Adam):
+    """A user's own optimizer, which is an Adam and isn't."""
+
+    @th.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.clamp_(min=0.0)
+        super().step(closure)
+
+
+# Every option of SB3's default optimizer, Adam, and others that users choose.
+OPTIMIZERS: dict[str, tuple[type[th.optim.Optimizer], dict[str, Any]]] = {
+    "Adam": (th.optim.Adam, {}),
+    "Adam, other betas and eps": (th.optim.Adam, {"betas": (0.8, 0.95), "eps": 1e-3}),
+    "Adam, weight decay": (th.optim.Adam, {"weight_decay": 0.1}),
+    "Adam, amsgrad": (th.optim.Adam, {"amsgrad": True}),
+    "Adam, maximize": (th.optim.Adam, {"maximize": True}),
+    "Adam, decoupled weight decay": (th.optim.Adam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "Adam, fused": (th.optim.Adam, {"fused": True}),
+    "Adam, derived from": (HalfAdam, {}),
+    "AdamW": (th.optim.AdamW, {"weight_decay": 0.1}),
+    "RMSprop": (th.optim.RMSprop, {}),
+    "SGD": (th.optim.SGD, {"momentum": 0.9}),
+}
+
+
+def critic_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
+    return [*policy.mlp_extractor.value_net.parameters(), *policy.value_net.parameters()]
+
+
+def actor_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
+    critic = set(map(id, critic_parameters(policy)))
+    return [parameter for parameter in policy.parameters() if id(parameter) not in critic]
+
+
+def fit(model: Any, settings: CriticSettings, is_builtin: bool) -> CriticFit:
+    """
+    :param model: with a rollout
+    :param settings: of the fit
+    :param is_builtin: False leads to the general way
+    """
+    policy = model.policy
+
+    def predict_values(batch: Any) -> th.Tensor:
+        return policy.predict_values(batch.observations)
+
+    th.manual_seed(0)
+    return fit_critic(policy, predict_values, rollout(model), actor_parameters(policy), settings, is_builtin)
+
+
+def rollout(model: Any) -> Any:
+    """
+    :return: the samples, in the same order each time
+    """
+    buffer = copy.deepcopy(model.rollout_buffer)
+    list(buffer.get())
+    return buffer._get_samples(range(buffer.buffer_size * buffer.n_envs))
+
+
+def reference_fit(model: Any, settings: CriticSettings) -> th.Tensor:
+    """
+    What a PyTorch user would write.
+
+    :return: the losses
+    """
+    policy, data, losses = model.policy, rollout(model), []
+    th.manual_seed(0)
+    for _ in range(settings.n_epochs):
+        order = th.randperm(len(data.returns))
+        for i in range(0, len(order), settings.batch_size):
+            index = order[i : i + settings.batch_size]
+            loss = mse_loss(policy.predict_values(data.observations[index]).flatten(), data.returns[index])
+            losses.append(loss.item())
+            policy.optimizer.zero_grad()
+            loss.backward()
+            if settings.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(critic_parameters(policy), settings.max_grad_norm)
+            policy.optimizer.step()
+    policy.optimizer.zero_grad()
+    return th.tensor(losses)
+
+
+def assert_same_fit(model: Any, reference: Any, fitted: CriticFit, losses: th.Tensor) -> None:
+    th.testing.assert_close(fitted.losses, losses, rtol=1e-4, atol=0.0)
+    ours, theirs = state(model), state(reference)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        th.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        assert ours[name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("is_builtin", [True, False], ids=["plain", "general"])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_fit_is_that_of_a_loop_in_torch(optimizer: str, max_grad_norm: float | None, is_builtin: bool) -> None:
+    optimizer_class, optimizer_kwargs = OPTIMIZERS[optimizer]
+    kwargs = {"optimizer_class": optimizer_class, "optimizer_kwargs": optimizer_kwargs, "net_arch": [16, 16]}
+    model, reference = pendulum(policy_kwargs=kwargs), pendulum(policy_kwargs=kwargs)
+    settings = CriticSettings(n_epochs=3, batch_size=100, max_grad_norm=max_grad_norm)
+    if optimizer == "SGD" and max_grad_norm is None:
+        settings = CriticSettings(n_epochs=3, batch_size=100, max_grad_norm=5.0)  # or it diverges
+    # Twice: the second begins with the optimizer's state.
+    for _ in range(2):
+        assert_same_fit(model, reference, fit(model, settings, is_builtin), reference_fit(reference, settings))
+
+
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU])
+@pytest.mark.parametrize("batch_size", [1, 64, 256, 1000])
+def test_the_same_holds_for_other_networks_and_batch_sizes(activation_fn: type[nn.Module], batch_size: int) -> None:
+    kwargs = {"activation_fn": activation_fn, "net_arch": {"pi": [4], "vf": [8, 20, 8]}}
+    settings = CriticSettings(n_epochs=1, batch_size=batch_size, max_grad_norm=None)
+    model, reference = pendulum(policy_kwargs=kwargs), pendulum(policy_kwargs=kwargs)
+    assert_same_fit(model, reference, fit(model, settings, True), reference_fit(reference, settings))
+
+
+def test_minibatches_taken_one_by_one_are_those_of_the_shuffled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks too, whose samples stand in another order."""
+    models = [pendulum(), pendulum()]
+    monkeypatch.setattr(samples, "MAX_CHUNK_ELEMENTS", 100)
+    fit(models[0], SETTINGS, True)
+    monkeypatch.setattr(critic, "MAX_SHUFFLED_ELEMENTS", 0)
+    fit(models[1], SETTINGS, True)
+    assert not changed(state(models[0]), state(models[1]))
+
+
+def test_the_ways_can_take_turns() -> None:
+    model, reference = pendulum(), pendulum()
+    for is_builtin in (True, False, True):
+        assert_same_fit(model, reference, fit(model, SETTINGS, is_builtin), reference_fit(reference, SETTINGS))
+
+
+@pytest.mark.parametrize("is_builtin", [True, False], ids=["plain", "general"])
+def test_the_actor_stays_and_so_does_everything_in_memory(is_builtin: bool) -> None:
+    model = pendulum()
+    actor, pointers = actor_state(model), [p.data_ptr() for p in model.policy.parameters()]
+    fit(model, SETTINGS, is_builtin)
+    assert not changed(actor, actor_state(model))
+    assert [p.data_ptr() for p in model.policy.parameters()] == pointers
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
+
+
+def test_weight_decay_leaves_the_actor_alone() -> None:
+    kwargs = {"optimizer_kwargs": {"weight_decay": 0.5}, "net_arch": [16]}
+    model = pendulum(policy_kwargs=kwargs)
+    # What a user's own code may have left there.
+    model.policy.action_net.weight.grad = th.ones_like(model.policy.action_net.weight)
+    actor = actor_state(model)
+    fit(model, SETTINGS, is_builtin=False)
+    assert not changed(actor, actor_state(model))
+
+
+def freeze_first_layer(policy: ActorCriticPolicy) -> nn.Module:
+    policy.mlp_extractor.value_net[0].requires_grad_(False)
+    return policy.mlp_extractor.value_net[0]
+
+
+def freeze_all(policy: ActorCriticPolicy) -> nn.Module:
+    for parameter in critic_parameters(policy):
+        parameter.requires_grad_(False)
+    return policy.value_net
+
+
+@pytest.mark.parametrize("freeze", [freeze_first_layer, freeze_all])
+def test_frozen_parameters_of_the_critic_stay(freeze: Callable[[ActorCriticPolicy], nn.Module]) -> None:
+    model = pendulum()
+    frozen = freeze(model.policy)
+    before = [parameter.clone() for parameter in frozen.parameters()]
+    others = state(model)
+    model.train()
+    assert all(th.equal(a, b) for a, b in zip(before, frozen.parameters(), strict=True))
+    assert ("value_net.weight" in changed(others, state(model))) == (freeze is freeze_first_layer)
+
+
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.GELU], ids=["plain", "general"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
+@pytest.mark.parametrize("layer", ["layer-norm", "batch-norm", "dropout"])
+def test_a_shared_extractor_stays_with_the_policy_step(
+    layer: str, frozen: bool, activation_fn: type[nn.Module]
+) -> None:
+    env = SpacesEnv(VECTOR, spaces.Box(-1, 1, (3,)))
+    kwargs = {
+        "features_extractor_class": Extractor,
+        "features_extractor_kwargs": {"layer": layer},
+        "share_features_extractor": True,
+        "activation_fn": activation_fn,
+        "net_arch": [8],
+    }
+    model = pendulum(env=env, policy_kwargs=kwargs)
+    model.policy.features_extractor.requires_grad_(not frozen)
+    old, obs = copy.deepcopy(model.policy), observations(model)
+    old_distributions = action_distributions(old, obs)
+    model.train()
+    assert mean_kl(old_distributions, model.policy, obs) == pytest.approx(
+        log(model)["train/kl_divergence_loss"], rel=1e-3
+    )
+    assert not th.equal(old.value_net.weight, model.policy.value_net.weight)
+    assert (old.features_extractor.net[0].weight == model.policy.features_extractor.net[0].weight).all() == frozen
+    buffers = zip(old.features_extractor.buffers(), model.policy.features_extractor.buffers(), strict=True)
+    assert all(th.equal(a, b) for a, b in buffers)
+
+
+def test_the_critics_own_batch_norm_and_dropout_work_in_its_fit() -> None:
+    kwargs = {
+        "features_extractor_class": Extractor,
+        "features_extractor_kwargs": {"layer": "batch-norm"},
+        "share_features_extractor": False,
+        "net_arch": [8],
+    }
+    model = pendulum(env=SpacesEnv(VECTOR, spaces.Box(-1, 1, (3,))), policy_kwargs=kwargs)
+    model.train()
+    assert (model.policy.vf_features_extractor.net[1].running_mean != 0.0).any()
+    assert (model.policy.pi_features_extractor.net[1].running_mean == 0.0).all()
+    assert not any(module.training for module in model.policy.modules())
+
+
+def test_no_epochs_leave_the_critic_as_it_is() -> None:
+    for is_builtin in (True, False):
+        model = pendulum()
+        before = state(model)
+        fitted = fit(model, CriticSettings(0, 64, None), is_builtin)
+        assert fitted.mean_loss == 0.0
+        assert {name for name in changed(before, state(model)) if not name.startswith("optimizer.")} == set()
+
+
+def test_a_bound_on_the_gradient_is_off_by_default_and_works() -> None:
+    kwargs = {"policy_kwargs": {"optimizer_class": th.optim.SGD, "net_arch": [8]}, "learning_rate": 1.0}
+    steps = {}
+    for max_grad_norm in (0.01, 0.02):
+        model = pendulum(n_critic_updates=1, batch_size=256, max_grad_norm=max_grad_norm, **kwargs)
+        before = th.nn.utils.parameters_to_vector(critic_parameters(model.policy)).detach()
+        model.train()
+        step = th.nn.utils.parameters_to_vector(critic_parameters(model.policy)).detach() - before
+        steps[max_grad_norm] = float(step.norm())
+    assert steps == {norm: pytest.approx(norm, rel=1e-3) for norm in steps}
+    assert pendulum().max_grad_norm is None
+
+
+def test_the_loss_after_as_many_epochs_is_that_of_sb3_contrib() -> None:
+    losses = []
+    for algorithm in (None, sb3_contrib.TRPO):
+        model = pendulum(*([algorithm] if algorithm else []), n_critic_updates=20, gamma=0.9, learning_rate=3e-3)
+        model.train()
+        samples = rollout(model)
+        with th.no_grad():
+            losses.append(float(mse_loss(model.policy.predict_values(samples.observations).flatten(), samples.returns)))
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
