@@ -12,6 +12,11 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+
+class UserError(ValueError):
+    """Something that the user gave is not allowed; the message is one sentence that says what is."""
+
+
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 FLATTEN = "gymnasium.wrappers.FlattenObservation makes it a vector"
 RESHAPE = "gymnasium.wrappers.TransformAction can reshape it"
@@ -20,7 +25,7 @@ RESHAPE = "gymnasium.wrappers.TransformAction can reshape it"
 def check_hyperparameters(algorithm: Any) -> None:
     """
     :param algorithm: a TRPO, with its arguments as attributes
-    :raises ValueError: naming the first argument that is not allowed
+    :raises UserError: naming the first argument that is not allowed
     """
     for name in ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
         check_integer(name, getattr(algorithm, name), minimum=1)
@@ -53,7 +58,7 @@ def check_environment(algorithm: Any, env: VecEnv) -> None:
     """
     :param algorithm: a TRPO, with its arguments as attributes
     :param env: the training environments
-    :raises ValueError: if the algorithm can't work with them
+    :raises UserError: if the algorithm can't work with them
     """
     n_samples = algorithm.n_steps * env.num_envs
     # As in SB3's PPO, whose users rely on the type of the error.
@@ -76,10 +81,10 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
     :param name: the argument's name
     :param value: the argument
     :param minimum: the least that is allowed
-    :raises ValueError: if it is not an integer, or less
+    :raises UserError: if it is not an integer, or less
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
-        raise ValueError(f"{name} is {value!r}, but must be an integer of at least {minimum}.")
+        raise UserError(f"{name} is {value!r}, but must be an integer of at least {minimum}.")
 
 
 def check_real(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> None:
@@ -88,11 +93,11 @@ def check_real(name: str, value: Any, allowed: str, is_allowed: Callable[[float]
     :param value: the argument
     :param allowed: in words, after "must be"
     :param is_allowed: the same as a test, for finite numbers
-    :raises ValueError: if it is not a finite number, or not allowed
+    :raises UserError: if it is not a finite number, or not allowed
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and is_allowed(float(value))):
-        raise ValueError(f"{name} is {value!r}, but must be {allowed}.")
+        raise UserError(f"{name} is {value!r}, but must be {allowed}.")
 
 
 def check_schedule(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> None:
@@ -101,7 +106,7 @@ def check_schedule(name: str, value: Any, allowed: str, is_allowed: Callable[[fl
     :param value: a number, or a schedule that starts with one
     :param allowed: in words, after "must be a number"
     :param is_allowed: the same as a test, for finite numbers
-    :raises ValueError: if it is not allowed
+    :raises UserError: if it is not allowed
     """
     if callable(value):
         check_real(f"{name} at the start of training", value(1.0), f"a number {allowed}", is_allowed)
@@ -114,17 +119,17 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     :param name: the argument's name
     :param value: the argument
     :param choices: what is allowed
-    :raises ValueError: if it is none of them
+    :raises UserError: if it is none of them
     """
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
+        raise UserError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
 
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
     :param observation_space: the environment's
     :param action_space: the environment's
-    :raises ValueError: if rollout buffers and policies have no place for them
+    :raises UserError: if rollout buffers and policies have no place for them
     """
     _check_kind("action space", action_space)
     _check_dimensions("action space", action_space, RESHAPE)
@@ -138,7 +143,7 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
 def check_observation_encoding(algorithm: Any) -> None:
     """
     :param algorithm: a TRPO, with its arguments and spaces as attributes
-    :raises ValueError: if it has one of SB3's policies, and this can't take what SB3 makes of an observation
+    :raises UserError: if it has one of SB3's policies, and this can't take what SB3 makes of an observation
     """
     if algorithm.policy_class not in algorithm.policy_aliases.values():
         return
@@ -179,7 +184,7 @@ def _refuse(what: str, space: spaces.Space, requirement: str) -> None:
     :param what: in words
     :param space: which it is
     :param requirement: that it does not meet, after "but"
-    :raises ValueError: always
+    :raises UserError: always
     """
     # NumPy prints matrices in several lines.
-    raise ValueError(f"The {what} is {' '.join(str(space).split())}, but {requirement}.")
+    raise UserError(f"The {what} is {' '.join(str(space).split())}, but {requirement}.")
