@@ -28,10 +28,8 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.rollouts.collect import collect
-from sb3_trpo.rollouts.failures import limited_waiting
-from sb3_trpo.rollouts.noise import check_noise, std_bounds
-from sb3_trpo.rollouts.steps import watched_reset
+from sb3_trpo.rollouts.collect import RolloutCollector
+from sb3_trpo.rollouts.noise import check_noise
 from sb3_trpo.saved_models.algorithm import SafelySaved
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
@@ -45,6 +43,7 @@ from sb3_trpo.update.clipped_actions import log_prob_of_executed
 from sb3_trpo.update.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.update.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.update.samples import chunks, select, whole_rollout
+from sb3_trpo.update.std_bounds import std_bounds
 from sb3_trpo.update.transaction import NonFiniteError, Transaction, check_before_rollout, no_distribution_checks
 from sb3_trpo.validation import (
     check_environment,
@@ -66,7 +65,7 @@ MAX_KL_SCALE = KL_ADAPTATION**4
 MAX_FAILURES = 5
 
 
-class TRPO(SafelySaved, OnPolicyAlgorithm):
+class TRPO(SafelySaved, RolloutCollector):
     """
     Trust region policy optimization (TRPO).
 
@@ -129,8 +128,10 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         takes all at once, unless their observations are as large as images
     :param preconditioner: of conjugate gradient; ``"kfac"`` reaches in three to five iterations what takes 15 without
         (see ``benchmarks/RESULTS.md``); None uses none
-    :param env_timeout: seconds that an environment in another process (``SubprocVecEnv``) may take for a step or a
-        reset before training ends with an error; None waits for ever
+    :param env_timeout: the seconds that an environment in another process (``SubprocVecEnv``) may take for a step or a
+        reset before training ends with an error; None waits as long as it takes, with a warning after a minute
+    :param check_env_outputs: whether an observation or reward that is not finite, or an observation of another shape
+        than the space says, ends training with an error; observations that the policy's network can handle are none
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -179,7 +180,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         adaptive_kl: bool = False,
         fisher_chunk_size: int | None = None,
         preconditioner: str | None = "kfac",
-        env_timeout: float | None = 600.0,
+        env_timeout: float | None = None,
+        check_env_outputs: bool = True,
     ) -> None:
         self.batch_size = batch_size
         self.cg_max_steps = cg_max_steps
@@ -200,6 +202,7 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
         self.env_timeout = env_timeout
+        self.check_env_outputs = check_env_outputs
         # What the base class will hold; set here so that everything is checked before an environment is made.
         self.learning_rate, self.n_steps, self.gamma, self.gae_lambda = learning_rate, n_steps, gamma, gae_lambda
         self.ent_coef, self.max_grad_norm = ent_coef, max_grad_norm  # type: ignore[assignment]
@@ -231,8 +234,8 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         # The last search direction, for warm starts, (P,). Empty before the first, rather than None, for SB3 loads a
         # tensor by setting the data of one.
         self.cg_direction = th.zeros(0, device=self.device)
-        # The noise in the last actions, (n_envs, n_actions), where it is correlated.
-        self._last_noise: np.ndarray | None = None
+        self._last_noise = None
+        self._stepped_env = self._why_not_fast = None
         # What adaptive KL multiplies target_kl by.
         self.kl_scale = 1.0
         self._advice = Advice()
@@ -487,18 +490,17 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        Fill the buffer with steps of the current policy (see ``sb3_trpo.rollouts.collect``).
+        Fill the buffer with steps of the current policy (see ``sb3_trpo.rollouts``).
 
         :param env: the training environments
-        :param callback: called at each step, and at the beginning and end of the rollout
-        :param rollout_buffer: to be filled
+        :param callback: the callback, called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: the buffer to fill
         :param n_rollout_steps: steps of each environment
         :return: whether the rollout is complete, rather than ended by the callback
         :raises NonFiniteError: if the policy's weights are not finite
         """
         check_before_rollout(self.policy)
-        with limited_waiting(env.unwrapped, self.env_timeout):
-            return collect(self, env, callback, rollout_buffer, n_rollout_steps)
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def learn(
         self: SelfTRPO,
@@ -510,11 +512,6 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfTRPO:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        assert self.env is not None
-        with limited_waiting(self.env.unwrapped, self.env_timeout), watched_reset(self.env):
-            return super()._setup_learn(*args, **kwargs)
 
     def _setup_model(self) -> None:
         # Once more, for a loaded model's arguments come later than the constructor.
@@ -531,7 +528,14 @@ class TRPO(SafelySaved, OnPolicyAlgorithm):
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_advice", "_last_noise", "cg_direction"]
+        return [
+            *super()._excluded_save_params(),
+            "_advice",
+            "_last_noise",
+            "_stepped_env",
+            "_why_not_fast",
+            "cg_direction",
+        ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, _ = super()._get_torch_save_params()

@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import sb3_trpo
 from sb3_trpo import trpo
-from sb3_trpo.rollouts.collect import _Rollout
+from sb3_trpo.rollouts.fast_rollout import FastRollout
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.surrogate import Surrogate
 from speed.run import Run
@@ -58,8 +58,8 @@ PARTS = (
 OURS = (
     (MujocoEnv, "do_simulation", PHYSICS),
     (HalfCheetahEnv, "step", ENVIRONMENT),
-    (_Rollout, "_act", POLICY),
-    (_Rollout, "_fill_in", POLICY),
+    (FastRollout, "_act", POLICY),
+    (FastRollout, "_fill_in", POLICY),
     (sb3_trpo.TRPO, "collect_rollouts", BOOKKEEPING),
     (sb3_trpo.TRPO, "train", OTHER),
     (Surrogate, "gradient", GRADIENT),

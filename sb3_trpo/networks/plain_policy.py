@@ -104,7 +104,9 @@ def _is_modified(module: nn.Module) -> bool:
     )
 
 
-def extract_features(policy: ActorCriticPolicy, obs: th.Tensor, extractor: nn.Module) -> th.Tensor:
+def extract_features(
+    policy: ActorCriticPolicy, obs: th.Tensor | dict[str, th.Tensor], extractor: nn.Module
+) -> th.Tensor:
     """
     The inputs of a policy's network, as SB3 prepares them (one-hot, scaled images, flattened).
 

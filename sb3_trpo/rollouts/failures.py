@@ -1,6 +1,5 @@
 """
-Environments that fail while a rollout is collected, or do not answer: which one it was, at what step; and no process is
-left behind.
+Environments that fail while a rollout is collected, or do not answer: which one it was, and at what step.
 """
 
 import contextlib
@@ -8,42 +7,126 @@ import math
 import os
 import socket
 import struct
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import NoReturn
 
-import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 # A pipe is closed a little before its process is seen to have ended.
 SECONDS_TO_END = 5.0
+# After so long without an answer of the environments a warning says so, once.
+SECONDS_TO_A_WARNING = 60.0
 _AFTERWARDS = "The environments are closed; the model can be saved, and trained in others (set_env)."
 
 
-@contextlib.contextmanager
-def limited_waiting(env: VecEnv, seconds: float | None) -> Iterator[None]:
+class Failures:
     """
-    While it is open, a read from an environment in another process that takes too long ends with a BlockingIOError.
+    What is done when an environment fails.
+
+    :param env: the environments below all wrappers
+    :param when: says the moment in words, such as "after 10 steps"
+    """
+
+    def __init__(self, env: VecEnv, when: Callable[[], str]) -> None:
+        self._env = env
+        self._when = when
+        self._is_told = False
+
+    def blame(self, error: Exception, index: int) -> NoReturn:
+        """
+        Raise an environment's error, with the environment's number and the step.
+
+        An environment's own exception keeps its type. Of one in another process only the end of the process is seen, or
+        that it does not answer: then the processes of the other environments are ended too, for SB3 can no longer close
+        them.
+
+        :param error: the exception
+        :param index: the environment's number
+        :raises RuntimeError: if the environment's process has ended, or does not answer
+        """
+        self._is_told = True
+        if isinstance(self._env, SubprocVecEnv) and isinstance(error, (EOFError, OSError)):
+            self._raise_end_of_process(error, index)
+        _add_note(error, f"This happened in environment {index} of {self._env.num_envs}, {self._when()}.")
+        raise error
+
+    def explain(self, error: Exception) -> None:
+        """
+        Say which environment an error comes from that code which is not ours has met, if that can be told.
+
+        :param error: raised while the environments were stepped or reset
+        :raises RuntimeError: if the process of an environment has ended, or does not answer
+        """
+        if not self._is_told:
+            index = self._failing_environment(error)
+            if index is not None:
+                self.blame(error, index)
+
+    def _raise_end_of_process(self, error: Exception, index: int) -> NoReturn:
+        assert isinstance(self._env, SubprocVecEnv)
+        n_envs = self._env.num_envs
+        if isinstance(error, BlockingIOError):
+            _end_workers(self._env)
+            raise RuntimeError(
+                f"Environment {index} of {n_envs} did not answer {self._when()}, for longer than env_timeout allows. "
+                f"{_AFTERWARDS}"
+            ) from error
+        ended = _ended_workers(self._env)
+        if not ended:
+            raise error
+        _end_workers(self._env)
+        who = ", ".join(map(str, ended))
+        how = ", ".join(map(_how_it_ended, ended.values()))
+        raise RuntimeError(
+            f"Environment {who} of {n_envs} failed {self._when()}: its process {how}. {_AFTERWARDS}"
+        ) from error
+
+    def _failing_environment(self, error: Exception) -> int | None:
+        """
+        Find out which environment an exception comes from.
+
+        :param error: raised while the environments were stepped or reset
+        :return: the environment's number; None if it comes from elsewhere, or that can't be told
+        """
+        if isinstance(self._env, DummyVecEnv):
+            return _first_in_traceback(error.__traceback__, self._env.envs, DummyVecEnv)
+        if isinstance(self._env, SubprocVecEnv):
+            index = _first_in_traceback(error.__traceback__, self._env.remotes, None)
+            if index is None and isinstance(error, (EOFError, OSError)) and _ended_workers(self._env):
+                return 0  # whose number the message then takes from the processes that have ended
+            return index
+        return None
+
+
+@contextlib.contextmanager
+def limit_waiting(env: VecEnv, seconds: float | None) -> Iterator[None]:
+    """
+    End a read from an environment in another process that takes too long with a BlockingIOError, in the block.
 
     The time is kept by the system, as a property of the socket, so that it costs nothing at a step. Environments in the
     training's own process can't be told from slow ones; nor can, on Windows, others.
 
-    :param env: the innermost training environments
-    :param seconds: None for ever
+    :param env: the environments below all wrappers
+    :param seconds: the limit; None for none, and then nothing is touched
     """
-    _set_receive_timeout(env, seconds)
+    if seconds is None:
+        yield
+        return
     try:
+        _set_receive_timeout(env, seconds)
         yield
     finally:
-        _set_receive_timeout(env, None)
+        _set_receive_timeout(env, 0.0)
 
 
-def _set_receive_timeout(env: VecEnv, seconds: float | None) -> None:
+def _set_receive_timeout(env: VecEnv, seconds: float) -> None:
     if os.name != "posix" or not isinstance(env, SubprocVecEnv) or env.closed:
         return
-    fraction, whole = math.modf(seconds or 0.0)
+    fraction, whole = math.modf(seconds)
     # At least a microsecond, for 0 stands for ever.
     timeval = struct.pack("ll", int(whole), max(int(fraction * 1e6), 1 if seconds else 0))
     for remote in env.remotes:
@@ -52,53 +135,60 @@ def _set_receive_timeout(env: VecEnv, seconds: float | None) -> None:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
 
-@contextlib.contextmanager
-def explained_failures(env: VecEnv, when: Callable[[], str]) -> Iterator[None]:
+class WaitingWatch:
     """
-    While it is open, an error of an environment is told with the environment's number and the step.
+    Warns, once, when a step of the environments takes long. Whoever steps them counts in ``n_begun`` and ``n_done``.
 
-    An environment's own exception keeps its type. Of one in another process only the end of the process is seen, or
-    that it does not answer: then the processes of the other environments are ended too, for SB3 can no longer close
-    them.
-
-    :param env: the innermost training environments
-    :param when: gives the present moment in words, such as "after 10 steps"
-    :raises RuntimeError: if the process of an environment has ended, or does not answer
+    :param env: the environments below all wrappers
+    :param when: says the moment in words
     """
-    try:
-        yield
-    except BlockingIOError as error:
-        index = _read_from(env, error.__traceback__)
-        if index is None:
-            raise
-        _end_workers(env)
-        raise RuntimeError(
-            f"Environment {index} of {env.num_envs} did not answer {when()}, for longer than env_timeout allows. "
-            f"{_AFTERWARDS}"
-        ) from error
-    except (EOFError, ConnectionError) as error:
-        ended = _ended_workers(env)
-        if not ended:
-            raise
-        _end_workers(env)
-        who = ", ".join(map(str, ended))
-        how = ", ".join(map(_how_it_ended, ended.values()))
-        raise RuntimeError(
-            f"Environment {who} of {env.num_envs} failed {when()}: its process {how}. {_AFTERWARDS}"
-        ) from error
-    except Exception as error:
-        index = _failing_environment(env, error.__traceback__)
-        if index is not None:
-            _add_note(error, f"This happened in environment {index} of {env.num_envs}, {when()}.")
-        raise
+
+    def __init__(self, env: VecEnv, when: Callable[[], str]) -> None:
+        self.n_begun = 0
+        self.n_done = 0
+        self.has_warned = False
+        self._env = env
+        self._when = when
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> "WaitingWatch":
+        # A thread that sleeps costs nothing at a step, where an alarm that is set and taken back would.
+        threading.Thread(target=self._watch, daemon=True, name="sb3_trpo waiting watch").start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+
+    def _watch(self) -> None:
+        seen = 0
+        while not self._is_over.wait(SECONDS_TO_A_WARNING):
+            if self.n_begun > self.n_done and self.n_begun == seen:
+                self.has_warned = True
+                warnings.warn(
+                    f"{self._who()} not answered for {SECONDS_TO_A_WARNING:g} seconds, {self._when()}. Training waits; "
+                    "env_timeout=SECONDS would end it with an error. (This is said once.)",
+                    stacklevel=1,
+                )
+                return
+            seen = self.n_begun
+
+    def _who(self) -> str:
+        env = self._env
+        if isinstance(env, SubprocVecEnv) and not env.closed:
+            silent = [str(i) for i, remote in enumerate(env.remotes) if not remote.poll(0)]
+            if silent:
+                return f"Environment {', '.join(silent)} of {env.num_envs} {'has' if len(silent) == 1 else 'have'}"
+        return "The environments have"
 
 
-def _ended_workers(env: VecEnv) -> dict[int, int]:
+def _ended_workers(env: SubprocVecEnv) -> dict[int, int]:
     """
-    :param env: in processes, or not
-    :return: the exit codes of processes that have ended, by the numbers of their environments
+    Return the exit codes of processes that have ended.
+
+    :param env: the environments
+    :return: exit codes, by the numbers of the environments
     """
-    processes = env.processes if isinstance(env, SubprocVecEnv) and not env.closed else []
+    processes = [] if env.closed else env.processes
     deadline = time.monotonic() + SECONDS_TO_END
     while processes and time.monotonic() < deadline:
         ended = {i: int(process.exitcode) for i, process in enumerate(processes) if process.exitcode is not None}
@@ -108,8 +198,7 @@ def _ended_workers(env: VecEnv) -> dict[int, int]:
     return {}
 
 
-def _end_workers(env: VecEnv) -> None:
-    assert isinstance(env, SubprocVecEnv)
+def _end_workers(env: SubprocVecEnv) -> None:
     for process in env.processes:
         process.terminate()
     for process in env.processes:
@@ -126,42 +215,36 @@ def _how_it_ended(exit_code: int) -> str:
     return f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code} (see its output)"
 
 
-def _failing_environment(env: VecEnv, traceback: TracebackType | None) -> int | None:
+def _first_in_traceback(
+    traceback: TracebackType | None, objects: Sequence[object], container: type | None
+) -> int | None:
     """
-    :param env: the innermost environments
-    :param traceback: of an exception
-    :return: the number of the environment that it comes from; None if it comes from elsewhere, or that can't be told
+    Find out which of several objects was at work when an exception was raised.
+
+    :param traceback: the exception's
+    :param objects: the objects
+    :param container: a class whose methods count the objects in their only whole number; None for none
+    :return: the number of the first object that one of the frames works on; None if there is none
     """
     while traceback is not None:
-        scope, name = traceback.tb_frame.f_locals, traceback.tb_frame.f_code.co_name
-        if name in ("step_wait", "_dummy_step_wait", "reset") and env in (scope.get("self"), scope.get("env")):
-            if isinstance(env, DummyVecEnv):
-                return scope.get("env_idx", scope.get("i"))
-            return _first_of_wrong_shape(env, scope.get("results", []))
-        traceback = traceback.tb_next
-    return None
-
-
-def _read_from(env: VecEnv, traceback: TracebackType | None) -> int | None:
-    """
-    :param env: the innermost environments
-    :param traceback: of an exception
-    :return: the number of the environment that was being read from
-    """
-    remotes = env.remotes if isinstance(env, SubprocVecEnv) else ()
-    while traceback is not None:
-        reader = traceback.tb_frame.f_locals.get("self")
-        for i, remote in enumerate(remotes):
-            if remote is reader:
+        frame = traceback.tb_frame
+        at_work = list(frame.f_locals.values())
+        for i, candidate in enumerate(objects):
+            if any(candidate is value for value in at_work):
                 return i
+        if container is not None and frame.f_code in _codes(container):
+            counts = [value for value in at_work if type(value) is int]
+            if len(counts) == 1:
+                counted = counts[0]
+                # A frame below may know better, unless the container itself has failed.
+                deeper = _first_in_traceback(traceback.tb_next, objects, None)
+                return counted if deeper is None else deeper
         traceback = traceback.tb_next
     return None
 
 
-def _first_of_wrong_shape(env: VecEnv, results: list[Any]) -> int | None:
-    shape = env.observation_space.shape
-    wrong = (i for i, result in enumerate(results) if shape is not None and np.shape(result[0]) != shape)
-    return next(wrong, None)
+def _codes(kind: type) -> set[object]:
+    return {function.__code__ for function in vars(kind).values() if hasattr(function, "__code__")}
 
 
 def _add_note(error: Exception, note: str) -> None:

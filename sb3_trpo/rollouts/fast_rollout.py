@@ -1,5 +1,5 @@
 """
-Collection of rollouts: what SB3's ``collect_rollouts`` does, in a fraction of the time.
+The fast path: what SB3's ``collect_rollouts`` does, in a fraction of the time.
 
 For small policies SB3 spends more time around each step than in the simulation: distribution objects, values and
 log-probabilities of one state at a time, deep copies. Here only the actor is evaluated at each step; values,
@@ -7,311 +7,311 @@ log-probabilities and the values that truncated episodes are bootstrapped with a
 once. Actions and random numbers are SB3's bit for bit, and so are observations, rewards and episodes; values and
 log-probabilities agree to rounding, for a matrix product of many rows may sum in another order than one of few.
 
-Policies, buffers and options that this does not cover are left to SB3's own loop. A callback that is not one of SB3's
-or RL Zoo's might read each step's tensors (``obs_tensor``, ``values``, ``log_probs``): they are then computed at each
-step, unless the callback has the attribute ``reads_values = False``.
+A callback that reads a step's tensors (``obs_tensor``, ``values``, ``log_probs``) or infos gets them: they are computed
+when they are read (``sb3_trpo.rollouts.shown_locals``).
 """
 
+import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-)
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trpo.callbacks.tree import leaves
 from sb3_trpo.networks.mlp import PlainMlp
 from sb3_trpo.networks.plain_policy import extract_features, plain_actor, plain_critic
 from sb3_trpo.rollouts.advantages import compute_returns_and_advantage
-from sb3_trpo.rollouts.noise import CorrelatedNoise, explored_with, noise_of_rollout
-from sb3_trpo.rollouts.steps import Step, check_finite, last_observation, watched_steps
+from sb3_trpo.rollouts.checks import last_observation
+from sb3_trpo.rollouts.guard import StepGuard
+from sb3_trpo.rollouts.noise import CorrelatedNoise
+from sb3_trpo.rollouts.samplers import SAMPLERS, make_sampler
+from sb3_trpo.rollouts.shown_locals import Lazy, ShowingCallback, ShownLocals
+from sb3_trpo.rollouts.untouched import is_untouched
 
 # Observations evaluated at a time: hidden layers of a long rollout would take more memory than the rollout itself.
 MAX_ROWS = 8192
 
-Sampler = Callable[[th.Tensor], th.Tensor]
+Observations: TypeAlias = Any  # an array, or a dictionary of arrays
 
 
-def collect(
-    algorithm: OnPolicyAlgorithm,
-    env: VecEnv,
-    callback: BaseCallback,
-    rollout_buffer: RolloutBuffer,
-    n_rollout_steps: int,
-) -> bool:
+def why_not_fast(algorithm: OnPolicyAlgorithm, buffer: RolloutBuffer, n_rollout_steps: int) -> str:
     """
-    :param algorithm: whose policy acts
-    :param env: the training environments
-    :param callback: called at each step, and at the beginning and end of the rollout
-    :param rollout_buffer: to be filled
+    Say why a rollout has to be collected by SB3's own loop.
+
+    :param algorithm: the algorithm that collects it
+    :param buffer: the buffer to fill
     :param n_rollout_steps: steps of each environment
-    :return: whether the rollout is complete, rather than ended by the callback
-    :raises ValueError: if an observation or reward is not finite
+    :return: the reason, as the end of a sentence; empty if the fast path does the same
     """
-    assert algorithm._last_obs is not None, "No previous observation was provided"
-    _check_first_observations(algorithm)
-    is_lean = _is_lean(algorithm, rollout_buffer, n_rollout_steps)
-    reads_values = any(map(_reads_values, leaves(callback)))
-    noise = noise_of_rollout(algorithm, env.num_envs)
-    with watched_steps(env, lambda: algorithm.num_timesteps + env.num_envs, not is_lean or reads_values) as step:
-        if is_lean:
-            fill = _Rollout(
-                algorithm, env, callback, rollout_buffer, n_rollout_steps, step, reads_values, noise
-            ).collect
-        else:
-            watched: Any = _WatchedCallback(callback, algorithm)
-            sb3s_loop = OnPolicyAlgorithm.collect_rollouts
-            fill = functools.partial(sb3s_loop, algorithm, env, watched, rollout_buffer, n_rollout_steps)
-        with explored_with(noise, algorithm):
-            return fill()
-
-
-def _check_first_observations(algorithm: OnPolicyAlgorithm) -> None:
-    """
-    :param algorithm: about to collect a rollout
-    :raises ValueError: if an observation that it starts with is not finite
-    """
-    normalization = algorithm.get_vec_normalize_env()
-    if normalization is not None:
-        # The normalised ones are all bad if one of these is.
-        check_finite(getattr(normalization, "old_obs", {}), None, algorithm.num_timesteps)
-    check_finite(algorithm._last_obs, None, algorithm.num_timesteps)
-
-
-def _is_lean(algorithm: OnPolicyAlgorithm, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
     policy = algorithm.policy
-    return (
-        isinstance(algorithm.observation_space, spaces.Box)
-        and type(rollout_buffer) is RolloutBuffer
-        and n_rollout_steps == rollout_buffer.buffer_size
-        and type(policy).forward is ActorCriticPolicy.forward
-        and type(policy.action_dist) in _SAMPLERS
-        and plain_actor(policy) is not None
-        and plain_critic(policy) is not None
-    )
+    if not is_untouched(buffer, RolloutBuffer, DictRolloutBuffer):
+        return (
+            f"the rollout buffer is of a class of its own or has a method that was replaced ({type(buffer).__name__})"
+        )
+    if n_rollout_steps != buffer.buffer_size:
+        return f"the rollout has {n_rollout_steps} steps, but the buffer has room for {buffer.buffer_size}"
+    if type(policy.action_dist) not in SAMPLERS:
+        return f"actions come from a {type(policy.action_dist).__name__}"
+    if plain_actor(policy) is None or plain_critic(policy) is None:
+        return "the policy is not one of plain networks"
+    return ""
 
 
-class _WatchedCallback:
-    """
-    A callback that is not told of a step before it has been checked.
-
-    :param callback: to be called
-    :param algorithm: that collects the rollout
-    """
-
-    def __init__(self, callback: BaseCallback, algorithm: OnPolicyAlgorithm) -> None:
-        self.callback = callback
-        self.algorithm = algorithm
-        self.on_rollout_start, self.on_rollout_end = callback.on_rollout_start, callback.on_rollout_end
-        self.on_step = callback.on_step
-
-    def update_locals(self, local_variables: dict[str, Any]) -> None:
-        check_finite(local_variables["new_obs"], local_variables["rewards"], self.algorithm.num_timesteps)
-        self.callback.update_locals({**local_variables, "callback": self.callback})
-
-
-class _Rollout:
+class FastRollout:
     """
     One rollout of a plain policy.
 
-    :param algorithm: whose policy acts
-    :param env: the training environments
-    :param callback: called at each step, and at the beginning and end of the rollout
-    :param rollout_buffer: to be filled
-    :param n_rollout_steps: steps of each environment
-    :param step: does the work of ``env.step``
-    :param reads_values: whether the callback may read each step's tensors
-    :param noise: of Gaussian actions; None for independent noise
+    :param algorithm: the algorithm whose policy acts
+    :param guard: the environments
+    :param callback: the callback, called at each step, and at the beginning and end of the rollout
+    :param buffer: the buffer to fill
+    :param noise: the noise of Gaussian actions; None for independent noise
     """
 
     def __init__(
         self,
         algorithm: OnPolicyAlgorithm,
-        env: VecEnv,
+        guard: StepGuard,
         callback: BaseCallback,
-        rollout_buffer: RolloutBuffer,
-        n_rollout_steps: int,
-        step: Step,
-        reads_values: bool,
+        buffer: RolloutBuffer,
         noise: CorrelatedNoise | None,
     ) -> None:
         self.algorithm = algorithm
         self.policy = algorithm.policy
-        self.env = env
+        self.guard = guard
         self.callback = callback
-        self.buffer = rollout_buffer
-        self.n_rollout_steps = n_rollout_steps
+        self.buffer = buffer
         actor, critic = plain_actor(self.policy), plain_critic(self.policy)
         assert actor is not None
         assert critic is not None
         self.actor: PlainMlp = actor
         self.critic: PlainMlp = critic
-        self.step = step
-        self.reads_values = reads_values
-        self.sample = _SAMPLERS[type(self.policy.action_dist)](self.policy, env.num_envs, noise)
+        self.n_envs = guard.num_envs
+        self.sample = make_sampler(self.policy, self.n_envs, noise)
         # Where SB3's preprocessing and a FlattenExtractor come to a conversion, it is made in place.
-        self.obs_are_features = self.policy.device.type == "cpu" and not is_image_space(
-            algorithm.observation_space, check_channels=False
+        space = algorithm.observation_space
+        self.obs_are_features = (
+            isinstance(space, spaces.Box)
+            and self.policy.device.type == "cpu"
+            and not is_image_space(space, check_channels=False)
         )
-        self.features_array = np.empty((env.num_envs, self.policy.features_dim), dtype=np.float32)
+        self.features_array = np.empty((self.n_envs, self.policy.features_dim), dtype=np.float32)
         self.features = th.from_numpy(self.features_array)
         # The actor's outputs and the actions at each step, for the log-probabilities.
         self.outputs: list[th.Tensor] = []
         self.actions: list[th.Tensor] = []
         # Step, environment and last observation of truncated episodes.
-        self.truncations: list[tuple[int, int, np.ndarray]] = []
+        self.truncations: list[tuple[int, int, Observations]] = []
 
     @th.no_grad()
     def collect(self) -> bool:
         """
-        :return: whether the rollout is complete
+        Collect the rollout.
+
+        :return: whether it is complete, rather than ended by the callback
         """
-        algorithm, buffer, callback, env = self.algorithm, self.buffer, self.callback, self.env
+        algorithm, buffer, callback, guard = self.algorithm, self.buffer, self.callback, self.guard
         self.policy.set_training_mode(False)
         buffer.reset()
         callback.on_rollout_start()
-        act = self._act_as_sb3 if self.reads_values else self._act
-        to_env = _action_converter(algorithm.action_space)
-        # Without wrappers, what comes back has been checked where it came in.
-        is_wrapped = env is not env.unwrapped
-        scope = {
-            "self": algorithm,
-            "env": env,
-            "callback": callback,
-            "rollout_buffer": buffer,
-            "n_rollout_steps": self.n_rollout_steps,
-        }
-        obs: Any = algorithm._last_obs
-        for n_steps in range(self.n_rollout_steps):
-            actions, step_tensors = act(n_steps, obs)
+        to_env = _make_action_converter(algorithm.action_space)
+        scope = self._scope()
+        obs: Observations = algorithm._last_obs
+        dones = np.zeros(self.n_envs, dtype=bool)
+        for n_steps in range(buffer.buffer_size):
+            actions = self._act(obs)
             clipped_actions = to_env(actions)
-            new_obs, rewards, dones, infos = self.step(clipped_actions)
-            algorithm.num_timesteps += env.num_envs
-            if is_wrapped:
-                check_finite(new_obs, rewards, algorithm.num_timesteps)
+            new_obs, rewards, dones, infos = guard.step(clipped_actions)
+            algorithm.num_timesteps += self.n_envs
 
+            shown_infos = Lazy(functools.partial(copy.deepcopy, infos)) if guard.shares_infos else infos
             scope.update(
-                step_tensors,
+                self._lazy_tensors(obs, self.actions[-1]),
                 n_steps=n_steps,
                 actions=actions,
                 clipped_actions=clipped_actions,
                 new_obs=new_obs,
                 rewards=rewards,
                 dones=dones,
-                infos=infos,
+                infos=shown_infos,
             )
             callback.update_locals(scope)
             if not callback.on_step():
                 self._fill_in(n_steps)
                 return False
+            if isinstance(shown_infos, Lazy) and shown_infos.is_read:
+                # A callback may have written into them.
+                infos = shown_infos.read()
             algorithm._update_info_buffer(infos, dones)
 
-            buffer.observations[n_steps] = obs
-            buffer.actions[n_steps] = actions.reshape(env.num_envs, buffer.action_dim)
-            buffer.rewards[n_steps] = rewards
-            buffer.episode_starts[n_steps] = algorithm._last_episode_starts
+            self._store(n_steps, obs, actions, rewards)
             if np.count_nonzero(dones):
                 self._note_truncations(n_steps, dones, infos)
-            obs = new_obs
-            algorithm._last_obs = obs
+            obs = algorithm._last_obs = new_obs  # type: ignore[assignment]
             algorithm._last_episode_starts = dones
 
-        self._fill_in(self.n_rollout_steps)
-        values = self.policy.predict_values(th.as_tensor(new_obs, device=algorithm.device))
-        compute_returns_and_advantage(buffer, values, dones)
-        if isinstance(algorithm.action_space, spaces.Discrete):
-            actions = actions.reshape(-1, 1)
-        scope.update(values=values, n_steps=self.n_rollout_steps, actions=actions, rewards=buffer.rewards[-1])
-        callback.update_locals(scope)
-        callback.on_rollout_end()
+        self._finish(scope, obs, dones)
         return True
 
-    def _act(self, _: int, obs: np.ndarray) -> tuple[np.ndarray, dict[str, th.Tensor]]:
+    def _scope(self) -> ShownLocals:
+        """Return the dictionary in which callbacks find the local variables."""
+        known = self.callback.locals
+        scope = known if isinstance(known, ShownLocals) else ShownLocals()
+        callback = self.callback
+        scope.update(
+            self=self.algorithm,
+            env=self.guard.venv,
+            callback=callback.callbacks[0] if isinstance(callback, ShowingCallback) else callback,
+            rollout_buffer=self.buffer,
+            n_rollout_steps=self.buffer.buffer_size,
+        )
+        return scope
+
+    def _act(self, obs: Observations) -> np.ndarray:
         """
+        Sample actions, and keep them with the network's outputs.
+
         :param obs: observations, (n_envs, ...)
-        :return: actions, (n_envs, ...), and nothing else
+        :return: actions, (n_envs, ...)
         """
         if self.obs_are_features:
             self.features_array[:] = obs.reshape(self.features_array.shape)
             features = self.features
         else:
-            features = self._features(obs, self.policy.pi_features_extractor)
+            features = self._extract(obs, self.policy.pi_features_extractor)
         outputs = self.actor.forward(features)
-        actions = self.sample(outputs)
+        try:
+            actions = self.sample(outputs)
+        except (RuntimeError, ValueError):
+            finite = outputs.isfinite().all(dim=1)
+            if not bool(finite.all()):
+                self.guard.refuse_actions(int(finite.int().argmin()))
+            raise
         self.outputs.append(outputs)
         self.actions.append(actions)
-        return actions.cpu().numpy(), {}
+        return actions.cpu().numpy()
 
-    def _act_as_sb3(self, step: int, obs: np.ndarray) -> tuple[np.ndarray, dict[str, th.Tensor]]:
+    def _lazy_tensors(self, obs: Observations, actions: th.Tensor) -> ShownLocals:
         """
-        :param step: number of the step
+        Show a step's tensors by their names in SB3's loop.
+
         :param obs: observations, (n_envs, ...)
-        :return: actions, and each step's tensors by their names in SB3's loop
+        :param actions: actions, (n_envs, ...)
+        :return: the tensors, computed when they are read
         """
-        obs_tensor = th.as_tensor(obs, device=self.algorithm.device)
-        actions, values, log_probs = self.policy(obs_tensor)
-        self.buffer.values[step] = values.cpu().numpy().flatten()
-        self.buffer.log_probs[step] = log_probs.cpu().numpy()
-        return actions.cpu().numpy(), {"obs_tensor": obs_tensor, "values": values, "log_probs": log_probs}
+        policy = self.policy
+        obs_tensor = Lazy(lambda: obs_as_tensor(obs, self.algorithm.device))
 
-    def _features(self, obs: np.ndarray, extractor: th.nn.Module) -> th.Tensor:
-        return extract_features(self.policy, th.as_tensor(obs, device=self.algorithm.device), extractor)
+        @th.no_grad()
+        def values() -> th.Tensor:
+            return policy.predict_values(obs_tensor.read())
+
+        @th.no_grad()
+        def log_probs() -> th.Tensor:
+            return policy.get_distribution(obs_tensor.read()).log_prob(actions)
+
+        return ShownLocals(obs_tensor=obs_tensor, values=Lazy(values), log_probs=Lazy(log_probs))
+
+    def _store(self, step: int, obs: Observations, actions: np.ndarray, rewards: np.ndarray) -> None:
+        buffer = self.buffer
+        if isinstance(obs, dict):
+            for key, part in obs.items():
+                # As DictRolloutBuffer.add has it, for observations of a Discrete.
+                buffer.observations[key][step] = part.reshape(buffer.observations[key][step].shape)
+        else:
+            buffer.observations[step] = obs.reshape(buffer.observations[step].shape)
+        buffer.actions[step] = actions.reshape(self.n_envs, buffer.action_dim)
+        buffer.rewards[step] = rewards
+        buffer.episode_starts[step] = self.algorithm._last_episode_starts
+        buffer.pos = step + 1
 
     def _note_truncations(self, step: int, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         for i in dones.nonzero()[0]:
             obs = last_observation(infos[i])
             if obs is not None:
-                # The environment may go on to use its array.
-                self.truncations.append((step, int(i), np.array(obs)))
+                self.truncations.append((step, int(i), copy.deepcopy(obs)))
+
+    def _finish(self, scope: ShownLocals, last_obs: Observations, dones: np.ndarray) -> None:
+        """
+        Compute what was left out, returns and advantages, and show callbacks the end.
+
+        :param scope: the local variables
+        :param last_obs: observations after the last step
+        :param dones: whether the last step ended episodes, (n_envs,)
+        """
+        # What a callback reads later belongs to this policy.
+        log_probs, obs_tensor = scope["log_probs"], scope["obs_tensor"]
+        buffer, callback = self.buffer, self.callback
+        self._fill_in(buffer.buffer_size)
+        values = self.policy.predict_values(obs_as_tensor(last_obs, self.algorithm.device))
+        compute_returns_and_advantage(buffer, values, dones)
+        actions = scope["actions"]
+        if isinstance(self.algorithm.action_space, spaces.Discrete):
+            actions = actions.reshape(-1, 1)
+        scope.update(
+            obs_tensor=obs_tensor,
+            values=values,
+            log_probs=log_probs,
+            n_steps=buffer.buffer_size,
+            actions=actions,
+            rewards=buffer.rewards[-1],
+        )
+        callback.update_locals(scope)
+        callback.on_rollout_end()
 
     def _fill_in(self, n_steps: int) -> None:
         """
         Compute what was left out during the steps.
 
-        :param n_steps: steps in the buffer
+        :param n_steps: the number of steps in the buffer
         """
         buffer = self.buffer
         buffer.pos = n_steps
         buffer.full = n_steps == buffer.buffer_size
         if n_steps == 0:
             return
-        if not self.reads_values:
-            obs = buffer.observations[:n_steps].reshape(n_steps * buffer.n_envs, *buffer.obs_shape)
-            log_probs = self._log_probs(th.cat(self.outputs[:n_steps]), th.cat(self.actions[:n_steps]))
-            buffer.values[:n_steps] = self._values(obs).reshape(n_steps, -1)
-            buffer.log_probs[:n_steps] = log_probs.cpu().numpy().reshape(n_steps, -1)
+        log_probs = self._log_probs(th.cat(self.outputs[:n_steps]), th.cat(self.actions[:n_steps]))
+        buffer.values[:n_steps] = self._values(_rows(buffer.observations, n_steps)).reshape(n_steps, -1)
+        buffer.log_probs[:n_steps] = log_probs.cpu().numpy().reshape(n_steps, -1)
         if self.truncations:
             steps, envs, terminal_obs = zip(*self.truncations, strict=True)
             # The rest of a truncated episode's return is what the critic expects of it (SB3 issue #633).
-            buffer.rewards[steps, envs] += self.algorithm.gamma * self._values(np.stack(terminal_obs))
+            buffer.rewards[steps, envs] += self.algorithm.gamma * self._values(_batch(terminal_obs))
 
-    def _values(self, obs: np.ndarray) -> np.ndarray:
+    def _values(self, obs: Observations) -> np.ndarray:
         """
-        :param obs: (N, ...)
-        :return: (N,)
+        Evaluate the critic, in parts.
+
+        :param obs: observations of N states
+        :return: values, (N,)
         """
         extractor = self.policy.vf_features_extractor
-        parts = (obs[start : start + MAX_ROWS] for start in range(0, len(obs), MAX_ROWS))
-        return th.cat([self.critic.forward(self._features(part, extractor)) for part in parts]).flatten().cpu().numpy()
+        n = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+        values = []
+        for start in range(0, n, MAX_ROWS):
+            rows = slice(start, start + MAX_ROWS)
+            part = {key: array[rows] for key, array in obs.items()} if isinstance(obs, dict) else obs[rows]
+            values.append(self.critic.forward(self._extract(part, extractor)))
+        return th.cat(values).flatten().cpu().numpy()
+
+    def _extract(self, obs: Observations, extractor: th.nn.Module) -> th.Tensor:
+        return extract_features(self.policy, obs_as_tensor(obs, self.algorithm.device), extractor)
 
     def _log_probs(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
-        :param outputs: of the actor's network, (N, ·)
-        :param actions: as sampled
-        :return: (N,)
+        Compute ln π(a|s).
+
+        :param outputs: outputs of the actor's network, (N, ·)
+        :param actions: actions as sampled, N rows
+        :return: logarithms, (N,)
         """
         distribution = self.policy.action_dist
         if isinstance(distribution, DiagGaussianDistribution):
@@ -319,46 +319,31 @@ class _Rollout:
         return distribution.proba_distribution(outputs).log_prob(actions)
 
 
-def _gaussian(policy: ActorCriticPolicy, n_envs: int, noise: CorrelatedNoise | None) -> Sampler:
-    std = policy.log_std.detach().exp().expand(n_envs, -1)
-    if noise is not None:
-        return lambda mean: mean + noise() * std
-    fresh = th.empty_like(std, memory_format=th.contiguous_format)
-    # What torch's Normal.rsample does.
-    return lambda mean: mean + fresh.normal_() * std
-
-
-def _categorical(*_: Any) -> Sampler:
-    return _sample_category
-
-
-def _sample_category(logits: th.Tensor) -> th.Tensor:
-    # What torch's Categorical does: its logits are normalised first.
-    probs = (logits - logits.logsumexp(dim=-1, keepdim=True)).softmax(dim=-1)
-    return th.multinomial(probs, 1, replacement=True).flatten()
-
-
-def _multi_categorical(policy: ActorCriticPolicy, *_: Any) -> Sampler:
-    sizes = policy.action_dist.action_dims  # type: ignore[attr-defined]
-    return lambda logits: th.stack([_sample_category(part) for part in logits.split(list(sizes), dim=1)], dim=1)
-
-
-def _bernoulli(*_: Any) -> Sampler:
-    return lambda logits: th.bernoulli(logits.sigmoid())
-
-
-_SAMPLERS: dict[type, Callable[[ActorCriticPolicy, int, CorrelatedNoise | None], Sampler]] = {
-    DiagGaussianDistribution: _gaussian,
-    CategoricalDistribution: _categorical,
-    MultiCategoricalDistribution: _multi_categorical,
-    BernoulliDistribution: _bernoulli,
-}
-
-
-def _action_converter(action_space: spaces.Space) -> Callable[[np.ndarray], np.ndarray]:
+def _rows(observations: Observations, n_steps: int) -> Observations:
     """
-    :param action_space: the algorithm's
-    :return: what is done to actions before the environment gets them
+    Put the steps and environments of a buffer's observations into rows.
+
+    :param observations: arrays of shape (n_steps, n_envs, ...)
+    :param n_steps: how many steps to take
+    :return: the same, (n_steps · n_envs, ...)
+    """
+    if isinstance(observations, dict):
+        return {key: _rows(part, n_steps) for key, part in observations.items()}
+    return observations[:n_steps].reshape(-1, *observations.shape[2:])
+
+
+def _batch(observations: tuple[Observations, ...]) -> Observations:
+    if isinstance(observations[0], dict):
+        return {key: np.stack([obs[key] for obs in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
+def _make_action_converter(action_space: spaces.Space) -> Callable[[np.ndarray], np.ndarray]:
+    """
+    Make what is done to actions before the environment gets them.
+
+    :param action_space: the algorithm's action space
+    :return: the function from actions as sampled to actions for the environment
     """
     shape = (-1, *(action_space.shape or ()))
     if not isinstance(action_space, spaces.Box):
@@ -370,11 +355,3 @@ def _action_converter(action_space: spaces.Space) -> Callable[[np.ndarray], np.n
         return np.minimum(clipped, high, out=clipped)
 
     return clip
-
-
-def _reads_values(callback: BaseCallback) -> bool:
-    if isinstance(callback, ConvertCallback):
-        return callback.callback is not None
-    if type(callback).__module__ in (BaseCallback.__module__, "rl_zoo3.callbacks"):
-        return False
-    return bool(getattr(callback, "reads_values", True))

@@ -1,170 +1,198 @@
 """
-Steps of vectorised environments while a rollout is collected: with a check that what comes back is finite, and without
-copies that nobody reads.
-
-The check stands where the environments' numbers come in, below every wrapper: ``VecNormalize`` would take one bad
-number into the statistics that all environments share. It replaces the innermost ``step_wait`` for the duration of a
-rollout; a wrapper would be in the way of callbacks, which compare the wrappers of training and evaluation environments.
+Steps of vectorised environments, without copies that nobody reads.
 
 SB3's ``DummyVecEnv`` copies every info dictionary deeply, and ``VecNormalize`` every observation, in case somebody
-keeps them. While a rollout is collected nobody does, unless a callback might; on fast environments these copies cost as
-much as the policy. The functions here do the same otherwise, and leave the environments in the same state.
+keeps them. On fast environments these copies cost as much as the policy. The functions here do the same otherwise, and
+leave the environments in the same state. They stand in only for SB3's own classes, untouched; any other environment is
+stepped by its own ``step``. As they step the environments one by one, they can also tell which one fails.
 """
 
-import contextlib
+import copy
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_trpo.rollouts.failures import explained_failures
+from sb3_trpo.rollouts.untouched import is_untouched
 
 Step = Callable[[np.ndarray], VecEnvStepReturn]
+Blame = Callable[[Exception, int], NoReturn]
 
 
-@contextlib.contextmanager
-def watched_steps(env: VecEnv, count_steps: Callable[[], int], are_kept: bool) -> Iterator[Step]:
+def make_step(env: VecEnv, blame: Blame) -> tuple[Step, bool]:
     """
-    While it is open, steps of the environments raise an error when what they return is not finite.
+    Find the quickest way to do what ``env.step`` does.
 
-    :param env: the training environments
-    :param count_steps: gives the number of steps at the end of the present one, for the error's text
-    :param are_kept: whether somebody may keep or change what a step returns
-    :return: what does the work of ``env.step``
+    :param env: the environments, with their wrappers
+    :param blame: told of an environment's exception, and of the environment's number
+    :return: the way, and whether the infos that it gives belong to the environments: who keeps one has to copy it
     """
-    innermost = env.unwrapped
-    step_wait = innermost.step_wait
-    if not are_kept and _is_plain(innermost, DummyVecEnv) and isinstance(innermost.observation_space, spaces.Box):
-        step_wait = functools.partial(_dummy_step_wait, innermost)  # type: ignore[arg-type]
-
-    space = innermost.observation_space
-
-    def when() -> str:
-        return f"after {count_steps()} steps"
-
-    def checked_step_wait() -> VecEnvStepReturn:
-        obs, rewards, dones, infos = step_wait()
-        _check_shape(obs, space, when)
-        check_finite(obs, rewards, count_steps())
-        if np.count_nonzero(dones):
-            _check_truncations(dones, infos, count_steps())
-        return obs, rewards, dones, infos
-
-    step: Step = env.step
-    if not are_kept and _is_plain(env, VecNormalize) and isinstance(env.observation_space, spaces.Box):
-        step = functools.partial(_normalized_step, env)  # type: ignore[arg-type]
-    with _replaced_method(innermost, "step_wait", checked_step_wait), explained_failures(innermost, when):
-        yield step
+    if is_untouched(env, DummyVecEnv):
+        return functools.partial(_step_dummy, env, blame), True  # type: ignore[arg-type]
+    if is_untouched(env, SubprocVecEnv):
+        return functools.partial(_step_subproc, env, blame), False  # type: ignore[arg-type]
+    if is_untouched(env, VecNormalize) and _has_known_statistics(env):  # type: ignore[arg-type]
+        assert isinstance(env, VecNormalize)
+        if is_untouched(env.venv, DummyVecEnv, SubprocVecEnv):
+            inner, shares_infos = make_step(env.venv, blame)
+        else:
+            # Not its ``step``: SB3's wrappers call the two halves.
+            inner, shares_infos = functools.partial(_step_in_halves, env.venv), False
+        return functools.partial(_step_normalized, env, inner), shares_infos
+    return env.step, False
 
 
-@contextlib.contextmanager
-def watched_reset(env: VecEnv) -> Iterator[None]:
-    """
-    While it is open, a reset of the environments that fails is told with the environment's number.
-
-    :param env: the training environments
-    """
-    innermost = env.unwrapped
-    reset = innermost.reset
-
-    def when() -> str:
-        return "in the reset before the first step"
-
-    def checked_reset() -> VecEnvObs:
-        obs = reset()
-        _check_shape(obs, innermost.observation_space, when)
-        return obs
-
-    with _replaced_method(innermost, "reset", checked_reset), explained_failures(innermost, when):
-        yield
+def _has_known_statistics(env: VecNormalize) -> bool:
+    of_obs = list(env.obs_rms.values()) if isinstance(env.obs_rms, dict) else [env.obs_rms] if env.norm_obs else []
+    return all(is_untouched(statistics, RunningMeanStd) for statistics in [*of_obs, env.ret_rms])
 
 
-def _check_shape(obs: VecEnvObs, space: spaces.Space, when: Callable[[], str]) -> None:
-    """
-    :param obs: of all environments
-    :param space: of each environment's
-    :param when: gives the moment in words
-    :raises ValueError: if they do not fit; for arrays only
-    """
-    if isinstance(space, spaces.Box) and isinstance(obs, np.ndarray) and obs.shape[1:] != space.shape:
-        raise ValueError(
-            f"The environments' observations have shape {obs.shape[1:]} {when()}, but their observation space has "
-            f"{space.shape}."
-        )
+def _step_in_halves(env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+    env.step_async(actions)
+    return env.step_wait()
 
 
-@contextlib.contextmanager
-def _replaced_method(instance: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    own = vars(instance)
-    replaced = {name: own[name]} if name in own else {}
-    own[name] = method
+def _step_dummy(env: DummyVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvStepReturn:
+    """``DummyVecEnv.step``, with a deep copy of an info only where an episode ends."""
+    env.actions = actions
+    dones, rewards, infos = env.buf_dones, env.buf_rews, env.buf_infos
+    i = 0
     try:
-        yield
-    finally:
-        del own[name]
-        own.update(replaced)
+        for i, single in enumerate(env.envs):
+            obs, rewards[i], terminated, truncated, info = single.step(actions[i])
+            info["TimeLimit.truncated"] = truncated and not terminated
+            infos[i] = info
+            dones[i] = done = terminated or truncated
+            if done:
+                info["terminal_observation"] = obs
+                obs, env.reset_infos[i] = single.reset()
+                # What the algorithm and wrappers read of it, and VecNormalize changes in it.
+                infos[i] = copy.deepcopy(info)
+            _write(env.buf_obs, i, obs)
+    except Exception as error:
+        blame(error, i)
+    return _copied(env.buf_obs), rewards.copy(), dones.copy(), infos.copy()
 
 
-def _is_plain(env: VecEnv, kind: type[VecEnv]) -> bool:
-    return type(env) is kind and not {"step", "step_async", "step_wait"} & vars(env).keys()
+def _write(buffers: dict[Any, np.ndarray], i: int, obs: Any) -> None:
+    if None in buffers:
+        # An array's key.
+        buffers[None][i] = obs
+    else:
+        for key, buffer in buffers.items():
+            buffer[i] = obs[key]
 
 
-def _dummy_step_wait(env: DummyVecEnv) -> VecEnvStepReturn:
-    """``DummyVecEnv.step_wait`` for array observations, with the infos themselves instead of a deep copy."""
-    actions, dones, rewards, infos = env.actions, env.buf_dones, env.buf_rews, env.buf_infos
-    # An array's key is None, a dictionary's are its own.
-    observations = env.buf_obs[None]  # type: ignore[index]
-    for i, single in enumerate(env.envs):
-        obs, reward, terminated, truncated, info = single.step(actions[i])
-        info["TimeLimit.truncated"] = truncated and not terminated
-        rewards[i], infos[i] = reward, info
-        dones[i] = done = terminated or truncated
-        if done:
-            info["terminal_observation"] = obs
-            obs, env.reset_infos[i] = single.reset()
-        observations[i] = obs
-    return observations.copy(), rewards.copy(), dones.copy(), infos.copy()
+def _copied(buffers: dict[Any, np.ndarray]) -> VecEnvObs:
+    if None in buffers:
+        return buffers[None].copy()
+    return {key: buffer.copy() for key, buffer in buffers.items()}
 
 
-def _normalized_step(env: VecNormalize, actions: np.ndarray) -> VecEnvStepReturn:
-    """``VecNormalize.step`` for array observations, without a copy of them before they are normalised."""
-    obs, rewards, dones, infos = env.venv.step(actions)
-    assert isinstance(obs, np.ndarray)
-    env.old_obs = obs
+def _step_subproc(env: SubprocVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvStepReturn:
+    """``SubprocVecEnv.step``, which names the environment whose process has ended or whose numbers do not fit."""
+    results: list[Any] = []
+    n_sent = 0
+    try:
+        for remote, action in zip(env.remotes, actions, strict=True):
+            remote.send(("step", action))
+            n_sent += 1
+        env.waiting = True
+        # Not in one go: how many have answered is told.
+        for remote in env.remotes:
+            results.append(remote.recv())
+        env.waiting = False
+    except Exception as error:
+        blame(error, len(results) if n_sent == env.num_envs else n_sent)
+    obs, rewards, dones, infos, env.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
+    return (
+        _stacked_obs(obs, env.observation_space, blame),
+        _stacked(rewards, blame),
+        np.stack(dones),
+        infos,  # type: ignore[return-value]
+    )
+
+
+def _stacked_obs(obs: Sequence[Any], space: spaces.Space, blame: Blame) -> VecEnvObs:
+    if isinstance(space, spaces.Dict):
+        return {key: _stacked([one[key] for one in obs], blame, part.shape) for key, part in space.spaces.items()}
+    return _stacked(obs, blame, space.shape)
+
+
+def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """
+    Stack what the environments gave, one row each.
+
+    :param numbers: an array or a number of each environment
+    :param blame: told of the first environment whose numbers are none, or of another shape than most
+    :param shape: the shape that they should have; None for that of the first
+    :return: the array, (n_envs, ...)
+    """
+    try:
+        stacked = np.stack(numbers)
+    except Exception as error:
+        expected = np.shape(numbers[0]) if shape is None else shape
+        wrong = [i for i, one in enumerate(numbers) if np.shape(one) != expected]
+        blame(error, wrong[0] if wrong else 0)
+    if stacked.dtype.kind not in "biuf":
+        (first, *_) = [i for i, one in enumerate(numbers) if np.asarray(one).dtype.kind not in "biuf"]
+        given = " ".join(repr(numbers[first]).split())[:100]
+        blame(TypeError(f"An environment gave {given} where a number or an array of numbers has to be."), first)
+    return stacked
+
+
+def _step_normalized(env: VecNormalize, inner: Step, actions: np.ndarray) -> VecEnvStepReturn:
+    """``VecNormalize.step``, without a copy of the observations before they are normalised."""
+    obs, rewards, dones, infos = inner(actions)
+    env.old_obs = obs  # type: ignore[assignment]
     env.old_reward = rewards
-    normalize: Callable[[np.ndarray], np.ndarray] = lambda x: x  # noqa: E731
-    if env.norm_obs:
-        if env.training:
+    if env.training and env.norm_obs:
+        if isinstance(obs, dict):
+            for key, statistics in env.obs_rms.items():
+                _update(statistics, obs[key])
+        else:
             _update(env.obs_rms, obs)  # type: ignore[arg-type]
-        normalize = functools.partial(_normalize_obs, env)
     if env.training:
         env.returns = env.returns * env.gamma + rewards
         _update(env.ret_rms, env.returns)
     rewards = env.normalize_reward(rewards)
-    for i in dones.nonzero()[0]:
-        if "terminal_observation" in infos[i]:
-            infos[i]["terminal_observation"] = normalize(infos[i]["terminal_observation"])
-    env.returns[dones] = 0
-    return normalize(obs), rewards, dones, infos
+    if np.count_nonzero(dones):
+        for i in dones.nonzero()[0]:
+            if "terminal_observation" in infos[i]:
+                infos[i]["terminal_observation"] = _normalized(env, infos[i]["terminal_observation"])
+        env.returns[dones] = 0
+    return _normalized(env, obs), rewards, dones, infos
 
 
-def _normalize_obs(env: VecNormalize, obs: np.ndarray) -> np.ndarray:
-    return env._normalize_obs(obs, env.obs_rms).astype(np.float32)  # type: ignore[arg-type]
+def _normalized(env: VecNormalize, obs: Any) -> Any:
+    if not env.norm_obs:
+        # SB3 gives a copy.
+        return {key: part.copy() for key, part in obs.items()} if isinstance(obs, dict) else np.array(obs)
+    if not isinstance(obs, dict):
+        return env._normalize_obs(obs, env.obs_rms).astype(np.float32)  # type: ignore[arg-type]
+    normalized = {}
+    for key, part in obs.items():
+        if key in (env.norm_obs_keys or ()):
+            normalized[key] = env._normalize_obs(part, env.obs_rms[key]).astype(np.float32)
+        else:
+            normalized[key] = part.copy()
+    return normalized
 
 
 def _update(statistics: RunningMeanStd, batch: np.ndarray) -> None:
     """
-    ``statistics.update(batch)`` by the additions, in their order, of NumPy's ``mean`` and ``var``, which take several
-    times as long for a few numbers.
+    Update running statistics as ``statistics.update(batch)`` does, bit for bit.
+
+    The additions are those of NumPy's ``mean`` and ``var``, in their order; for a few numbers these take several times
+    as long.
 
     :param statistics: running mean and variance
-    :param batch: (n, ...)
+    :param batch: the numbers, (n, ...)
     """
     if batch.dtype not in (np.float32, np.float64):
         statistics.update(batch)
@@ -174,61 +202,3 @@ def _update(statistics: RunningMeanStd, batch: np.ndarray) -> None:
     deviations = batch - mean
     var = np.add.reduce(deviations * deviations, axis=0) / n
     statistics.update_from_moments(mean, var, n)
-
-
-def check_finite(obs: Any, rewards: np.ndarray | None, n_steps: int) -> None:
-    """
-    :param obs: an array with a row for each environment, or a dictionary of such
-    :param rewards: one for each environment; None after a reset
-    :param n_steps: steps done, for the error's text
-    :raises ValueError: if something in them is not finite
-    """
-    for name, array in obs.items() if isinstance(obs, dict) else [("", obs)]:
-        # A product is quicker than a test of every number; where it overflows, the test decides.
-        if array.dtype.kind == "f" and not math.isfinite(np.vdot(array, array)):
-            _raise_if_not_finite(_named("observation", name), array, range(len(array)), n_steps)
-    if rewards is not None and not math.isfinite(np.vdot(rewards, rewards)):
-        _raise_if_not_finite("reward", rewards, range(len(rewards)), n_steps)
-
-
-def _check_truncations(dones: np.ndarray, infos: list[dict[str, Any]], n_steps: int) -> None:
-    """
-    :param dones: which episodes ended in this step
-    :param infos: of the step
-    :param n_steps: steps done, for the error's text
-    :raises ValueError: if the last observation of a truncated episode, from which the rest of its return is estimated,
-        is not finite
-    """
-    for i in dones.nonzero()[0].tolist():
-        obs = last_observation(infos[i])
-        for name, array in obs.items() if isinstance(obs, dict) else [("", obs)]:
-            if array is not None:
-                _raise_if_not_finite(_named("last observation", name), np.asarray(array)[None], [i], n_steps)
-
-
-def last_observation(info: dict[str, Any]) -> Any:
-    """
-    :param info: of a step that ended an episode
-    :return: the episode's last observation if it was truncated, None if it was terminated
-    """
-    return info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
-
-
-def _named(what: str, name: str) -> str:
-    return f"{what} {name!r}" if name else what
-
-
-def _raise_if_not_finite(what: str, array: np.ndarray, envs: Sequence[int], n_steps: int) -> None:
-    """
-    :param what: is in the array
-    :param array: one row for each of the environments
-    :param envs: their numbers
-    :param n_steps: steps done
-    """
-    finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise ValueError(
-            f"The {what} of environment {envs[row]} is not finite after {n_steps} steps: {array[row]}. Observations "
-            "and rewards must be finite numbers."
-        )

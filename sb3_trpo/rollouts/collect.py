@@ -1,0 +1,166 @@
+"""
+Collection of rollouts: by the fast path where it can't be told from SB3's loop, and by SB3's loop elsewhere.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost, is_finite
+from sb3_trpo.rollouts.failures import Failures, limit_waiting
+from sb3_trpo.rollouts.fast_rollout import FastRollout, why_not_fast
+from sb3_trpo.rollouts.guard import CopyingGuard, PausingCallback, StepGuard
+from sb3_trpo.rollouts.noise import keep_noise, noise_of_rollout, use_noise
+from sb3_trpo.rollouts.shown_locals import ShowingCallback
+from sb3_trpo.validation import UserError
+
+
+class RolloutCollector(OnPolicyAlgorithm):
+    """
+    Collects rollouts: quickly where that can't be told from SB3's loop, checked and watched everywhere.
+
+    A guest in the user's pipeline: neither environments nor buffers nor callbacks are changed. A subclass with a loop
+    of its own overrides ``_run_loop`` and keeps checks, limits and noise.
+    """
+
+    noise_correlation: float
+    env_timeout: float | None
+    check_env_outputs: bool
+    # The noise in the last actions, (n_envs, n_actions), where it is correlated.
+    _last_noise: np.ndarray | None
+    # The environments of the last rollout, and why they were not stepped by the fast path; None before the first.
+    _stepped_env: VecEnv | None
+    _why_not_fast: str | None
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Fill the buffer with steps of the current policy.
+
+        :param env: the training environments
+        :param callback: the callback, called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: the buffer to fill
+        :param n_rollout_steps: steps of each environment
+        :return: whether the rollout is complete, rather than ended by the callback
+        :raises UserError: if an observation, a reward or an action is not finite
+        :raises RuntimeError: if an environment's process has ended or does not answer
+        """
+        if self._last_obs is None or (self._stepped_env is not None and self._stepped_env is not env):
+            # A callback has given the model other environments (set_env).
+            self._begin_episodes(env)
+        self._stepped_env = env
+        why_not = self._choose_path(rollout_buffer, n_rollout_steps)
+        guard = (CopyingGuard if why_not else StepGuard)(
+            env, lambda: self.num_timesteps, self._can_handle, self.check_env_outputs
+        )
+        noise = noise_of_rollout(self, env.num_envs)
+        with guard.watch(self.env_timeout, self._last_obs), keep_noise(noise, self):
+            if not why_not:
+                return FastRollout(self, guard, callback, rollout_buffer, noise).collect()
+            with use_noise(noise, self.policy, lambda: guard.is_acting):
+                return self._run_loop(guard, PausingCallback(callback, guard), rollout_buffer, n_rollout_steps)
+
+    def _run_loop(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect a rollout step by step: the extension point for a loop of one's own.
+
+        :param env: the environments, guarded
+        :param callback: the callback
+        :param rollout_buffer: the buffer to fill
+        :param n_rollout_steps: steps of each environment
+        :return: whether the rollout is complete
+        """
+        return OnPolicyAlgorithm.collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps)
+
+    def _choose_path(self, buffer: RolloutBuffer, n_rollout_steps: int) -> str:
+        """
+        Choose how to collect a rollout, and say so when the choice is another than before.
+
+        :param buffer: the buffer to fill
+        :param n_rollout_steps: steps of each environment
+        :return: why SB3's loop has to do it; empty for the fast path
+        """
+        if "_run_loop" in vars(self) or type(self)._run_loop is not RolloutCollector._run_loop:
+            reason = f"{type(self).__name__} has a loop of its own"
+        else:
+            reason = why_not_fast(self, buffer, n_rollout_steps)
+        if reason != self._why_not_fast:
+            self._why_not_fast = reason
+            if self._logger is not None:
+                way = f"by SB3's own loop: {reason}" if reason else "by the fast path"
+                self.logger.info(f"Rollouts are collected {way}.")
+        return reason
+
+    @th.no_grad()
+    def _can_handle(self, obs: Observations) -> bool:
+        """
+        Tell whether the policy makes finite actions and values of observations that are not finite.
+
+        :param obs: observations of N states
+        :return: whether it does
+        """
+        try:
+            tensor = obs_as_tensor(obs, self.device)
+            actions = self.policy.get_distribution(tensor).get_actions(deterministic=True)
+            values = self.policy.predict_values(tensor)
+        except Exception:
+            # Whatever a network comes to, with numbers that it is not made for.
+            return False
+        return is_finite(actions.float().cpu().numpy()) and is_finite(values.cpu().numpy())
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        return ShowingCallback(super()._init_callback(callback, progress_bar), self)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if self.env is None:
+            raise UserError(
+                f"{type(self).__name__}.learn needs an environment, but this model has none: give it one with "
+                "set_env(env), or load it with env=."
+            )
+        self._stepped_env = self._why_not_fast = None
+        with self._explain_reset(self.env):
+            return super()._setup_learn(*args, **kwargs)
+
+    def _begin_episodes(self, env: VecEnv) -> None:
+        """
+        Reset the environments.
+
+        :param env: the training environments
+        """
+        with self._explain_reset(env):
+            self._last_obs = env.reset()  # type: ignore[assignment]
+        self._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
+
+    @contextlib.contextmanager
+    def _explain_reset(self, env: VecEnv) -> Iterator[None]:
+        """
+        Limit waiting in the block, which may reset the environments, and say which one fails.
+
+        :param env: the training environments
+        """
+
+        def when() -> str:
+            return "in the reset before the first step"
+
+        failures = Failures(innermost(env), when)
+        checks = OutputChecks(env, when, self._can_handle, is_on=False)
+        checks.remember_statistics()
+        with limit_waiting(innermost(env), self.env_timeout):
+            try:
+                yield
+            except Exception as error:
+                failures.explain(error)
+                raise
+        checks.check_reset(self._last_obs)

@@ -1,0 +1,181 @@
+"""
+The environments as a rollout sees them: stepped, checked and watched.
+"""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost
+from sb3_trpo.rollouts.failures import Failures, WaitingWatch, limit_waiting
+from sb3_trpo.rollouts.shown_locals import ShowingCallback
+from sb3_trpo.rollouts.steps import make_step
+from sb3_trpo.validation import UserError
+
+
+class StepGuard(VecEnvWrapper):
+    """
+    Steps the user's environments for the duration of a rollout, without a change to them.
+
+    It is given to the loop that collects the rollout in place of the environments, and nobody else sees it.
+
+    :param env: the training environments, with their wrappers
+    :param count_steps: gives the number of steps that were finished
+    :param can_handle: whether the policy makes finite actions and values of observations that are not finite
+    :param checks_outputs: whether observations and rewards that are not finite are an error
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        count_steps: Callable[[], int],
+        can_handle: Callable[[Observations], bool],
+        checks_outputs: bool,
+    ) -> None:
+        # Not ``VecEnvWrapper.__init__``, which asks the environments for attributes: some answer with an error.
+        self.venv = env
+        self.num_envs = env.num_envs
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.render_mode = getattr(env, "render_mode", None)
+        self.class_attributes: dict[str, Any] = {}
+        # Whether the loop is neither in a step nor in a callback: then it is the policy that is at work.
+        self.is_acting = True
+        self._is_stepping = False
+        self._count_steps = count_steps
+        self._failures = Failures(innermost(env), self._in_this_step)
+        self._watch = WaitingWatch(innermost(env), self._in_this_step)
+        self._checks = OutputChecks(env, self._after_steps, can_handle, checks_outputs)
+        self._step, self.shares_infos = make_step(env, self._failures.blame)
+
+    def _after_steps(self) -> str:
+        return f"after {self._count_steps() + (self.num_envs if self._is_stepping else 0)} steps"
+
+    def _in_this_step(self) -> str:
+        return f"after {self._count_steps() + self.num_envs} steps"
+
+    @contextlib.contextmanager
+    def watch(self, timeout: float | None, obs: Observations) -> Iterator[None]:
+        """
+        Check the first observations, and limit and watch the waiting in the block.
+
+        :param timeout: the seconds that an environment in another process may take; None for no limit
+        :param obs: what the rollout begins with
+        """
+        self._checks.check_reset(obs)
+        with limit_waiting(innermost(self.venv), timeout), self._watch:
+            yield
+
+    def step(self, actions: np.ndarray) -> VecEnvStepReturn:
+        """
+        Step the environments.
+
+        :param actions: actions, (n_envs, ...)
+        :return: what ``env.step`` gives; the infos may belong to the environments (``shares_infos``)
+        :raises UserError: if an action, an observation or a reward is not finite
+        """
+        if actions.dtype.kind == "f" and not math.isfinite(np.vdot(actions, actions)):
+            self._check_actions(actions)
+        self._checks.remember_statistics()
+        self._is_stepping, self.is_acting = True, False
+        self._watch.n_begun += 1
+        try:
+            obs, rewards, dones, infos = self._step(actions)
+        except Exception as error:
+            self._failures.explain(error)
+            raise
+        self._watch.n_done += 1
+        self._checks.check_step(obs, rewards, dones, infos)
+        self._is_stepping, self.is_acting = False, True
+        return obs, rewards, dones, infos
+
+    def _check_actions(self, actions: np.ndarray) -> None:
+        finite = np.isfinite(actions.reshape(len(actions), -1)).all(axis=1)
+        if not finite.all():
+            self.refuse_actions(int(np.argmin(finite)))
+
+    def refuse_actions(self, index: int) -> NoReturn:
+        """
+        Say that the policy makes no finite action of an environment's observation.
+
+        :param index: the environment's number
+        :raises UserError: always
+        """
+        raise UserError(
+            f"The policy's action for environment {index} is not finite {self._after_steps()}: its observation is "
+            "beyond what the network can stand. Observations of ordinary size (VecNormalize) help."
+        )
+
+    def reset(self) -> VecEnvObs:
+        """Reset the environments."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Wait for the environments' step."""
+        return self.venv.step_wait()
+
+
+class CopyingGuard(StepGuard):
+    """As ``StepGuard``, for a loop that shows the infos to callbacks as they come."""
+
+    def step(self, actions: np.ndarray) -> VecEnvStepReturn:
+        """
+        Step the environments.
+
+        :param actions: actions, (n_envs, ...)
+        :return: what ``env.step`` gives
+        """
+        obs, rewards, dones, infos = super().step(actions)
+        return obs, rewards, dones, copy.deepcopy(infos) if self.shares_infos else infos
+
+
+class PausingCallback(BaseCallback):
+    """
+    Shows callbacks the user's environments in place of the guard, and tells the guard when callbacks are at work.
+
+    :param callback: the callback that was given to ``learn``
+    :param guard: the environments that the loop steps
+    """
+
+    def __init__(self, callback: BaseCallback, guard: StepGuard) -> None:
+        super().__init__()
+        self.callback = callback
+        self.guard = guard
+        self._shown = callback.callbacks[0] if isinstance(callback, ShowingCallback) else callback
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        self.guard.is_acting = False
+        try:
+            yield
+        finally:
+            self.guard.is_acting = True
+
+    def on_rollout_start(self) -> None:
+        """Begin the rollout."""
+        with self._pause():
+            self.callback.on_rollout_start()
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Show the loop's local variables."""
+        with self._pause():
+            self.callback.update_locals({**locals_, "env": self.guard.venv, "callback": self._shown})
+
+    def on_step(self) -> bool:
+        """Finish a step."""
+        with self._pause():
+            return self.callback.on_step()
+
+    def on_rollout_end(self) -> None:
+        """Finish the rollout."""
+        with self._pause():
+            self.callback.on_rollout_end()
+
+    def _on_step(self) -> bool:
+        return True
