@@ -10,112 +10,18 @@ from torch.nn.functional import unfold
 
 from sb3_trpo.trust_region.conjugate_gradient import Operator
 from sb3_trpo.trust_region.kl import Parameters
+from sb3_trpo.trust_region.kronecker_factor import KroneckerFactor
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 
 # The factors are only a preconditioner: of twice as many states or more, and beyond so many elements of a layer's
 # inputs, some samples stand for all.
 N_FACTOR_SAMPLES = 2048
 MAX_FACTOR_ELEMENTS = 2**23
-# Beyond this size a factor is known by its leading eigenvectors: its spectrum falls so fast that, at the usual damping,
-# they are all that counts, and all of them would take more time than the iterations that they save.
-MAX_EXACT_SIZE = 128
-N_LEADING = 48
-# Below it, a square root or a square would be rounded to nothing.
-_TINY = 1e-30
 _SEED = 0
 
 
 class PreconditionerError(Exception):
     """The factors can't be inverted."""
-
-
-@dataclass(frozen=True)
-class _Factor:
-    """
-    A Kronecker factor E[rows rowsᵀ], by its eigenvectors.
-
-    :param values: eigenvalues, but for those that are taken as zero, (k,)
-    :param basis: their eigenvectors, (n, k)
-    """
-
-    values: th.Tensor
-    basis: th.Tensor
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the eigenvectors span the whole space."""
-        return self.basis.shape[0] == self.basis.shape[1]
-
-    @classmethod
-    def of(cls, rows: th.Tensor, total: float, with_ones: bool = False) -> "_Factor":
-        """
-        :param rows: (R, n)
-        :param total: what the sum over rows is divided by
-        :param with_ones: whether each row goes on with a 1
-        :return: the factor rowsᵀ rows / total
-        """
-        size = rows.shape[1] + with_ones
-        if size <= MAX_EXACT_SIZE and size <= len(rows):
-            values, basis = th.linalg.eigh(_gram_matrix(rows, with_ones) / total)
-            return cls(values.clamp(min=0), basis)
-        if len(rows) <= MAX_EXACT_SIZE:
-            if with_ones:
-                rows = th.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-            return cls(*_nonzero_eigenpairs(rows.t() / total**0.5))
-        return cls(*_leading_eigenpairs(rows, total, with_ones))
-
-
-def _nonzero_eigenpairs(root: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    """
-    :param root: (n, k), k the smaller
-    :return: eigenvalues of root rootᵀ that are not zero, and their eigenvectors, orthonormal to rounding
-    """
-    basis, singular, _ = th.linalg.svd(root, full_matrices=False)
-    kept = singular > th.finfo(singular.dtype).eps * len(singular) * singular[0]
-    return singular[kept].square(), basis[:, kept]
-
-
-def _leading_eigenpairs(rows: th.Tensor, total: float, with_ones: bool) -> tuple[th.Tensor, th.Tensor]:
-    """
-    Nyström's approximation S Q (Qᵀ S Q)⁻¹ Qᵀ S of S = rowsᵀ rows / total from random directions Q (Tropp et al. 2017,
-    https://arxiv.org/abs/1706.05736, algorithm 3): one pass over the rows in k directions, where S itself takes n.
-
-    :param rows: (R, n)
-    :param total: a divisor
-    :param with_ones: whether each row goes on with a 1
-    :return: up to k = ``N_LEADING`` eigenvalues and their eigenvectors
-    """
-    size = rows.shape[1] + with_ones
-    generator = th.Generator().manual_seed(_SEED)
-    directions = th.linalg.qr(th.randn(size, N_LEADING, generator=generator).to(rows)).Q
-    projections = rows @ directions[: rows.shape[1]]
-    if with_ones:
-        projections += directions[-1]
-    sketch = rows.t() @ projections
-    if with_ones:
-        sketch = th.cat([sketch, projections.sum(dim=0, keepdim=True)])
-    sketch /= total
-    # Rounding could make Qᵀ S Q indefinite where S has but few directions; the shift is taken off again.
-    shift = (th.finfo(rows.dtype).eps * N_LEADING * sketch.norm()).clamp(min=_TINY)
-    sketch += shift * directions
-    root = th.linalg.cholesky(directions.t() @ sketch)
-    values, basis = _nonzero_eigenpairs(th.linalg.solve_triangular(root.t(), sketch, upper=True, left=False))
-    kept = values > 2 * shift
-    return values[kept] - shift, basis[:, kept]
-
-
-def _gram_matrix(rows: th.Tensor, with_ones: bool) -> th.Tensor:
-    """
-    :param rows: (R, n)
-    :param with_ones: whether each row goes on with a 1, which needs no copy of the rows
-    :return: rowsᵀ rows
-    """
-    products = rows.t() @ rows
-    if not with_ones:
-        return products
-    sums = rows.sum(dim=0)
-    border = th.cat([sums, sums.new_tensor([len(rows)])])
-    return th.cat([th.cat([products, sums.unsqueeze(0)]), border.unsqueeze(1)], dim=1)
 
 
 class _LayerBlock:
@@ -129,7 +35,9 @@ class _LayerBlock:
     :param damping: λ
     """
 
-    def __init__(self, weight: int, bias: int | None, inputs: _Factor, outputs: _Factor, damping: float) -> None:
+    def __init__(
+        self, weight: int, bias: int | None, inputs: KroneckerFactor, outputs: KroneckerFactor, damping: float
+    ) -> None:
         self.weight = weight
         self.bias = bias
         self.inputs = inputs
@@ -244,8 +152,8 @@ def _layer_block(layer: LayerPass, position: dict[int, int], damping: float) -> 
     inputs, cotangents, n_samples = _positions(layer)
     # For convolutions, A sums over positions and G averages over them: inputs and derivatives are taken to be
     # independent of each other and from position to position.
-    input_factor = _Factor.of(inputs, n_samples, with_ones=layer.bias is not None)
-    output_factor = _Factor.of(cotangents, len(cotangents))
+    input_factor = KroneckerFactor.of(inputs, n_samples, with_ones=layer.bias is not None)
+    output_factor = KroneckerFactor.of(cotangents, len(cotangents))
     bias = None if layer.bias is None else position[id(layer.bias)]
     return _LayerBlock(position[id(layer.weight)], bias, input_factor, output_factor, damping)
 

@@ -21,12 +21,9 @@ from torch import nn
 from sb3_trpo.networks.mlp import to_columns
 from sb3_trpo.networks.plain_policy import extract_features, plain_actor
 from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.linearization import (
-    GraphLinearization,
-    Linearization,
-    MlpLinearization,
-    twice_differentiable,
-)
+from sb3_trpo.trust_region.graph_linearization import GraphLinearization, twice_differentiable
+from sb3_trpo.trust_region.linearization import Linearization
+from sb3_trpo.trust_region.mlp_linearization import MlpLinearization
 
 # Distributions that the network's outputs, and perhaps log σ, determine.
 _PLAIN = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)

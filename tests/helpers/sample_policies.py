@@ -20,7 +20,8 @@ from torch.distributions import Bernoulli, Categorical, Normal
 
 from sb3_trpo.networks.plain_policy import plain_actor
 from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.linearization import GraphLinearization, MlpLinearization
+from sb3_trpo.trust_region.graph_linearization import GraphLinearization
+from sb3_trpo.trust_region.mlp_linearization import MlpLinearization
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,))
 ACTIONS = {

@@ -21,13 +21,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo.trust_region.flat import FlatParameters
+from sb3_trpo.trust_region.graph_linearization import parameters_behind
 from sb3_trpo.trust_region.kl import family_of
-from sb3_trpo.trust_region.linearization import (
-    LayerPass,
-    Linearization,
-    Linearizations,
-    parameters_behind,
-)
+from sb3_trpo.trust_region.linearization import LayerPass, Linearization, Linearizations
 
 N_STATES = 4
 

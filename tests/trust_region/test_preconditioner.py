@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_trpo.trust_region import preconditioner
+from sb3_trpo.trust_region import kronecker_factor, preconditioner
 from sb3_trpo.trust_region.conjugate_gradient import Operator, conjugate_gradient
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearization, Linearizations
@@ -230,7 +230,7 @@ def test_leading_eigenvectors_are_all_if_there_are_no_more(n_states, monkeypatch
     linearization = linearize(policy, make_observations(policy, n_states).repeat(20, 1))
     # The signs differ from copy to copy; their squares, and so a layer of one action, do not.
     expected = _matrix_of_last_layer(linearization, policy)
-    monkeypatch.setattr(preconditioner, "MAX_EXACT_SIZE", 10)
+    monkeypatch.setattr(kronecker_factor, "MAX_EXACT_SIZE", 10)
     th.testing.assert_close(_matrix_of_last_layer(linearization, policy), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -247,10 +247,10 @@ def test_leading_eigenvectors_of_a_falling_spectrum(dtype, with_ones) -> None:
     """Tropp et al., theorem 4.1, at half the rank: the trace of what is left out, in the mean over the directions."""
     generator = th.Generator().manual_seed(0)
     rows = th.randn(400, 300, generator=generator, dtype=dtype) * th.logspace(0, -3, 300, dtype=dtype)
-    factor = preconditioner._Factor.of(rows, 400, with_ones)
+    factor = kronecker_factor.KroneckerFactor.of(rows, 400, with_ones)
     full = th.cat([rows, th.ones(400, 1, dtype=dtype)], dim=1) if with_ones else rows
     exact = full.t() @ full / 400
-    k = preconditioner.N_LEADING
+    k = kronecker_factor.N_LEADING
     identity = th.eye(k, dtype=dtype)
     th.testing.assert_close(
         factor.basis.t() @ factor.basis, identity, rtol=0, atol=1e-4 if dtype is th.float32 else 1e-9
@@ -275,7 +275,7 @@ def test_leading_eigenvectors_cost_one_iteration_at_most(damping, monkeypatch) -
         return quality(linearization, damping, x, g)
 
     leading = reached(5)
-    monkeypatch.setattr(preconditioner, "MAX_EXACT_SIZE", 1000)
+    monkeypatch.setattr(kronecker_factor, "MAX_EXACT_SIZE", 1000)
     assert leading > 0.97 * reached(4)
 
 

@@ -21,7 +21,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo.trust_region.fisher import Fisher
-from sb3_trpo.trust_region.linearization import GraphLinearization, Linearizations, MlpLinearization
+from sb3_trpo.trust_region.graph_linearization import GraphLinearization
+from sb3_trpo.trust_region.linearization import Linearizations
+from sb3_trpo.trust_region.mlp_linearization import MlpLinearization
 from sb3_trpo.update.actor import Actor
 
 
