@@ -13,7 +13,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
-from sb3_trpo.networks.mlp import ACTIVATIONS, Activation, PlainMlp
+from sb3_trpo.networks.activations import Activation, activation_of
+from sb3_trpo.networks.mlp import PlainMlp
 
 
 def plain_actor(policy: nn.Module) -> PlainMlp | None:
@@ -70,8 +71,8 @@ def _plain_mlp(modules: Sequence[nn.Module]) -> PlainMlp | None:
             return None
         if type(module) is nn.Linear and module.bias is not None and len(layers) == len(activations):
             layers.append(module)
-        elif type(module) in ACTIVATIONS and len(layers) == len(activations) + 1:
-            activations.append(ACTIVATIONS[type(module)])
+        elif (activation := activation_of(module)) is not None and len(layers) == len(activations) + 1:
+            activations.append(activation)
         else:
             return None
     if len(layers) != len(activations) + 1:
