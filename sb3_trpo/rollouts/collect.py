@@ -30,6 +30,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callbacks.tree import leaves
@@ -163,8 +164,10 @@ class _Rollout:
         self.reads_values = reads_values
         self.sample = _SAMPLERS[type(self.policy.action_dist)](self.policy, env.num_envs, noise)
         # Where SB3's preprocessing and a FlattenExtractor come to a conversion, it is made in place.
-        self.obs_are_features = self.policy.device.type == "cpu" and not is_image_space(
-            algorithm.observation_space, check_channels=False
+        self.obs_are_features = (
+            self.policy.device.type == "cpu"
+            and type(self.policy.pi_features_extractor) is FlattenExtractor
+            and not is_image_space(algorithm.observation_space, check_channels=False)
         )
         self.features_array = np.empty((env.num_envs, self.policy.features_dim), dtype=np.float32)
         self.features = th.from_numpy(self.features_array)
