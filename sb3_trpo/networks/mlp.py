@@ -5,61 +5,11 @@ Most policies that people train are small fully connected networks, for which ca
 matrix products themselves.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch as th
-from torch import nn
 
-
-@dataclass(frozen=True)
-class Activation:
-    """
-    An elementwise function whose derivative can be read off its output, so that the input need not be kept.
-
-    :param apply: x -> f(x), as the module of this name computes it
-    :param apply_: c x -> f(x) in place, to rounding
-    :param scale: c, which the matrix product before it supplies at no cost
-    :param backward: from a gradient with respect to y = f(x), and y, the gradient with respect to x, into a place for
-        the result, which may be the first; as this is a multiplication by f'(x), it carries tangents forward just as
-        well
-    """
-
-    apply: Callable[[th.Tensor], th.Tensor]
-    apply_: Callable[[th.Tensor], th.Tensor]
-    scale: float
-    backward: Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
-
-
-_MINUS_ONE = th.tensor(-1.0)
-
-
-def _tanh_of_half_(x: th.Tensor) -> th.Tensor:
-    # tanh x = 2 sigmoid(2x) - 1, which takes a third of the time of torch's tanh on a CPU, to an error of 2e-7.
-    return th.add(_MINUS_ONE, x.sigmoid_(), alpha=2.0, out=x)
-
-
-_ATEN = th.ops.aten
-ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(
-        th.tanh,
-        _tanh_of_half_,
-        2.0,
-        lambda grad, y, out: _ATEN.tanh_backward.grad_input(grad, y, grad_input=out),
-    ),
-    nn.Sigmoid: Activation(
-        th.sigmoid,
-        th.sigmoid_,
-        1.0,
-        lambda grad, y, out: _ATEN.sigmoid_backward.grad_input(grad, y, grad_input=out),
-    ),
-    nn.ReLU: Activation(
-        th.relu,
-        th.relu_,
-        1.0,
-        lambda grad, y, out: _ATEN.threshold_backward.grad_input(grad, y, 0, grad_input=out),
-    ),
-}
+from sb3_trpo.networks.activations import Activation
 
 
 class PlainMlp:
@@ -98,14 +48,22 @@ class PlainMlp:
 
 class LayerInputs:
     """
-    What enters the layers of a network on columns; the views that its derivatives need are made once.
+    What enters the layers of a network on columns, and what the derivatives of its activations are told from; the views
+    that derivatives need are made once.
 
     :param columns: [x; 1], (n_in + 1, N)
-    :param widths: of each layer but the last
+    :param widths: width of each layer but the last
+    :param activations: what follows each layer but the last
     :param with_tangents: whether tangents will be carried forward: they get their place below what they belong to
     """
 
-    def __init__(self, columns: th.Tensor, widths: Sequence[int], with_tangents: bool = False) -> None:
+    def __init__(
+        self,
+        columns: th.Tensor,
+        widths: Sequence[int],
+        activations: Sequence[Activation],
+        with_tangents: bool = False,
+    ) -> None:
         n_samples = columns.shape[1]
         # [f(M_i h_{i-1}); 1] or [f(M_i h_{i-1}); 1; tangent] of each layer but the last.
         self.stacked = [columns.new_empty(width + 1 + width * with_tangents, n_samples) for width in widths]
@@ -116,24 +74,55 @@ class LayerInputs:
         self.transposed = [matrix.t() for matrix in self.homogeneous]
         # Without the ones; the first is never asked for.
         self.hidden = [matrix[:-1] for matrix in self.homogeneous]
+        self._activations = activations
+        # M_i h_{i-1}, in the place of the activation's result where its derivative is told by that.
+        self.arguments = [
+            hidden if activation.slope_ is None else th.empty_like(hidden)
+            for hidden, activation in zip(self.hidden[1:], activations, strict=True)
+        ]
+        self._has_slope = [activation.slope_ is None for activation in activations]
 
     def replace(self, columns: th.Tensor) -> None:
         """
-        :param columns: other inputs of the same number, for which the activations are to be computed anew
+        Take other inputs, for which the layers are to be computed anew.
+
+        :param columns: other inputs of the same number
         """
         self.homogeneous[0], self.transposed[0] = columns, columns.t()
+        self._has_slope = [activation.slope_ is None for activation in self._activations]
+
+    def kept(self, i: int) -> th.Tensor:
+        """
+        Give what the derivative of an activation is told from.
+
+        :param i: number of the activation
+        :return: its result or, where that is not enough, f'(x), (width, N)
+        """
+        if not self._has_slope[i]:
+            # In the place of x, at the first request: a forward pass alone needs no derivative.
+            slope_ = self._activations[i].slope_
+            assert slope_ is not None
+            slope_(self.arguments[i])
+            self._has_slope[i] = True
+        return self.arguments[i]
 
     def every(self, step: int) -> "LayerInputs":
         """
+        Give every k-th column, without a place for tangents.
+
         :param step: k
-        :return: of every k-th column, without a place for tangents; copies, but for k = 1
+        :return: copies, but for k = 1
         """
         if step == 1:
             return self
         columns, *hidden = [matrix[:, ::step] for matrix in self.homogeneous]
-        thinned = LayerInputs(columns.contiguous(), [len(matrix) - 1 for matrix in hidden])
+        thinned = LayerInputs(columns.contiguous(), [len(matrix) - 1 for matrix in hidden], self._activations)
         for place, matrix in zip(thinned.stacked, hidden, strict=True):
             place.copy_(matrix)
+        for i, activation in enumerate(self._activations):
+            if activation.slope_ is not None:
+                thinned.arguments[i].copy_(self.kept(i)[:, ::step])
+                thinned._has_slope[i] = True
         return thinned
 
 
@@ -167,13 +156,14 @@ class ColumnMlp:
         :return: what enters each layer
         """
         if out is None:
-            out = LayerInputs(columns, [len(matrix) for matrix in self.matrices[:-1]], with_tangents)
+            widths = [len(matrix) for matrix in self.matrices[:-1]]
+            out = LayerInputs(columns, widths, self.activations, with_tangents)
         else:
             out.replace(columns)
         for i, activation in enumerate(self.activations):
-            hidden = out.hidden[i + 1]
-            th.addmm(hidden, self.matrices[i], out.homogeneous[i], beta=0.0, alpha=activation.scale, out=hidden)
-            activation.apply_(hidden)
+            place = out.arguments[i]
+            th.addmm(place, self.matrices[i], out.homogeneous[i], beta=0.0, alpha=activation.scale, out=place)
+            activation.write(place, out.hidden[i + 1])
         return out
 
     def outputs(self, inputs: LayerInputs) -> th.Tensor:
@@ -203,7 +193,7 @@ class ColumnMlp:
         """
         out = to_matrices(tangents[:2])[0].mm(inputs.homogeneous[0])
         for i, activation in enumerate(self.activations):
-            activation.backward(out, inputs.hidden[i + 1], inputs.tangents[i])
+            activation.backward(out, inputs.kept(i), inputs.tangents[i])
             weight, bias = tangents[2 * i + 2 : 2 * i + 4]
             out = th.cat([weight, bias.unsqueeze(1), self._weights[i + 1]], dim=1).mm(inputs.stacked[i])
         return out
@@ -219,7 +209,7 @@ class ColumnMlp:
         grads = [grad]
         for i in range(len(self.activations), 0, -1):
             on_hidden = self._weights_transposed[i].mm(grads[-1])
-            grads.append(self.activations[i - 1].backward(on_hidden, inputs.hidden[i], on_hidden))
+            grads.append(self.activations[i - 1].backward(on_hidden, inputs.kept(i - 1), on_hidden))
         return grads[::-1]
 
     def vjp(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor]) -> None:

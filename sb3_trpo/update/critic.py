@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from sb3_trpo.networks.mlp import ColumnMlp, LayerInputs, PlainMlp, to_matrices, write_matrices_
-from sb3_trpo.networks.plain_policy import extract_features, plain_critic
+from sb3_trpo.networks.plain_policy import extract_features, plain_critic, why_features_change
 from sb3_trpo.trust_region.flat import flatten
 from sb3_trpo.update.samples import chunks, select
 
@@ -73,7 +73,7 @@ def fit_critic(
     fixed = {id(parameter) for parameter in actor_parameters}
     free = [p for p in policy.parameters() if p.requires_grad and id(p) not in fixed]
     network = plain_critic(policy) if is_builtin else None
-    if network is not None and _features_are_fixed(policy, free) and _is_flat_adam(policy.optimizer, network, free):
+    if network is not None and _features_stay(policy, free) and _is_flat_adam(policy.optimizer, network, free):
         parts = chunks(samples, None)
         columns = _feature_columns(policy, parts)
         returns = th.cat([part.returns for part in parts])
@@ -116,16 +116,9 @@ def _fit_any(
     return CriticFit(th.stack(losses) if losses else th.zeros(0))
 
 
-def _features_are_fixed(policy: ActorCriticPolicy, free: Iterable[nn.Parameter]) -> bool:
-    """
-    :param policy: whose ``predict_values`` is SB3's
-    :param free: the parameters that the critic may move
-    :return: whether none of them is in the critic's features extractor, so that features need computing only once
-    """
-    extractor = {id(parameter) for parameter in policy.vf_features_extractor.parameters()}
-    # A module that behaves differently in training (dropout) gives other features at each pass.
-    always_same = policy.vf_features_extractor is policy.pi_features_extractor or not extractor
-    return always_same and not any(id(parameter) in extractor for parameter in free)
+def _features_stay(policy: ActorCriticPolicy, free: Iterable[nn.Parameter]) -> bool:
+    extractor = policy.vf_features_extractor
+    return not why_features_change(extractor, free, is_counted_on=extractor is policy.pi_features_extractor)
 
 
 @th.no_grad()

@@ -64,7 +64,7 @@ def test_plain_policies_are_written_out_others_go_through_autograd(name) -> None
     "make",
     [
         lambda: cnn_policy(dtype=th.float32),
-        lambda: make_policy(activation_fn=nn.ELU, dtype=th.float32),
+        lambda: make_policy(activation_fn=nn.PReLU, dtype=th.float32),
     ],
 )
 def test_other_networks_go_through_autograd(make) -> None:

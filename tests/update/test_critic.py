@@ -126,7 +126,7 @@ def test_a_fit_is_that_of_a_loop_in_torch(optimizer: str, max_grad_norm: float |
         assert_same_fit(model, reference, fit(model, settings, is_builtin), reference_fit(reference, settings))
 
 
-@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU])
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.SiLU, nn.PReLU])
 @pytest.mark.parametrize("batch_size", [1, 64, 256, 1000])
 def test_the_same_holds_for_other_networks_and_batch_sizes(activation_fn: type[nn.Module], batch_size: int) -> None:
     kwargs = {"activation_fn": activation_fn, "net_arch": {"pi": [4], "vf": [8, 20, 8]}}
@@ -193,7 +193,7 @@ def test_frozen_parameters_of_the_critic_stay(freeze: Callable[[ActorCriticPolic
     assert ("value_net.weight" in changed(others, state(model))) == (freeze is freeze_first_layer)
 
 
-@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.GELU], ids=["plain", "general"])
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.PReLU], ids=["plain", "general"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
 @pytest.mark.parametrize("layer", ["layer-norm", "batch-norm", "dropout"])
 def test_a_shared_extractor_stays_with_the_policy_step(
