@@ -99,7 +99,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         if reason != self._why_not_fast:
             self._why_not_fast = reason
             if self._logger is not None:
-                way = f"by SB3's own loop: {reason}" if reason else "by the fast path"
+                way = f"by SB3's own loop, because {reason}" if reason else "by the fast path"
                 self.logger.info(f"Rollouts are collected {way}.")
         return reason
 

@@ -24,10 +24,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo.networks.mlp import PlainMlp
-from sb3_trpo.networks.plain_policy import extract_features, plain_actor, plain_critic
+from sb3_trpo.networks.plain_policy import extract_features, plain_actor, plain_critic, why_not_plain
 from sb3_trpo.rollouts.advantages import compute_returns_and_advantage
 from sb3_trpo.rollouts.checks import last_observation
 from sb3_trpo.rollouts.guard import StepGuard
@@ -60,9 +61,7 @@ def why_not_fast(algorithm: OnPolicyAlgorithm, buffer: RolloutBuffer, n_rollout_
         return f"the rollout has {n_rollout_steps} steps, but the buffer has room for {buffer.buffer_size}"
     if type(policy.action_dist) not in SAMPLERS:
         return f"actions come from a {type(policy.action_dist).__name__}"
-    if plain_actor(policy) is None or plain_critic(policy) is None:
-        return "the policy is not one of plain networks"
-    return ""
+    return why_not_plain(policy)
 
 
 class FastRollout:
@@ -101,6 +100,7 @@ class FastRollout:
         self.obs_are_features = (
             isinstance(space, spaces.Box)
             and self.policy.device.type == "cpu"
+            and type(self.policy.pi_features_extractor) is FlattenExtractor
             and not is_image_space(space, check_channels=False)
         )
         self.features_array = np.empty((self.n_envs, self.policy.features_dim), dtype=np.float32)

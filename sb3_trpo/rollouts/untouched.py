@@ -2,9 +2,9 @@
 Whether an object does what its class says: the condition under which another way of doing the same may be taken.
 """
 
-import sys
-from collections.abc import Iterator
 from types import FunctionType
+
+from sb3_trpo.networks.untouched import is_as_written
 
 
 def is_untouched(instance: object, *kinds: type) -> bool:
@@ -22,25 +22,9 @@ def is_untouched(instance: object, *kinds: type) -> bool:
     if kind not in kinds:
         return False
     own = vars(instance)
-    for base in kind.__mro__[:-1]:
-        for name, function in _functions(base):
-            # 1. A method that is set on the object hides the class's.
-            # 2. One that is set on the class comes from another file. Its name and module say less: decorators copy
-            #    them (functools.wraps).
-            if name in own or function.__code__.co_filename != _file(base):
-                return False
-    return True
-
-
-def _functions(kind: type) -> Iterator[tuple[str, FunctionType]]:
-    for name, value in vars(kind).items():
-        if isinstance(value, property):
-            value = value.fget
-        elif isinstance(value, (classmethod, staticmethod)):
-            value = value.__func__
-        if isinstance(value, FunctionType):
-            yield name, value
-
-
-def _file(kind: type) -> str | None:
-    return getattr(sys.modules.get(kind.__module__), "__file__", None)
+    methods = {
+        name for base in kind.__mro__[:-1] for name, value in vars(base).items() if isinstance(value, FunctionType)
+    }
+    # 1. A method that is set on the object hides the class's.
+    # 2. One that is set on the class was written elsewhere.
+    return not methods & own.keys() and all(is_as_written(kind, kind, name) for name in methods)
