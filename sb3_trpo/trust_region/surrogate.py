@@ -3,7 +3,7 @@ The surrogate objective that a trust-region step improves, and the KL divergence
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch as th
@@ -40,6 +40,18 @@ class PolicyBatch:
 
     def __len__(self) -> int:
         return len(self.advantages)
+
+
+def normalize_advantages(batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:
+    """
+    Give the advantages of all batches together mean 0 and standard deviation 1.
+
+    :param batches: chunks of the data
+    :return: the same with other advantages
+    """
+    advantages = th.cat([batch.advantages for batch in batches]) if len(batches) > 1 else batches[0].advantages
+    mean, std = advantages.mean(), advantages.std()
+    return [replace(batch, advantages=(batch.advantages - mean) / (std + 1e-8)) for batch in batches]
 
 
 class Surrogate:
