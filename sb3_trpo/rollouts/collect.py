@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost, is_finite
+from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost
 from sb3_trpo.rollouts.failures import Failures, limit_waiting
 from sb3_trpo.rollouts.fast_rollout import FastRollout, why_not_fast
 from sb3_trpo.rollouts.guard import CopyingGuard, PausingCallback, StepGuard
@@ -103,22 +103,26 @@ class RolloutCollector(OnPolicyAlgorithm):
                 self.logger.info(f"Rollouts are collected {way}.")
         return reason
 
-    @th.no_grad()
     def _can_handle(self, obs: Observations) -> bool:
         """
-        Tell whether the policy makes finite actions and values of observations that are not finite.
+        Tell whether the policy can act on, and learn from, observations that are not finite.
 
         :param obs: observations of N states
-        :return: whether it does
+        :return: whether it makes finite actions and values of them, with finite gradients
         """
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         try:
-            tensor = obs_as_tensor(obs, self.device)
-            actions = self.policy.get_distribution(tensor).get_actions(deterministic=True)
-            values = self.policy.predict_values(tensor)
+            with th.enable_grad():
+                tensor = obs_as_tensor(obs, self.device)
+                distribution = self.policy.get_distribution(tensor)
+                actions = distribution.get_actions(deterministic=True).detach()
+                total = distribution.log_prob(actions).sum() + self.policy.predict_values(tensor).sum()
+            # An infinity that an activation has swallowed comes back in the gradient.
+            gradients = th.autograd.grad(total, parameters, allow_unused=True)
         except Exception:
             # Whatever a network comes to, with numbers that it is not made for.
             return False
-        return is_finite(actions.float().cpu().numpy()) and is_finite(values.cpu().numpy())
+        return all(bool(x.isfinite().all()) for x in (actions, total, *gradients) if x is not None)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         return ShowingCallback(super()._init_callback(callback, progress_bar), self)
@@ -163,4 +167,5 @@ class RolloutCollector(OnPolicyAlgorithm):
             except Exception as error:
                 failures.explain(error)
                 raise
+        checks.keep_statistics_finite()
         checks.check_reset(self._last_obs)

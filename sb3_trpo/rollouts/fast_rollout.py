@@ -110,6 +110,10 @@ class FastRollout:
         self.actions: list[th.Tensor] = []
         # Step, environment and last observation of truncated episodes.
         self.truncations: list[tuple[int, int, Observations]] = []
+        # What callbacks have read, by the step: the buffer is to have the same.
+        self.read_values: dict[int, th.Tensor] = {}
+        self.read_log_probs: dict[int, th.Tensor] = {}
+        self.action_shape = (self.n_envs, *(algorithm.action_space.shape or ()))
 
     @th.no_grad()
     def collect(self) -> bool:
@@ -134,7 +138,7 @@ class FastRollout:
 
             shown_infos = Lazy(functools.partial(copy.deepcopy, infos)) if guard.shares_infos else infos
             scope.update(
-                self._lazy_tensors(obs, self.actions[-1]),
+                self._lazy_tensors(n_steps, obs),
                 n_steps=n_steps,
                 actions=actions,
                 clipped_actions=clipped_actions,
@@ -197,26 +201,28 @@ class FastRollout:
             raise
         self.outputs.append(outputs)
         self.actions.append(actions)
-        return actions.cpu().numpy()
+        return actions.cpu().numpy().reshape(self.action_shape)
 
-    def _lazy_tensors(self, obs: Observations, actions: th.Tensor) -> ShownLocals:
+    def _lazy_tensors(self, step: int, obs: Observations) -> ShownLocals:
         """
         Show a step's tensors by their names in SB3's loop.
 
+        :param step: the number of the step
         :param obs: observations, (n_envs, ...)
-        :param actions: actions, (n_envs, ...)
         :return: the tensors, computed when they are read
         """
-        policy = self.policy
+        policy, actions = self.policy, self.actions[-1]
         obs_tensor = Lazy(lambda: obs_as_tensor(obs, self.algorithm.device))
 
         @th.no_grad()
         def values() -> th.Tensor:
-            return policy.predict_values(obs_tensor.read())
+            self.read_values[step] = policy.predict_values(obs_tensor.read())
+            return self.read_values[step]
 
         @th.no_grad()
         def log_probs() -> th.Tensor:
-            return policy.get_distribution(obs_tensor.read()).log_prob(actions)
+            self.read_log_probs[step] = policy.get_distribution(obs_tensor.read()).log_prob(actions)
+            return self.read_log_probs[step]
 
         return ShownLocals(obs_tensor=obs_tensor, values=Lazy(values), log_probs=Lazy(log_probs))
 
@@ -281,6 +287,9 @@ class FastRollout:
         log_probs = self._log_probs(th.cat(self.outputs[:n_steps]), th.cat(self.actions[:n_steps]))
         buffer.values[:n_steps] = self._values(_rows(buffer.observations, n_steps)).reshape(n_steps, -1)
         buffer.log_probs[:n_steps] = log_probs.cpu().numpy().reshape(n_steps, -1)
+        for rows, read in ((buffer.values, self.read_values), (buffer.log_probs, self.read_log_probs)):
+            for step, tensor in read.items():
+                rows[step] = tensor.cpu().numpy().flatten()
         if self.truncations:
             steps, envs, terminal_obs = zip(*self.truncations, strict=True)
             # The rest of a truncated episode's return is what the critic expects of it (SB3 issue #633).

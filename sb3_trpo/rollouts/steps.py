@@ -48,8 +48,21 @@ def make_step(env: VecEnv, blame: Blame) -> tuple[Step, bool]:
 
 
 def _has_known_statistics(env: VecNormalize) -> bool:
-    of_obs = list(env.obs_rms.values()) if isinstance(env.obs_rms, dict) else [env.obs_rms] if env.norm_obs else []
-    return all(is_untouched(statistics, RunningMeanStd) for statistics in [*of_obs, env.ret_rms])
+    return all(is_untouched(statistics, RunningMeanStd) for statistics in statistics_of(env))
+
+
+def statistics_of(env: VecNormalize) -> list[RunningMeanStd]:
+    """
+    Return the running statistics that a normalisation uses.
+
+    :param env: the normalised environments
+    :return: the observations' statistics, if observations are normalised, and those of the returns
+    """
+    if not env.norm_obs:
+        # It has none.
+        return [env.ret_rms]
+    of_obs = env.obs_rms
+    return [*(of_obs.values() if isinstance(of_obs, dict) else [of_obs]), env.ret_rms]
 
 
 def _step_in_halves(env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
@@ -91,7 +104,8 @@ def _write(buffers: dict[Any, np.ndarray], i: int, obs: Any) -> None:
 def _copied(buffers: dict[Any, np.ndarray]) -> VecEnvObs:
     if None in buffers:
         return buffers[None].copy()
-    return {key: buffer.copy() for key, buffer in buffers.items()}
+    # An OrderedDict, as SB3 has it.
+    return type(buffers)((key, buffer.copy()) for key, buffer in buffers.items())
 
 
 def _step_subproc(env: SubprocVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvStepReturn:
@@ -172,15 +186,15 @@ def _step_normalized(env: VecNormalize, inner: Step, actions: np.ndarray) -> Vec
 def _normalized(env: VecNormalize, obs: Any) -> Any:
     if not env.norm_obs:
         # SB3 gives a copy.
-        return {key: part.copy() for key, part in obs.items()} if isinstance(obs, dict) else np.array(obs)
+        return copy.deepcopy(obs)
     if not isinstance(obs, dict):
         return env._normalize_obs(obs, env.obs_rms).astype(np.float32)  # type: ignore[arg-type]
-    normalized = {}
+    normalized = type(obs)()
     for key, part in obs.items():
         if key in (env.norm_obs_keys or ()):
             normalized[key] = env._normalize_obs(part, env.obs_rms[key]).astype(np.float32)
         else:
-            normalized[key] = part.copy()
+            normalized[key] = copy.deepcopy(part)
     return normalized
 
 
