@@ -27,7 +27,14 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.policies import (
+    BetaCnnPolicy,
+    BetaMultiInputPolicy,
+    BetaPolicy,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+)
 from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
 from sb3_trpo.saved_models.algorithm import SafelySaved
@@ -146,6 +153,9 @@ class TRPO(SafelySaved, RolloutCollector):
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
+        "BetaPolicy": BetaPolicy,
+        "BetaCnnPolicy": BetaCnnPolicy,
+        "BetaMultiInputPolicy": BetaMultiInputPolicy,
     }
 
     @explain_unknown_arguments
