@@ -47,16 +47,16 @@ def model_of(**kwargs: Any) -> TRPO:
 
 def test_trains_within_bounds_and_trust_region() -> None:
     env = Target()
-    model = TRPO("BetaPolicy", env, n_steps=400, batch_size=100, seed=0, device="cpu", target_kl=0.02)
+    model = TRPO("BetaPolicy", env, n_steps=200, n_critic_updates=2, seed=0, device="cpu", target_kl=0.05)
     rewards = []
-    for _ in range(15):
+    for _ in range(12):
         obs = th.as_tensor(np.zeros((1, 2), np.float32))
         before = model.policy.get_distribution(obs).distribution
         before = Beta(before.concentration1.detach(), before.concentration0.detach())
-        model.learn(400, reset_num_timesteps=False)
+        model.learn(200, reset_num_timesteps=False)
         after = model.policy.get_distribution(obs).distribution
         kl = float(kl_divergence(before, after).sum().detach())
-        assert kl <= 0.02 * (1 + 1e-3)
+        assert kl <= 0.05 * (1 + 1e-3)
         assert kl == pytest.approx(model.logger.name_to_value["train/kl_divergence_loss"], rel=1e-2)
         rewards.append(model.rollout_buffer.rewards.mean())
     assert rewards[-1] > 0.5 * rewards[0]
@@ -134,4 +134,4 @@ def test_extreme_outputs_give_finite_numbers(output: float) -> None:
 )
 def test_what_has_no_beta_distribution_is_refused(space: Any, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TRPO(BetaPolicy, SpacesEnv(OBSERVATION_SPACES["float32"], space), device="cpu", **kwargs)
+        BetaPolicy(OBSERVATION_SPACES["float32"], space, lambda _: 1e-3, **kwargs)

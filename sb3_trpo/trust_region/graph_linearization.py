@@ -59,8 +59,7 @@ class GraphLinearization(Linearization):
             except th.OutOfMemoryError:
                 raise
             except RuntimeError:
-                # 1. torch has no type of error for this: an operation without a second derivative raises
-                #    NotImplementedError, one that is marked as ``once_differentiable`` RuntimeError, its parent.
+                # 1. torch has no type of error for an operation without a second derivative.
                 # 2. What has another cause comes up again, for the difference evaluates the policy anew.
                 self._has_second_derivative = False
         return self._difference(v)
@@ -70,6 +69,10 @@ class GraphLinearization(Linearization):
             w = [th.zeros_like(z, requires_grad=True) for z in self._z]
             g = self._backward(self.parameters.tensors, w, create_graph=True)
             self._g = [(i, _real(g_i)) for i, g_i in enumerate(g) if g_i is not None and g_i.requires_grad]
+            # What is marked as ``once_differentiable`` cuts the graph with a node that raises only if it is reached,
+            # as it never is on the way to w.
+            if any(node.name() == "DelayedError" for node in _nodes_behind([g_i for _, g_i in self._g])):
+                raise RuntimeError("an operation in the policy can be differentiated once only")
             self._w = w
         tangents = self.parameters.split(v)
         product = th.autograd.grad(
@@ -177,18 +180,26 @@ def parameters_behind(tensors: Sequence[th.Tensor], candidates: Iterable[nn.Para
     :param candidates: parameters that may have taken part in it
     :return: those that did, in the order of the candidates
     """
+    # Only the nodes that accumulate into a leaf have this attribute.
+    leaves = {id(getattr(node, "variable", None)) for node in _nodes_behind(tensors)}
+    return [candidate for candidate in candidates if id(candidate) in leaves]
+
+
+def _nodes_behind(tensors: Sequence[th.Tensor]) -> Iterator[Node]:
+    """
+    Walk through autograd's graph.
+
+    :param tensors: results of a computation that autograd has recorded
+    :return: each node of it, once
+    """
     seen: set[Node] = set()
-    leaves: set[int] = set()
     nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     while nodes:
         node = nodes.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        # Only the nodes that accumulate into a leaf have this attribute.
-        leaves.add(id(getattr(node, "variable", None)))
-        nodes += [parent for parent, _ in node.next_functions if parent is not None]
-    return [candidate for candidate in candidates if id(candidate) in leaves]
+        if node not in seen:
+            seen.add(node)
+            yield node
+            nodes += [parent for parent, _ in node.next_functions if parent is not None]
 
 
 class _SharedSwitches:

@@ -154,8 +154,7 @@ def _layer_blocks(layers: Iterator[LayerPass], position: dict[int, int], damping
 
 def _layer_block(layer: LayerPass, position: dict[int, int], damping: float) -> _LayerBlock | None:
     inputs, cotangents, share = _rows(layer)
-    if inputs.numel() == 0 or cotangents.numel() == 0 or len(inputs) != len(cotangents):
-        # No sample went through the layer; or a hook of the user's has changed what left it.
+    if len(inputs) == 0 or len(inputs) != len(cotangents):
         return None
     # 1. A sums over the rows of each state and G averages over them: inputs and derivatives are taken to be independent
     #    of each other and from row to row.
@@ -182,7 +181,9 @@ def _rows(layer: LayerPass) -> tuple[th.Tensor, th.Tensor, float]:
     elif inputs.dim() == 1:
         inputs, cotangents = inputs.unsqueeze(0), cotangents.unsqueeze(0)
     n_samples = len(inputs)
-    if inputs.numel() == 0 or len(cotangents) != n_samples:
+    has_shape = len(cotangents) == n_samples and cotangents.shape[1 if layer.convolution else -1] == fan_out
+    if inputs.numel() == 0 or not has_shape:
+        # No sample went through the layer; or a hook of the user's has changed what left it.
         return inputs.new_empty(0, fan_in), cotangents.new_empty(0, fan_out), 0.0
     n_positions = cotangents[0].numel() // fan_out
     max_samples = max(1, MAX_FACTOR_ELEMENTS // max(1, fan_in * n_positions))
