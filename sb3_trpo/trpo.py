@@ -27,11 +27,19 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.policies import (
+    BetaCnnPolicy,
+    BetaMultiInputPolicy,
+    BetaPolicy,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+)
 from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
 from sb3_trpo.saved_models.algorithm import SafelySaved
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
+from sb3_trpo.trust_region.families import check_family
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_line_search
@@ -145,6 +153,9 @@ class TRPO(SafelySaved, RolloutCollector):
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
+        "BetaPolicy": BetaPolicy,
+        "BetaCnnPolicy": BetaCnnPolicy,
+        "BetaMultiInputPolicy": BetaMultiInputPolicy,
     }
 
     @explain_unknown_arguments
@@ -291,10 +302,10 @@ class TRPO(SafelySaved, RolloutCollector):
         actor = Actor(self.policy, self._action_distribution, self._is_builtin("_action_distribution"))
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
 
-        surrogate = Surrogate(actor.distribution, batches, self.ent_coef, self._log_prob())
+        # L(θ) and KL(θ_old ‖ θ), with g = ∇L(θ_old)
+        surrogate = Surrogate(actor.distribution, batches, linearizations, self.ent_coef, self._log_prob())
         fisher = self._fisher(actor, linearizations, samples)
-        # g = ∇L(θ_old)
-        g = surrogate.gradient(linearizations)
+        g = surrogate.gradient
         # x ≈ (F + λI)⁻¹ g
         solution = self._search_direction(fisher, g)
         # θ = θ_old + √(2δ / xᵀFx) x, and back from there until KL ≤ δ and L has improved
@@ -491,7 +502,7 @@ class TRPO(SafelySaved, RolloutCollector):
         :param solution: x
         :return: √(2δ / xᵀFx) x, where ½ (step)ᵀF(step) = δ; zeros if no step can be told, (P,)
         """
-        curvature = fisher.quadratic_form(solution, self.cg_damping)
+        curvature = fisher.quadratic_form(solution.x, solution.product, self.cg_damping)
         if not 0.0 < curvature < math.inf:
             return th.zeros_like(solution.x)
         return solution.x * math.sqrt(2.0 * self._max_kl() / curvature)
@@ -615,6 +626,7 @@ class TRPO(SafelySaved, RolloutCollector):
         self.set_random_seed(self.seed)
         self.rollout_buffer = self._make_rollout_buffer()
         self.policy = self._make_policy().to(self.device)
+        check_family(self.policy)
         self._maybe_recommend_cpu()
         self._advice.on_policy(self.policy)
         check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)

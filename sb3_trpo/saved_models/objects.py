@@ -17,7 +17,14 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.policies import (
+    BetaCnnPolicy,
+    BetaMultiInputPolicy,
+    BetaPolicy,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+)
 from sb3_trpo.saved_models.pickle_reader import Call, Name, RefusedModelError, read_pickle
 
 SIMPLE_DTYPE = re.compile(r"[biuf][1248]")
@@ -183,6 +190,9 @@ CLASSES: dict[str, type] = {
         MlpPolicy,
         CnnPolicy,
         MultiInputPolicy,
+        BetaPolicy,
+        BetaCnnPolicy,
+        BetaMultiInputPolicy,
         torch_layers.FlattenExtractor,
         torch_layers.NatureCNN,
         torch_layers.CombinedExtractor,

@@ -10,7 +10,7 @@ from torch import nn
 
 from sb3_trpo.networks.mlp import PlainMlp, to_columns
 from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.kl import Parameters
+from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 
 
@@ -51,32 +51,33 @@ class MlpLinearization(Linearization):
         return self._pull_back(on_outputs, on_log_std)
 
     @th.no_grad()
-    def jvp(self, v: th.Tensor) -> Parameters:
+    def jvp(self, v: th.Tensor) -> DistributionParameters:
         tangents = self.parameters.split(v)
         on_outputs = self._mlp.jvp(self._inputs, tangents[: len(self._layers)]).t()
         return (on_outputs,) if self._log_std is None else (on_outputs, self.z[1] * tangents[-1])
 
     @th.no_grad()
-    def vjp(self, u: Parameters) -> th.Tensor:
+    def vjp(self, u: DistributionParameters) -> th.Tensor:
         return self._pull_back(u[0], [] if self._log_std is None else [self._on_log_std(u)])
 
     @th.no_grad()
-    def vjp_pieces(self, u: Parameters, positions: Sequence[int]) -> list[th.Tensor]:
+    def vjp_pieces(self, u: DistributionParameters, positions: Sequence[int]) -> list[th.Tensor]:
         if list(positions) == [len(self._layers)]:
             # log σ alone, which needs no pass through the network.
             return [self._on_log_std(u)]
         pieces = self.parameters.split(self.vjp(u))
         return [pieces[i] for i in positions]
 
-    def _on_log_std(self, u: Parameters) -> th.Tensor:
+    def _on_log_std(self, u: DistributionParameters) -> th.Tensor:
         return (u[1] * self.z[1]).sum(dim=0)
 
     @th.no_grad()
-    def layer_passes(self, u: Parameters, every: int = 1) -> Iterator[LayerPass]:
+    def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
         inputs = self._inputs.every(every)
         for i, cotangents in enumerate(self._mlp.backward(inputs, u[0][::every].t())):
             weight, bias = self._layers[2 * i : 2 * i + 2]
-            yield LayerPass(weight, bias, None, inputs.transposed[i][:, :-1], cotangents.t())
+            rows = inputs.transposed[i][:, :-1]
+            yield LayerPass(weight, bias, None, rows, cotangents.t(), len(rows))
 
     @th.no_grad()
     def _pull_back(self, on_outputs: th.Tensor, on_log_std: Sequence[th.Tensor]) -> th.Tensor:

@@ -21,7 +21,7 @@ from torch import nn
 from sb3_trpo.networks.mlp import to_columns
 from sb3_trpo.networks.plain_policy import extract_features, plain_actor
 from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.graph_linearization import GraphLinearization, twice_differentiable
+from sb3_trpo.trust_region.graph_linearization import GraphLinearization, use_twice_differentiable_kernels
 from sb3_trpo.trust_region.linearization import Linearization
 from sb3_trpo.trust_region.mlp_linearization import MlpLinearization
 
@@ -99,7 +99,7 @@ class Actor:
         :return: π(·|s) at the present θ, by the same arithmetic as in ``linearize``
         """
         if self._mlp is None:
-            with twice_differentiable(self._policy):
+            with use_twice_differentiable_kernels(self._policy):
                 return self._distribution_of(samples)
         network = self._mlp.on_columns()
         return self._distribution_from(network.outputs(network.layer_inputs(to_columns(self._features(samples)))).t())

@@ -96,6 +96,8 @@ def _first_not_finite(policy: ActorCriticPolicy) -> str:
 def _is_finite(value: Any) -> bool:
     if not isinstance(value, th.Tensor):
         return True
+    if value.is_complex():
+        value = th.view_as_real(value.detach())
     # A sum is quicker than a test of every number; where it overflows, the test decides.
     return math.isfinite(float(value.detach().sum())) or bool(value.isfinite().all())
 

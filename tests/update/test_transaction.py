@@ -22,7 +22,7 @@ from sb3_trpo.update.transaction import NonFiniteError, Transaction, no_distribu
 
 # Each stage of an update, by a piece of it that runs there, and the call at which it is to fail.
 STAGES = {
-    "gradient": (Surrogate, "gradient", 1),
+    "gradient": (Surrogate, "__init__", 1),
     "Fisher product": (Fisher, "__matmul__", 1),
     "line search": (Surrogate, "evaluate", 1),
     "critic": (_FlatAdam, "step", 3),
