@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trpo.saved_models.atomic import replaced_file
+from sb3_trpo.saved_models.atomic import atomic_write
 from sb3_trpo.saved_models.contrib import explain_target_kl, is_contribs, missing_gym_explained
 from sb3_trpo.saved_models.untrusted import model_file
 
@@ -39,7 +39,7 @@ class SafelySaved(OnPolicyAlgorithm):
         :param include: names of attributes to save although SB3 leaves them out
         """
         if isinstance(path, (str, pathlib.Path)):
-            with replaced_file(path, "zip") as file:
+            with atomic_write(path, "zip") as file:
                 super().save(file, exclude, include)
         else:
             super().save(path, exclude, include)
