@@ -37,6 +37,7 @@ from sb3_trpo.policies import (
 )
 from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
+from sb3_trpo.rollouts.orphans import end_workers_with_training
 from sb3_trpo.saved_models.algorithm import SafelySaved
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.families import check_family
@@ -52,7 +53,7 @@ from sb3_trpo.update.critic import CriticFit, CriticSettings, fit_critic
 from sb3_trpo.update.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.update.samples import chunks, select, whole_rollout
 from sb3_trpo.update.std_bounds import std_bounds
-from sb3_trpo.update.transaction import NonFiniteError, Transaction, check_before_rollout, no_distribution_checks
+from sb3_trpo.update.transaction import NonFiniteError, Transaction, check_before_rollout, skip_distribution_checks
 from sb3_trpo.validation import (
     SUPPORTED_SPACES,
     check_environment,
@@ -256,6 +257,7 @@ class TRPO(SafelySaved, RolloutCollector):
         self.cg_direction = th.zeros(0, device=self.device)
         self._last_noise = None
         self._stepped_env = self._why_not_fast = None
+        self._said = set()
         # What adaptive KL multiplies target_kl by.
         self.kl_scale = 1.0
         self._advice = Advice()
@@ -277,7 +279,7 @@ class TRPO(SafelySaved, RolloutCollector):
         """
         self._begin_update()
         try:
-            with no_distribution_checks(), Transaction(self.policy) as transaction:
+            with skip_distribution_checks(), Transaction(self.policy) as transaction:
                 samples = self._rollout_samples()
                 policy_step = self._improve_policy(samples)
                 critic_fit = self._fit_critic(samples, policy_step.parameters)
@@ -616,7 +618,10 @@ class TRPO(SafelySaved, RolloutCollector):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfTRPO:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with end_workers_with_training(self.env):
+            return super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
 
     def _setup_model(self) -> None:
         # Once more, for a loaded model's arguments come later than the constructor.
@@ -645,6 +650,7 @@ class TRPO(SafelySaved, RolloutCollector):
             "_last_noise",
             "_stepped_env",
             "_why_not_fast",
+            "_said",
             "cg_direction",
         ]
 

@@ -40,6 +40,8 @@ class RolloutCollector(OnPolicyAlgorithm):
     # The environments of the last rollout, and why they were not stepped by the fast path; None before the first.
     _stepped_env: VecEnv | None
     _why_not_fast: str | None
+    # The warnings that were given in this training.
+    _said: set[str]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -61,14 +63,20 @@ class RolloutCollector(OnPolicyAlgorithm):
         self._stepped_env = env
         why_not = self._choose_path(rollout_buffer, n_rollout_steps)
         guard = (CopyingGuard if why_not else StepGuard)(
-            env, lambda: self.num_timesteps, self._can_handle, self.check_env_outputs
+            env, lambda: self.num_timesteps, self._can_handle, self.check_env_outputs, self._said
         )
         noise = noise_of_rollout(self, env.num_envs)
-        with guard.watch(self.env_timeout, self._last_obs), keep_noise(noise, self):
-            if not why_not:
-                return FastRollout(self, guard, callback, rollout_buffer, noise).collect()
-            with use_noise(noise, self.policy, lambda: guard.is_acting):
-                return self._run_loop(guard, PausingCallback(callback, guard), rollout_buffer, n_rollout_steps)
+        try:
+            with guard.watch(self.env_timeout, self._last_obs), keep_noise(noise, self):
+                if not why_not:
+                    return FastRollout(self, guard, callback, rollout_buffer, noise).collect()
+                with use_noise(noise, self.policy, lambda: guard.is_acting):
+                    return self._run_loop(guard, PausingCallback(callback, guard), rollout_buffer, n_rollout_steps)
+        except BaseException:
+            if guard.is_stepping:
+                # An environment may have ended its episode and not begun the next: only a reset helps.
+                self._last_obs = None
+            raise
 
     def _run_loop(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -134,6 +142,7 @@ class RolloutCollector(OnPolicyAlgorithm):
                 "set_env(env), or load it with env=."
             )
         self._stepped_env = self._why_not_fast = None
+        self._said = set()
         with self._explain_reset(self.env):
             return super()._setup_learn(*args, **kwargs)
 

@@ -28,7 +28,7 @@ from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.objects import read_object
 from sb3_trpo.saved_models.pickle_reader import RefusedModelError
 from sb3_trpo.saved_models.weights import read_weights
-from sb3_trpo.update.transaction import no_distribution_checks
+from sb3_trpo.update.transaction import skip_distribution_checks
 from sb3_trpo.validation import check_real
 
 WEIGHTS = ("policy.pth", "policy.optimizer.pth")
@@ -235,7 +235,7 @@ def _check_buffer(attributes: dict[str, Any]) -> None:
 
 def _policy_without_memory(attributes: dict[str, Any]) -> ActorCriticPolicy:
     policy_class = type("Shapes", (attributes["policy_class"],), {"device": property(lambda _: th.device("meta"))})
-    with th.device("meta"), no_distribution_checks():
+    with th.device("meta"), skip_distribution_checks():
         return policy_class(
             attributes["observation_space"],
             attributes["action_space"],

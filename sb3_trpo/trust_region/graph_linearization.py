@@ -3,7 +3,6 @@ The linearisation of any policy, by autograd.
 """
 
 import contextlib
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sb3_trpo.trust_region.families import family_and_z
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
+from sb3_trpo.trust_region.shared_switches import SharedSwitches
 
 
 class GraphLinearization(Linearization):
@@ -202,43 +202,8 @@ def _nodes_behind(tensors: Sequence[th.Tensor]) -> Iterator[Node]:
             nodes += [parent for parent, _ in node.next_functions if parent is not None]
 
 
-class _SharedSwitches:
-    """
-    Switches of torch that count for the whole process, held by as many trainings in threads as need them.
-
-    The first one sets them, and the last one puts them back. If each did so by itself, one that ends while another goes
-    on would leave behind what it had found: the other's setting.
-
-    :param settings: makes context managers that set the switches
-    """
-
-    def __init__(self, *settings: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._n_holders = 0
-        self._stack = contextlib.ExitStack()
-
-    @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        """
-        Keep the switches set.
-        """
-        with self._lock:
-            if self._n_holders == 0:
-                for setting in self._settings:
-                    self._stack.enter_context(setting())
-            self._n_holders += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._n_holders -= 1
-                if self._n_holders == 0:
-                    self._stack.close()
-
-
-_NOT_FUSED = _SharedSwitches(lambda: th.compiler.set_stance("force_eager"), lambda: sdpa_kernel(SDPBackend.MATH))
-_NO_CUDNN = _SharedSwitches(lambda: th.backends.cudnn.flags(enabled=False))
+_NOT_FUSED = SharedSwitches(lambda: th.compiler.set_stance("force_eager"), lambda: sdpa_kernel(SDPBackend.MATH))
+_NO_CUDNN = SharedSwitches(lambda: th.backends.cudnn.flags(enabled=False))
 
 
 @contextlib.contextmanager

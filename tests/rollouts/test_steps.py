@@ -6,6 +6,7 @@ and their own methods are called wherever somebody has replaced them.
 import copy
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -68,7 +69,7 @@ def assert_same_steps(make_env: Callable[[], VecEnv]) -> None:
     :param make_env: makes the same environments each time
     """
     ours, sb3s = make_env(), make_env()
-    step, _ = make_step(ours, raise_as_it_is)
+    step, _ = make_step(ours, raise_as_it_is, SimpleNamespace())
     assert step != ours.step
     np.testing.assert_equal(run(ours, step), run(sb3s, sb3s.step))
     np.testing.assert_equal(ours.reset_infos, sb3s.reset_infos)
@@ -123,7 +124,7 @@ def test_a_step_leaves_no_attribute_behind(wrapper: str) -> None:
     env.reset()
     env.step(np.zeros((2, 2, 3)))
     attributes = [set(vars(layer)) for layer in layers]
-    step, _ = make_step(env, raise_as_it_is)
+    step, _ = make_step(env, raise_as_it_is, SimpleNamespace())
     step(np.zeros((2, 2, 3)))
     assert [set(vars(layer)) for layer in layers] == attributes
 

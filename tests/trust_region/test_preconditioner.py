@@ -27,7 +27,7 @@ from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.kronecker_factor import KroneckerFactor
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization, Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
-from sb3_trpo.update.transaction import no_distribution_checks
+from sb3_trpo.update.transaction import skip_distribution_checks
 
 DAMPING = 0.1
 
@@ -420,7 +420,7 @@ def test_without_damping_regular_factors_will_do() -> None:
 @pytest.mark.parametrize("dtype", [th.float32, th.float64])
 def test_values_that_are_not_finite_are_hopeless(bad, dtype) -> None:
     policy = make_policy(dtype=dtype)
-    with no_distribution_checks():
+    with skip_distribution_checks():
         linearization = linearize_mlp(policy, th.full((10, 3), bad, dtype=dtype))
     with pytest.raises(PreconditionerError):
         kronecker_preconditioner(linearization, DAMPING)
