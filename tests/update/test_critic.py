@@ -425,12 +425,12 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def normalised(norm: str, *, shared: bool, first: bool = True) -> Any:
+def normalised(norm: str, first: bool, **kwargs: Any) -> Any:
     kwargs = {
         "features_extractor_class": Normalised,
         "features_extractor_kwargs": {"norm": NORMS[norm], "first": first},
-        "share_features_extractor": shared,
         "net_arch": [8],
+        **kwargs,
     }
     return pendulum(env=SpacesEnv(VECTOR, spaces.Box(-1, 1, (3,))), policy_kwargs=kwargs)
 
@@ -438,7 +438,7 @@ def normalised(norm: str, *, shared: bool, first: bool = True) -> Any:
 @pytest.mark.parametrize("first", [True, False], ids=["after a layer", "alone"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_normaliser_learns_in_the_critic_alone_and_one_of_the_actor_is_named(norm: str, first: bool) -> None:
-    model = normalised(norm, shared=False, first=first)
+    model = normalised(norm, first, share_features_extractor=False)
     policy = model.policy
     before = [buffer.clone() for buffer in policy.pi_features_extractor.buffers()]
     with pytest.warns(UserWarning, match=r"features_extractor\.norm \((RunningNorm|BatchNorm1d)\)"):
@@ -454,9 +454,10 @@ def test_a_normaliser_learns_in_the_critic_alone_and_one_of_the_actor_is_named(n
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["after a layer", "alone"])
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.PReLU], ids=["plain", "general"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_shared_normaliser_stays_with_the_policy(norm: str, first: bool) -> None:
-    model = normalised(norm, shared=True, first=first)
+def test_a_shared_normaliser_stays_with_the_policy(norm: str, activation_fn: type[nn.Module], first: bool) -> None:
+    model = normalised(norm, first, share_features_extractor=True, activation_fn=activation_fn)
     before = [buffer.clone() for buffer in model.policy.features_extractor.buffers()]
     obs = observations(model)
     old = action_distributions(model.policy, obs)
