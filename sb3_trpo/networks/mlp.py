@@ -30,14 +30,32 @@ class PlainMlp:
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
-        The network as SB3 evaluates it, bit for bit.
+        Evaluate the network, bit for bit as SB3 does.
 
         :param x: inputs, (N, n_in)
         :return: outputs, (N, n_out)
         """
+        return self.outputs(self.latent(x))
+
+    def latent(self, x: th.Tensor) -> th.Tensor:
+        """
+        Evaluate the network up to the inputs of its last layer, bit for bit as SB3 does.
+
+        :param x: inputs, (N, n_in)
+        :return: what SB3 calls the latent, (N, n)
+        """
         for i, activation in enumerate(self.activations):
             x = activation.apply(th.addmm(self._biases[i], x, self._transposed[i]))
-        return th.addmm(self._biases[-1], x, self._transposed[-1])
+        return x
+
+    def outputs(self, latent: th.Tensor) -> th.Tensor:
+        """
+        Evaluate the last layer, bit for bit as SB3 does.
+
+        :param latent: the inputs of the last layer, (N, n)
+        :return: outputs, (N, n_out)
+        """
+        return th.addmm(self._biases[-1], latent, self._transposed[-1])
 
     def on_columns(self) -> "ColumnMlp":
         """
@@ -72,7 +90,7 @@ class LayerInputs:
         self.tangents = [matrix[width + 1 :] for matrix, width in zip(self.stacked, widths, strict=True)]
         self.homogeneous = [columns, *(matrix[: width + 1] for matrix, width in zip(self.stacked, widths, strict=True))]
         self.transposed = [matrix.t() for matrix in self.homogeneous]
-        # Without the ones; the first is never asked for.
+        # Without the ones.
         self.hidden = [matrix[:-1] for matrix in self.homogeneous]
         self._activations = activations
         # M_i h_{i-1}, in the place of the activation's result where its derivative is told by that.
@@ -198,17 +216,20 @@ class ColumnMlp:
             out = th.cat([weight, bias.unsqueeze(1), self._weights[i + 1]], dim=1).mm(inputs.stacked[i])
         return out
 
-    def backward(self, inputs: LayerInputs, grad: th.Tensor) -> list[th.Tensor]:
+    def backward(self, inputs: LayerInputs, grad: th.Tensor, on_latent: th.Tensor | None = None) -> list[th.Tensor]:
         """
-        Gradients with respect to each layer's output.
+        Propagate a gradient back to each layer's output.
 
         :param inputs: ``layer_inputs`` of the point
-        :param grad: gradient with respect to the last layer's, (n_out, N)
+        :param grad: gradient with respect to the last layer's output, (n_out, N)
+        :param on_latent: gradient with respect to what enters the last layer, on another way than through that, (n, N)
         :return: first layer to last, each (the layer's width, N)
         """
         grads = [grad]
         for i in range(len(self.activations), 0, -1):
             on_hidden = self._weights_transposed[i].mm(grads[-1])
+            if on_latent is not None and i == len(self.activations):
+                on_hidden.add_(on_latent)
             grads.append(self.activations[i - 1].backward(on_hidden, inputs.kept(i - 1), on_hidden))
         return grads[::-1]
 
@@ -223,16 +244,23 @@ class ColumnMlp:
         for grad_i, input_i, out_i in zip(self.backward(inputs, grad), inputs.transposed, out, strict=True):
             th.mm(grad_i, input_i, out=out_i)
 
-    def vjp_in_pieces(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor]) -> None:
+    def vjp_in_pieces(
+        self,
+        inputs: LayerInputs,
+        grad: th.Tensor,
+        out: Sequence[th.Tensor],
+        on_latent: th.Tensor | None = None,
+    ) -> None:
         """
-        The same, by weights and biases. For many samples it is faster: a matrix product into 64 columns takes a fifth
-        less than one into 65. For few it is slower, for it takes twice as many calls.
+        Do as ``vjp``, by weights and biases. For many samples it is faster: a matrix product into 64 columns takes a
+        fifth less than one into 65. For few it is slower, for it takes twice as many calls.
 
         :param inputs: ``layer_inputs`` of the point
         :param grad: u, (n_out, N)
         :param out: where the result goes: weight (m, n) and bias (m,) of each layer in turn
+        :param on_latent: see ``backward``
         """
-        for i, grad_i in enumerate(self.backward(inputs, grad)):
+        for i, grad_i in enumerate(self.backward(inputs, grad, on_latent)):
             th.mm(grad_i, inputs.transposed[i][:, :-1], out=out[2 * i])
             th.sum(grad_i, dim=1, out=out[2 * i + 1])
 
