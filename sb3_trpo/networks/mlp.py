@@ -59,15 +59,18 @@ class PlainMlp:
 
     def on_columns(self) -> "ColumnMlp":
         """
-        :return: the network with its parameters as they are now, which knows its derivatives
+        Give the network, with its parameters as they are now, in the form that knows its derivatives.
+
+        :return: the network on columns
         """
         return ColumnMlp(to_matrices(self.parameters), self.activations)
 
 
 class LayerInputs:
     """
-    What enters the layers of a network on columns, and what the derivatives of its activations are told from; the views
-    that derivatives need are made once.
+    What enters the layers of a network on columns, and what the derivatives of its activations are told from.
+
+    The views that derivatives need are made once.
 
     :param columns: [x; 1], (n_in + 1, N)
     :param widths: width of each layer but the last
@@ -168,6 +171,8 @@ class ColumnMlp:
         self, columns: th.Tensor, out: LayerInputs | None = None, with_tangents: bool = False
     ) -> LayerInputs:
         """
+        Evaluate the network up to the inputs of its last layer.
+
         :param columns: [x; 1], (n_in + 1, N)
         :param out: of as many columns, to be overwritten; None makes new ones
         :param with_tangents: whether new ones are to have a place for ``jvp``
@@ -186,6 +191,8 @@ class ColumnMlp:
 
     def outputs(self, inputs: LayerInputs) -> th.Tensor:
         """
+        Evaluate the last layer.
+
         :param inputs: ``layer_inputs``
         :return: (n_out, N)
         """
@@ -193,6 +200,8 @@ class ColumnMlp:
 
     def scaled_error(self, inputs: LayerInputs, targets: th.Tensor, scale: float) -> th.Tensor:
         """
+        Evaluate the last layer, less targets.
+
         :param inputs: ``layer_inputs``
         :param targets: (n_out, N)
         :param scale: c
@@ -202,7 +211,9 @@ class ColumnMlp:
 
     def jvp(self, inputs: LayerInputs, tangents: Sequence[th.Tensor]) -> th.Tensor:
         """
-        Directional derivative of the outputs: J v. A layer's own tangent and what comes up from below,
+        Compute the directional derivative of the outputs, J v.
+
+        A layer's own tangent and what comes up from below,
         M_i' h_{i-1} + W_i h_{i-1}', are one matrix product [M_i' W_i] [h_{i-1}; h_{i-1}'].
 
         :param inputs: ``layer_inputs`` of the point, with a place for tangents
@@ -235,7 +246,7 @@ class ColumnMlp:
 
     def vjp(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor]) -> None:
         """
-        Gradient with respect to the matrices: Jᵀ u.
+        Compute the gradient with respect to the matrices, Jᵀ u.
 
         :param inputs: ``layer_inputs`` of the point
         :param grad: u, (n_out, N)
@@ -252,7 +263,9 @@ class ColumnMlp:
         on_latent: th.Tensor | None = None,
     ) -> None:
         """
-        Do as ``vjp``, by weights and biases. For many samples it is faster: a matrix product into 64 columns takes a
+        Compute Jᵀ u by weights and biases.
+
+        For many samples it is faster: a matrix product into 64 columns takes a
         fifth less than one into 65. For few it is slower, for it takes twice as many calls.
 
         :param inputs: ``layer_inputs`` of the point
@@ -267,6 +280,8 @@ class ColumnMlp:
 
 def to_matrices(pieces: Sequence[th.Tensor]) -> list[th.Tensor]:
     """
+    Join the weight and the bias of each layer.
+
     :param pieces: weight (m, n) and bias (m,) of each layer in turn, or something shaped as these
     :return: a matrix [W b] for each layer, (m, n + 1), copies
     """
@@ -277,7 +292,7 @@ def to_matrices(pieces: Sequence[th.Tensor]) -> list[th.Tensor]:
 @th.no_grad()
 def write_matrices_(pieces: Sequence[th.Tensor], matrices: Sequence[th.Tensor]) -> None:
     """
-    The reverse of ``to_matrices``.
+    Write matrices back into weights and biases: the reverse of ``to_matrices``.
 
     :param pieces: to be written
     :param matrices: a matrix [W b] for each layer
@@ -289,6 +304,8 @@ def write_matrices_(pieces: Sequence[th.Tensor], matrices: Sequence[th.Tensor]) 
 
 def to_columns(x: th.Tensor) -> th.Tensor:
     """
+    Turn rows into columns with a last row of ones.
+
     :param x: (N, n)
     :return: [xᵀ; 1], (n + 1, N)
     """
