@@ -49,10 +49,11 @@ from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_
 from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch, Surrogate, normalize_advantages
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.clipped_actions import log_prob_of_executed
-from sb3_trpo.update.critic import CriticFit, CriticSettings, fit_critic
+from sb3_trpo.update.critic import CriticFit, CriticSettings, TrustRegion, fit_critic, shuffle_rows
 from sb3_trpo.update.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.update.samples import chunks, select, whole_rollout
 from sb3_trpo.update.std_bounds import std_bounds
+from sb3_trpo.update.training_mode import find_fixed_statistics
 from sb3_trpo.update.transaction import NonFiniteError, Transaction, check_before_rollout, skip_distribution_checks
 from sb3_trpo.validation import (
     SUPPORTED_SPACES,
@@ -282,13 +283,14 @@ class TRPO(SafelySaved, RolloutCollector):
             with skip_distribution_checks(), Transaction(self.policy) as transaction:
                 samples = self._rollout_samples()
                 policy_step = self._improve_policy(samples)
-                critic_fit = self._fit_critic(samples, policy_step.parameters)
+                critic_fit = self._fit_critic(samples, policy_step)
                 transaction.check_finite()
         except (ArithmeticError, RuntimeError) as error:
             self._report_failure(error)
         else:
             self._n_failures = 0
             self._report(policy_step, critic_fit)
+            self._advise_on_modules(samples, critic_fit)
             self._prepare_next(policy_step)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -369,6 +371,16 @@ class TRPO(SafelySaved, RolloutCollector):
         :return: every k-th of them
         """
         return select(samples, slice(None, None, step))
+
+    def _draw_minibatches(self, samples: Samples, batch_size: int) -> Sequence[th.Tensor]:
+        """
+        Draw the critic's minibatches for one epoch.
+
+        :param samples: the rollout
+        :param batch_size: samples of a minibatch
+        :return: for each minibatch the rows of the samples that are in it, in order
+        """
+        return shuffle_rows(samples, batch_size)
 
     def _policy_batch(self, chunk: Samples) -> PolicyBatch:
         """
@@ -533,9 +545,18 @@ class TRPO(SafelySaved, RolloutCollector):
         max_std = math.inf if self.max_std is None else self._now("max_std", self.max_std)
         return std_bounds(self.policy, self._now("min_std", self.min_std), max_std, self._max_kl())
 
-    def _fit_critic(self, samples: Samples, actor_parameters: FlatParameters) -> CriticFit:
+    def _fit_critic(self, samples: Samples, step: PolicyStep) -> CriticFit:
         settings = CriticSettings(self.n_critic_updates, int(self.batch_size), self.max_grad_norm or None)
-        return fit_critic(self.policy, self._values, samples, actor_parameters, settings, self._is_builtin("_values"))
+        return fit_critic(
+            self.policy,
+            self._values,
+            samples,
+            step.parameters,
+            settings,
+            self._is_builtin("_values"),
+            self._draw_minibatches,
+            TrustRegion(lambda: step.surrogate.evaluate()[0], self._max_kl()),
+        )
 
     def _max_kl(self) -> float:
         """
@@ -578,6 +599,16 @@ class TRPO(SafelySaved, RolloutCollector):
         record_update(self.logger, self.policy, step, critic_fit.mean_loss, explained, self._max_kl())
         self._advice.on_policy_step(step.solution.residual, step.line_search.success)
         self._advice.on_critic_step(critic_fit.mean_loss, float(np.square(returns).mean()))
+
+    def _advise_on_modules(self, samples: Samples, critic_fit: CriticFit) -> None:
+        """
+        :param samples: the rollout
+        :param critic_fit: of the critic
+        """
+        self._advice.on_held_parameters(critic_fit.held)
+        if not self._advice.has_observed("statistics"):
+            chunk = self._chunks(samples)[0]
+            self._advice.on_statistics(find_fixed_statistics(self.policy, lambda: self._action_distribution(chunk)))
 
     def _report_failure(self, error: Exception) -> None:
         """

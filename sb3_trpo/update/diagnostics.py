@@ -5,6 +5,7 @@ lasted, with what to change.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch as th
@@ -140,6 +141,45 @@ class Advice:
             value_loss > DIVERGED * max(mean_squared_return, UNTRAINED_SQUARED_ERROR),
             f"the critic diverges (its squared error exceeds {DIVERGED:g} times that of no critic at all): lower "
             "learning_rate or n_critic_updates, set max_grad_norm, or normalise rewards (VecNormalize).",
+        )
+
+    def has_observed(self, symptom: str) -> bool:
+        """
+        Say whether a symptom was looked for before.
+
+        :param symptom: its name
+        :return: whether it was, with or without a finding
+        """
+        return symptom in self.counts
+
+    def on_held_parameters(self, names: Sequence[str]) -> None:
+        """
+        Look at what the critic was not allowed to train.
+
+        :param names: names of parameters
+        """
+        self.observe(
+            "held parameters",
+            bool(names),
+            f"the critic does not train {', '.join(names)}: the policy depends on them, but gets no gradient for them, "
+            "and the critic's steps would take it out of its trust region. Let the gradient through, or give the "
+            "critic parameters of its own (share_features_extractor=False).",
+            patience=1,
+        )
+
+    def on_statistics(self, modules: Sequence[str]) -> None:
+        """
+        Look at normalisers and the like that learn in training mode only.
+
+        :param modules: names of the actor's, as a user finds them in the policy
+        """
+        self.observe(
+            "statistics",
+            bool(modules),
+            f"what {', '.join(modules)} would learn in training mode stays as it is: the actor is always in evaluation "
+            "mode, for new statistics would change the policy outside of its trust region. Normalise observations "
+            "outside of the policy (VecNormalize), or by a layer without statistics (LayerNorm).",
+            patience=1,
         )
 
     def on_policy(self, policy: ActorCriticPolicy) -> None:

@@ -253,7 +253,7 @@ def linearize_mlp(policy: ActorCriticPolicy, obs: th.Tensor) -> MlpLinearization
     return MlpLinearization(
         mlp,
         obs,
-        lambda outputs: policy.action_dist.proba_distribution(outputs, *more),
+        lambda outputs, _: policy.action_dist.proba_distribution(outputs, *more),
         FlatParameters([*mlp.parameters, *more]),
         log_std,
     )

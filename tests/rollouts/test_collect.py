@@ -278,14 +278,27 @@ class OtherBuffer(RolloutBuffer):
 
 NOT_PLAIN: dict[str, Any] = {
     "images": (lambda: make_vec_env(random_images, 2), {"policy": "CnnPolicy"}),
-    "gsde": (lambda: cart_poles("gaussian", 2), {"use_sde": True, "sde_sample_freq": 4}),
+    "PReLU": (lambda: cart_poles("gaussian", 2), {"policy_kwargs": {"activation_fn": th.nn.PReLU}}),
     "forward": (lambda: cart_poles("gaussian", 2), {"policy": OtherForward}),
     "buffer": (lambda: cart_poles("gaussian", 2), {"rollout_buffer_class": OtherBuffer}),
-    "normalized gsde": (lambda: VecNormalize(cart_poles("gaussian", 2)), {"use_sde": True}),
+    "normalized PReLU": (
+        lambda: VecNormalize(cart_poles("gaussian", 2)),
+        {"policy_kwargs": {"activation_fn": th.nn.PReLU}},
+    ),
 }
 PLAIN: dict[str, Any] = {
     "dict": (lambda: make_vec_env(BitFlippingEnv, 2), {"policy": "MultiInputPolicy"}),
     "discrete": (lambda: make_vec_env("FrozenLake-v1", 2), {}),
+    "gSDE": (lambda: cart_poles("gaussian", 2), {"use_sde": True, "sde_sample_freq": 4}),
+    "gSDE, one environment": (lambda: cart_poles("gaussian", 1), {"use_sde": True}),
+    "gSDE, squashed": (
+        lambda: cart_poles("gaussian", 3),
+        {"use_sde": True, "sde_sample_freq": 5, "policy_kwargs": {"squash_output": True}},
+    ),
+    "gSDE, one std for all actions": (
+        lambda: VecNormalize(cart_poles("gaussian", 2)),
+        {"use_sde": True, "policy_kwargs": {"full_std": False, "use_expln": True, "net_arch": []}},
+    ),
     "ELU": (lambda: cart_poles("gaussian", 2), {"policy_kwargs": {"activation_fn": th.nn.ELU}}),
 }
 

@@ -17,7 +17,7 @@ from sb3_trpo import TRPO
 from sb3_trpo.trpo import MAX_FAILURES
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.surrogate import Surrogate
-from sb3_trpo.update.critic import _FlatAdam
+from sb3_trpo.update.flat_adam import FlatAdam
 from sb3_trpo.update.transaction import NonFiniteError, Transaction, skip_distribution_checks
 
 # Each stage of an update, by a piece of it that runs there, and the call at which it is to fail.
@@ -25,8 +25,8 @@ STAGES = {
     "gradient": (Surrogate, "__init__", 1),
     "Fisher product": (Fisher, "__matmul__", 1),
     "line search": (Surrogate, "evaluate", 1),
-    "critic": (_FlatAdam, "step", 3),
-    "critic's last write": (_FlatAdam, "commit", 1),
+    "critic": (FlatAdam, "step", 3),
+    "critic's last write": (FlatAdam, "commit", 1),
 }
 
 
