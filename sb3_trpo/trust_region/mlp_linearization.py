@@ -16,7 +16,7 @@ from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 
 class MlpLinearization(Linearization):
     """
-    A plain network that gives mean actions or logits, with or without a state-independent log σ.
+    A plain network that gives mean actions or logits, with or without a log σ that no state changes.
 
     θ is the network's parameters, then log σ. Logits count as the network gives them, before torch normalises them: J v
     may differ by a shift of all logits of an action, to which the metric is blind (M 1 = 0, 1ᵀM = 0).
