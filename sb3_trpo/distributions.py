@@ -12,11 +12,11 @@ from torch.distributions import Beta
 
 class BetaDistribution(Distribution):
     """
-    Beta distributions on [-1, 1], one for each action dimension (Chou et al. 2017,
-    https://proceedings.mlr.press/v70/chou17a.html).
+    Beta distributions on [-1, 1], one for each action dimension.
 
-    A network gives α − 1 and β − 1 through a softplus, so that each density has one peak. Nothing is ever clipped, and
-    the density of an action near a bound is what it says: a Gaussian's tails are cut off there.
+    They are those of Chou et al. 2017 (https://proceedings.mlr.press/v70/chou17a.html): a network gives α − 1 and β − 1
+    through a softplus, so that each density has one peak. No action is clipped, as those in a Gaussian's tails are,
+    and the density of an action near a bound is what it says.
 
     :param action_dim: number of action dimensions
     """

@@ -1,0 +1,3 @@
+"""
+The mathematics of a trust-region step, on flat vectors.
+"""

@@ -24,6 +24,8 @@ class Stop(Enum):
 @dataclass(frozen=True)
 class Solution:
     """
+    What conjugate gradient found, and how.
+
     :param x: the solution, (P,)
     :param product: A x, by recursion rather than by one more product, (P,)
     :param iterations: products with A that were used, not counting the one that a non-zero start takes
@@ -55,8 +57,8 @@ def conjugate_gradient(
     With a preconditioner P the norm is that of P⁻¹, √(rᵀP⁻¹r), in which the iteration takes place anyway, and which
     for P ≈ A is close to the error that matters, √(eᵀAe). (SciPy's ``cg`` measures ‖r‖₂ in both cases.)
 
-    Or what the iteration maximises, bᵀx − ½ xᵀAx, grows no more (Martens 2010, section 4.4): an iteration adds
-    ½ α rᵀP⁻¹r to it.
+    It also stops when what it maximises, bᵀx − ½ xᵀAx, hardly grows any more (Martens 2010, section 4.4): an iteration
+    adds ½ α rᵀP⁻¹r to it.
 
     Non-positive curvature, pᵀAp ≤ 0, and anything that is not finite end the iteration at the last good x: for a start
     at zero each iterate is an ascent direction for b, so that stopping early never hurts. No random numbers are used.
@@ -70,7 +72,7 @@ def conjugate_gradient(
     :param x0: start; None is zero
     :return: the solution with its statistics
     """
-    # Dividing b by its largest element keeps the squares of very large or very small gradients in range.
+    # 1. Dividing b by its largest element keeps the squares of very large or very small gradients in range.
     scale = float(b.abs().max())
     if scale == 0 or not math.isfinite(scale):
         stop = Stop.TOLERANCE if scale == 0 else Stop.NOT_FINITE
@@ -90,7 +92,7 @@ def conjugate_gradient(
             y = precondition(r)
             rho = float(r.dot(y))
     p = y.clone()
-    # 2 bᵀx − xᵀAx, where the best multiple of a start has bᵀx = xᵀAx
+    # 2. This counts 2 bᵀx − xᵀAx; the best multiple of a start has bᵀx = xᵀAx.
     gain, progress = float(b.dot(x)) / scale, math.inf
 
     iterations, stop, largest = 0, Stop.MAX_ITERATIONS, th.finfo(b.dtype).max
@@ -106,7 +108,7 @@ def conjugate_gradient(
         a_p = operator(p)
         iterations += 1
         curvature = float(p.dot(a_p))
-        # Curvature so small that the step along p would overflow is none.
+        # 3. Curvature so small that the step along p would overflow is none.
         if not math.isfinite(curvature) or curvature <= rho / largest:
             stop = Stop.CURVATURE if math.isfinite(curvature) else Stop.NOT_FINITE
             break
@@ -117,6 +119,8 @@ def conjugate_gradient(
         if not math.isfinite(rho_next):
             stop = Stop.NOT_FINITE
             break
+        # 4. Only now, when nothing can go wrong any more, x moves: an iteration that fails leaves the last good one.
+        # 5. A x is carried along by the same recursion, so that xᵀAx costs no further product.
         x.add_(p, alpha=alpha)
         product.add_(a_p, alpha=alpha)
         p.mul_(rho_next / rho).add_(y)
@@ -130,7 +134,7 @@ def conjugate_gradient(
 
 def _best_multiple(operator: Operator, x0: th.Tensor, b: th.Tensor) -> tuple[th.Tensor, th.Tensor] | None:
     """
-    The multiple of a start that is nearest to the solution, so that a start of the wrong length or sign does no harm.
+    Scale a start to be as near to the solution as it can, so that one of the wrong length or sign does no harm.
 
     :param operator: v -> A v
     :param x0: start

@@ -11,12 +11,13 @@ CANCELLATION = 1e-2
 
 class Fisher:
     """
-    F = E_s[Jᵀ M(z) J], the Hessian of E_s[KL(π_old ‖ π_θ)] at θ_old (TRPO paper, appendix C.1).
+    The Fisher information F = E_s[Jᵀ M(z) J], as an operator with ``@``.
 
-    This Gauss-Newton form of the Hessian is exact, for KL's gradient in z vanishes at z_old, and is positive
-    semi-definite whatever rounding does. No second derivative is taken.
+    It is the Hessian of E_s[KL(π_old ‖ π_θ)] at θ_old (TRPO paper, appendix C.1). This Gauss-Newton form of the Hessian
+    is exact, for KL's gradient in z vanishes at z_old: the term with the second derivative of z drops out. It is
+    positive semi-definite whatever rounding does.
 
-    :param linearizations: of the states that the expectation is over
+    :param linearizations: the policy's, on the states that the expectation is over
     """
 
     def __init__(self, linearizations: Linearizations) -> None:
@@ -25,6 +26,8 @@ class Fisher:
 
     def __matmul__(self, v: th.Tensor) -> th.Tensor:
         """
+        Multiply by F.
+
         :param v: (P,)
         :return: F v, (P,)
         """

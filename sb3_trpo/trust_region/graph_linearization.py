@@ -71,7 +71,7 @@ class GraphLinearization(Linearization):
             self._g = [(i, _real(g_i)) for i, g_i in enumerate(g) if g_i is not None and g_i.requires_grad]
             # What is marked as ``once_differentiable`` cuts the graph with a node that raises only if it is reached,
             # as it never is on the way to w.
-            if any(node.name() == "DelayedError" for node in _nodes_behind([g_i for _, g_i in self._g])):
+            if any(node.name() == "torch::autograd::Error" for node in _nodes_behind([g_i for _, g_i in self._g])):
                 raise RuntimeError("an operation in the policy can be differentiated once only")
             self._w = w
         tangents = self.parameters.split(v)

@@ -18,11 +18,13 @@ KL_AIM = 0.92
 @dataclass(frozen=True)
 class LineSearchResult:
     """
+    What the line search did.
+
     :param success: whether a step was taken
     :param fraction: the accepted share of the full step; 0 if none was
     :param n_evaluations: steps that were tried
     :param kl: KL(old ‖ new) at the parameters that were left behind, in nats
-    :param improvement: of the surrogate, likewise
+    :param improvement: the surrogate's improvement there
     """
 
     success: bool
@@ -93,6 +95,15 @@ def backtracking_line_search(
 
 
 def _reduction(kl: float, max_kl: float, shrinking_factor: float) -> float:
+    """
+    Choose how much shorter the next step is.
+
+    :param kl: of the step that was too long, or did not improve the surrogate
+    :param max_kl: δ
+    :param shrinking_factor: largest reduction
+    :return: what the step is multiplied with
+    """
+    # KL grows with the square of the step. Where it is not to blame, or not finite, the parabola says nothing.
     if max_kl < kl < math.inf:
         return max(shrinking_factor, math.sqrt(KL_AIM * max_kl / kl))
     return shrinking_factor

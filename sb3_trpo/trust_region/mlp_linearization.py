@@ -31,7 +31,7 @@ class Cotangents(NamedTuple):
 
 class MlpLinearization(Linearization):
     """
-    A plain network that gives mean actions or logits, with or without a state-independent log σ.
+    A plain network that gives mean actions or logits, with or without a log σ that no state changes.
 
     θ is the network's parameters, then log σ. Logits count as the network gives them, before torch normalises or masks
     them: J v may differ by a shift of all logits of an action, and for those that are masked, to both of which the
