@@ -7,8 +7,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import TransformAction
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
@@ -53,6 +55,15 @@ WRAPPERS: dict[str, Callable[[VecEnv], VecEnv]] = {
     "normalized and stacked": lambda env: VecNormalize(VecFrameStack(env, 3)),
     "monitored": VecMonitor,
 }
+
+
+class OwnBuffer(RolloutBuffer):
+    """A rollout buffer of a class of its own, which only SB3's loop fills."""
+
+
+# Arguments with which a model of plain networks takes one path or the other.
+PATHS: dict[str, dict[str, Any]] = {"fast path": {}, "SB3's loop": {"rollout_buffer_class": OwnBuffer}}
+paths = pytest.mark.parametrize("path", PATHS)
 
 
 class Faulty(gym.Wrapper):

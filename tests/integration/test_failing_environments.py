@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rollout_envs import PATHS, paths
 from small_models import ACTION_SPACES, VECTOR, SpacesEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
@@ -29,7 +30,6 @@ FAILS_AT = N_STEPS + 7
 SECONDS = 2.0
 FIRST_RESET = "in the reset before the first step"
 SETTINGS: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 64, "n_critic_updates": 1, "seed": 0, "device": "cpu"}
-loops = pytest.mark.parametrize("use_sde", [False, True], ids=["lean", "SB3's loop"])
 
 
 class BrokenError(Exception):
@@ -126,10 +126,10 @@ def assert_lives_on(model: TRPO, watch: Watch, folder: Path) -> None:
         ("is killed", "was killed by signal 9"),
     ],
 )
-@loops
-def test_a_process_that_ends_is_named_and_none_is_left(fault, how, use_sde, tmp_path):
+@paths
+def test_a_process_that_ends_is_named_and_none_is_left(fault, how, path, tmp_path):
     inner = make_env(SubprocVecEnv, fault)
-    model, watch = model_in(VecNormalize(VecMonitor(inner)), use_sde=use_sde), Watch()
+    model, watch = model_in(VecNormalize(VecMonitor(inner)), **PATHS[path]), Watch()
     at = N_ENVS * (80 if fault == "raises in reset" else FAILS_AT)
     with pytest.raises(RuntimeError, match=rf"Environment 1 of 2 failed after {at} steps: its process {how}"):
         model.learn(10_000, watch)
@@ -170,9 +170,9 @@ def test_a_process_that_was_killed_between_steps_is_named(tmp_path):
         ("wrong shape", ValueError, FAILS_AT),
     ],
 )
-@loops
-def test_an_environments_own_exception_is_told_with_its_number(fault, error, at, use_sde, tmp_path):
-    model, watch = model_in(make_env(DummyVecEnv, fault), use_sde=use_sde), Watch()
+@paths
+def test_an_environments_own_exception_is_told_with_its_number(fault, error, at, path, tmp_path):
+    model, watch = model_in(make_env(DummyVecEnv, fault), **PATHS[path]), Watch()
     with pytest.raises(error) as caught:
         model.learn(10_000, watch)
     assert caught.value.__notes__ == [f"This happened in environment 1 of 2, after {N_ENVS * at} steps."]
@@ -189,9 +189,9 @@ def test_a_wrong_shape_out_of_another_process_is_told_with_its_number(tmp_path):
     assert_lives_on(model, watch, tmp_path)
 
 
-@loops
-def test_the_same_wrong_shape_everywhere(use_sde, tmp_path):
-    model, watch = model_in(make_env(SubprocVecEnv, "wrong shape", all_fail=True), use_sde=use_sde), Watch()
+@paths
+def test_the_same_wrong_shape_everywhere(path, tmp_path):
+    model, watch = model_in(make_env(SubprocVecEnv, "wrong shape", all_fail=True), **PATHS[path]), Watch()
     with pytest.raises(ValueError, match=rf"shape \(5,\) after {N_ENVS * FAILS_AT} steps, but .* \(3,\)"):
         model.learn(10_000, watch)
     model.env.close()

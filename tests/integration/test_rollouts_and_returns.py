@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from rollout_envs import PATHS, paths
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -63,10 +64,10 @@ class FiveSteps(gym.Env):
         return np.array([self.n_steps], dtype=np.float32)
 
 
-@pytest.mark.parametrize("use_sde", [False, True], ids=["lean", "SB3's loop"])
+@paths
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_nothing_follows_a_terminal_state_and_what_is_expected_follows_a_truncated_one(
-    is_terminal: bool, use_sde: bool
+    is_terminal: bool, path: str
 ) -> None:
     gamma = 0.9
     model = TRPO(
@@ -76,7 +77,7 @@ def test_nothing_follows_a_terminal_state_and_what_is_expected_follows_a_truncat
         batch_size=64,
         gamma=gamma,
         gae_lambda=1.0,
-        use_sde=use_sde,
+        **PATHS[path],
         seed=0,
         device="cpu",
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from rollout_envs import WRAPPERS, Faulty, cart_pole
+from rollout_envs import PATHS, WRAPPERS, Faulty, cart_pole, paths
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -52,11 +52,11 @@ def assert_statistics_are_finite(model: TRPO) -> None:
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 @pytest.mark.parametrize("wrapper", ["plain", "normalized", "stacked and normalized"])
 @pytest.mark.parametrize("fault", ["observation", "reward", "last observation"])
-@pytest.mark.parametrize("use_sde", [False, True], ids=["own loop", "SB3's loop"])
-def test_the_error_names_environment_and_step_and_leaves_everything_savable(fault, wrapper, value, use_sde, tmp_path):
+@paths
+def test_the_error_names_environment_and_step_and_leaves_everything_savable(fault, wrapper, value, path, tmp_path):
     if value == -np.inf and "normalized" in wrapper and fault == "last observation":
         pytest.skip("VecNormalize clips it to -10, which is what the algorithm sees")
-    model = model_of(WRAPPERS[wrapper](faulty_cart_poles(fault, value)), use_sde=use_sde)
+    model = model_of(WRAPPERS[wrapper](faulty_cart_poles(fault, value)), **PATHS[path])
     with pytest.raises(ValueError, match=f"{fault} of environment {BAD_ENV} is not finite after {3 * BAD_STEP} steps"):
         model.learn(400)
     assert model._n_updates == 1
@@ -67,9 +67,9 @@ def test_the_error_names_environment_and_step_and_leaves_everything_savable(faul
         assert_statistics_are_finite(model)
 
 
-@pytest.mark.parametrize("use_sde", [False, True], ids=["own loop", "SB3's loop"])
+@paths
 @pytest.mark.parametrize("wrapper", ["plain", "normalized"])
-def test_an_episode_may_begin_badly(wrapper, use_sde):
+def test_an_episode_may_begin_badly(wrapper, path):
     class BadReset(Faulty):
         def reset(self, **kwargs: Any) -> Any:
             obs, info = self.env.reset(**kwargs)
@@ -78,13 +78,13 @@ def test_an_episode_may_begin_badly(wrapper, use_sde):
     def make_env(bad: bool) -> Any:
         return lambda: BadReset(cart_pole("gaussian"), "", 0) if bad else cart_pole("gaussian")
 
-    model = model_of(WRAPPERS[wrapper](DummyVecEnv([make_env(False), make_env(True)])), use_sde=use_sde)
+    model = model_of(WRAPPERS[wrapper](DummyVecEnv([make_env(False), make_env(True)])), **PATHS[path])
     with pytest.raises(ValueError, match="observation of environment 1 is not finite after 0 steps"):
         model.learn(100)
 
 
-@pytest.mark.parametrize("use_sde", [False, True], ids=["own loop", "SB3's loop"])
-def test_a_wrapper_may_be_what_goes_wrong(use_sde):
+@paths
+def test_a_wrapper_may_be_what_goes_wrong(path):
     class BadWrapper(VecEnvWrapper):
         def reset(self) -> Any:
             return self.venv.reset()
@@ -94,7 +94,7 @@ def test_a_wrapper_may_be_what_goes_wrong(use_sde):
             rewards[2] = np.inf
             return obs, rewards, dones, infos
 
-    model = model_of(BadWrapper(faulty_cart_poles("none")), use_sde=use_sde)
+    model = model_of(BadWrapper(faulty_cart_poles("none")), **PATHS[path])
     with pytest.raises(ValueError, match="reward of environment 2 is not finite after 3 steps"):
         model.learn(100)
 
@@ -121,11 +121,11 @@ def test_a_bad_last_observation_of_a_terminated_episode_is_not_used():
     assert np.isfinite(model.rollout_buffer.rewards).all()
 
 
-@pytest.mark.parametrize("use_sde", [False, True], ids=["own loop", "SB3's loop"])
-def test_a_number_too_large_for_the_statistics_is_named_and_they_are_put_back(use_sde: bool) -> None:
+@paths
+def test_a_number_too_large_for_the_statistics_is_named_and_they_are_put_back(path: str) -> None:
     # Finite, but its square is not in single precision.
     env = VecNormalize(faulty_cart_poles("observation", 1e25))
-    model = model_of(env, use_sde=use_sde)
+    model = model_of(env, **PATHS[path])
     before: list[Any] = []
 
     class Notes(BaseCallback):
@@ -212,10 +212,8 @@ def test_the_checks_can_be_switched_off() -> None:
 
 
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.Discrete(3)], ids=["box", "discrete"])
-@pytest.mark.parametrize("use_sde", [False, True], ids=["own loop", "SB3's loop"])
-def test_no_action_that_is_not_finite_reaches_an_environment(space: spaces.Space, use_sde: bool) -> None:
-    if use_sde and isinstance(space, spaces.Discrete):
-        pytest.skip("gSDE is for continuous actions")
+@paths
+def test_no_action_that_is_not_finite_reaches_an_environment(space: spaces.Space, path: str) -> None:
     actions = []
 
     class Huge(gym.Env):
@@ -232,7 +230,7 @@ def test_no_action_that_is_not_finite_reaches_an_environment(space: spaces.Space
             return obs, 0.0, False, False, {}
 
     relu = {"activation_fn": th.nn.ReLU, "net_arch": [64]}
-    model = model_of(DummyVecEnv([Huge]), policy_kwargs=relu, use_sde=use_sde)
+    model = model_of(DummyVecEnv([Huge]), policy_kwargs=relu, **PATHS[path])
     with th.no_grad():
         model.policy.mlp_extractor.policy_net[0].weight *= 10
     with pytest.raises(ValueError, match=r"environment 0|constraint"):

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from rollout_envs import ACTION_SPACES, WRAPPERS, cart_poles
+from rollout_envs import ACTION_SPACES, PATHS, WRAPPERS, cart_poles, paths
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
@@ -350,8 +350,8 @@ def test_hooks_and_patches_are_called_at_every_step(is_hook):
     assert len(calls) >= N_STEPS
 
 
-@pytest.mark.parametrize("use_sde", [False, True])
-def test_interrupted_training_goes_on_from_the_last_finished_update(use_sde, tmp_path):
+@paths
+def test_interrupted_training_goes_on_from_the_last_finished_update(path, tmp_path):
     class Interrupter(BaseCallback):
         def _on_step(self) -> bool:
             if self.n_calls == N_STEPS + 7:
@@ -360,7 +360,7 @@ def test_interrupted_training_goes_on_from_the_last_finished_update(use_sde, tmp
 
     def make_model() -> TRPO:
         env = VecNormalize(cart_poles("gaussian", 2))
-        return TRPO("MlpPolicy", env, n_steps=N_STEPS, device="cpu", batch_size=64, use_sde=use_sde, seed=0)
+        return TRPO("MlpPolicy", env, n_steps=N_STEPS, device="cpu", batch_size=64, **PATHS[path], seed=0)
 
     once = make_model().learn(2 * N_STEPS)
     model = make_model()
@@ -375,8 +375,8 @@ def test_interrupted_training_goes_on_from_the_last_finished_update(use_sde, tmp
     assert model._n_updates == 2
 
 
-@pytest.mark.parametrize("use_sde", [False, True])
-def test_callbacks_work_on_the_environments_themselves(use_sde, tmp_path):
+@paths
+def test_callbacks_work_on_the_environments_themselves(path, tmp_path):
     class Saver(BaseCallback):
         def _on_step(self) -> bool:
             env = self.locals["env"]
@@ -389,7 +389,7 @@ def test_callbacks_work_on_the_environments_themselves(use_sde, tmp_path):
 
     env = VecNormalize(cart_poles("gaussian", 2))
     evaluation = EvalCallback(VecNormalize(cart_poles("gaussian", 1), training=False), eval_freq=10, verbose=0)
-    model = TRPO("MlpPolicy", env, n_steps=N_STEPS, device="cpu", batch_size=64, use_sde=use_sde)
+    model = TRPO("MlpPolicy", env, n_steps=N_STEPS, device="cpu", batch_size=64, **PATHS[path])
     model.learn(2 * N_STEPS, [Saver(), evaluation])
     assert VecNormalize.load(tmp_path / "statistics.pkl", cart_poles("gaussian", 2)).obs_rms.count > 5
     assert np.isfinite(evaluation.last_mean_reward)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from rollout_envs import cart_pole, cart_poles
+from rollout_envs import PATHS, cart_pole, cart_poles, paths
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -32,7 +32,6 @@ from sb3_trpo.rollouts import failures
 
 N_STEPS = 16
 SETTINGS: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 32, "n_critic_updates": 1, "seed": 0, "device": "cpu"}
-paths = pytest.mark.parametrize("use_sde", [False, True], ids=["fast path", "SB3's loop"])
 
 
 class WithSb3Rollouts(TRPO):
@@ -66,9 +65,9 @@ class Calls(BaseCallback):
 
 
 @paths
-def test_nothing_on_environments_and_policy_is_replaced_while_a_rollout_runs(use_sde: bool) -> None:
+def test_nothing_on_environments_and_policy_is_replaced_while_a_rollout_runs(path: str) -> None:
     env = VecNormalize(cart_poles("gaussian", 2))
-    model = model_in(env, use_sde=use_sde)
+    model = model_in(env, **PATHS[path])
     model.learn(1)
     objects = [*layers_of(env), *layers_of(env)[-1].envs, model.policy, model.policy.action_dist, model.rollout_buffer]
     before = [{name for name, value in vars(item).items() if callable(value)} for item in objects]
@@ -86,7 +85,7 @@ def test_nothing_on_environments_and_policy_is_replaced_while_a_rollout_runs(use
 
 @paths
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
-def test_a_copy_that_a_callback_makes_steps_alone(way: str, use_sde: bool) -> None:
+def test_a_copy_that_a_callback_makes_steps_alone(way: str, path: str) -> None:
     env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
     steps = []
 
@@ -102,17 +101,14 @@ def test_a_copy_that_a_callback_makes_steps_alone(way: str, use_sde: bool) -> No
             steps.append(twin.step(np.zeros((2, 1), np.float32))[0])
         assert all((single.unwrapped.state == s).all() for single, s in zip(env.unwrapped.envs, states, strict=True))
         assert env.obs_rms.count == count
-        if not use_sde:
-            # gSDE's noise in SB3 hangs on a graph of autograd.
-            clone = copy.deepcopy(callback.model.policy)
-            assert not changed(callback.model.policy.state_dict(), clone.state_dict())
+        clone = copy.deepcopy(callback.model.policy)
+        assert not changed(callback.model.policy.state_dict(), clone.state_dict())
 
-    noise_correlation = 0.0 if use_sde else 0.5
-    model = model_in(env, use_sde=use_sde, noise_correlation=noise_correlation)
+    model = model_in(env, **PATHS[path], noise_correlation=0.5)
     model.learn(3 * 2 * N_STEPS, Calls(look_ahead))
     assert len(steps) == 6
     other = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
-    alone = model_in(other, use_sde=use_sde, noise_correlation=noise_correlation).learn(3 * 2 * N_STEPS)
+    alone = model_in(other, **PATHS[path], noise_correlation=0.5).learn(3 * 2 * N_STEPS)
     assert not changed(state(alone), state(model))
 
 
@@ -135,12 +131,12 @@ class Keeps(gym.Wrapper):
 
 
 @paths
-def test_infos_stay_what_they_were_for_whoever_keeps_them(use_sde: bool) -> None:
+def test_infos_stay_what_they_were_for_whoever_keeps_them(path: str) -> None:
     kept: dict[type, Any] = {}
     for algorithm in (TRPO, WithSb3Rollouts):
         infos: list[Any] = []
         envs = DummyVecEnv([lambda: Keeps(cart_pole("gaussian", 5)), lambda: Keeps(cart_pole("gaussian", 7))])
-        model = model_in(VecNormalize(envs), algorithm, use_sde=use_sde)
+        model = model_in(VecNormalize(envs), algorithm, **PATHS[path])
         model.learn(64, Calls(lambda callback, infos=infos: infos.append(callback.locals["infos"])))
         last = [{key: value for key, value in env.info.items() if key != "episode"} for env in envs.envs]
         kept[algorithm] = (
@@ -153,7 +149,7 @@ def test_infos_stay_what_they_were_for_whoever_keeps_them(use_sde: bool) -> None
 
 
 @paths
-def test_a_callback_finds_the_buffer_where_it_is(use_sde: bool) -> None:
+def test_a_callback_finds_the_buffer_where_it_is(path: str) -> None:
     positions = []
 
     def look(callback: BaseCallback) -> None:
@@ -163,19 +159,19 @@ def test_a_callback_finds_the_buffer_where_it_is(use_sde: bool) -> None:
         np.testing.assert_equal(buffer.observations[buffer.pos :], 0.0)
         assert (buffer.observations[: buffer.pos] != 0.0).all()
 
-    model_in(make_vec_env("Pendulum-v1", 2), use_sde=use_sde).learn(2 * 2 * N_STEPS, Calls(look))
+    model_in(make_vec_env("Pendulum-v1", 2), **PATHS[path]).learn(2 * 2 * N_STEPS, Calls(look))
     assert positions == 2 * list(range(N_STEPS))
 
 
 @paths
-def test_what_a_callback_writes_into_rewards_and_infos_counts(use_sde: bool) -> None:
+def test_what_a_callback_writes_into_rewards_and_infos_counts(path: str) -> None:
     def write(callback: BaseCallback) -> None:
         callback.locals["rewards"][:] = 7.0
         for info, done in zip(callback.locals["infos"], callback.locals["dones"], strict=True):
             if done:
                 info["TimeLimit.truncated"] = False
 
-    model = model_in(cart_poles("gaussian", 2), use_sde=use_sde).learn(N_STEPS * 2, Calls(write))
+    model = model_in(cart_poles("gaussian", 2), **PATHS[path]).learn(N_STEPS * 2, Calls(write))
     assert (model.rollout_buffer.rewards == 7.0).all()
 
 
@@ -241,10 +237,10 @@ class Levels(VecEnvWrapper):
 
 @paths
 @pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize, Levels, lambda env: VecNormalize(Levels(env))])
-def test_environments_by_others_train_as_with_sb3s_loop(wrap: Any, use_sde: bool) -> None:
+def test_environments_by_others_train_as_with_sb3s_loop(wrap: Any, path: str) -> None:
     models = []
     for algorithm in (TRPO, WithSb3Rollouts):
-        models.append(model_in(wrap(Foreign()), algorithm, use_sde=use_sde).learn(2 * 3 * N_STEPS))
+        models.append(model_in(wrap(Foreign()), algorithm, **PATHS[path]).learn(2 * 3 * N_STEPS))
     ours, sb3s = models
     for name in ("observations", "actions", "rewards"):
         np.testing.assert_allclose(
@@ -277,7 +273,7 @@ def test_a_buffers_method_that_a_user_has_replaced_is_called(
 
 @paths
 @pytest.mark.parametrize("moment", ["step", "rollout's end"])
-def test_a_callback_may_give_other_environments(moment: str, use_sde: bool) -> None:
+def test_a_callback_may_give_other_environments(moment: str, path: str) -> None:
     other = make_vec_env("Pendulum-v1", 2, seed=5)
 
     class Moves(BaseCallback):
@@ -294,7 +290,7 @@ def test_a_callback_may_give_other_environments(moment: str, use_sde: bool) -> N
             if moment != "step":
                 self._move()
 
-    model = model_in(make_vec_env("Pendulum-v1", 2, seed=0), use_sde=use_sde).learn(3 * 2 * N_STEPS, Moves())
+    model = model_in(make_vec_env("Pendulum-v1", 2, seed=0), **PATHS[path]).learn(3 * 2 * N_STEPS, Moves())
     assert model.num_timesteps == 3 * 2 * N_STEPS
     assert other.envs[0].unwrapped.state is not None
     assert model.rollout_buffer.episode_starts.sum() == 0  # Pendulum's episodes are longer than two rollouts
@@ -323,7 +319,7 @@ def test_a_slow_environment_is_a_warning_said_once(kind: Any, monkeypatch: pytes
 
 def test_switches_of_torch_are_as_they_were_after_trainings_in_threads() -> None:
     before = Distribution._validate_args, th.backends.cuda.flash_sdp_enabled(), th.backends.cudnn.enabled
-    models = [model_in("Pendulum-v1", use_sde=i % 2 == 0) for i in range(4)]
+    models = [model_in("Pendulum-v1", path=i % 2 == 0) for i in range(4)]
     threads = [threading.Thread(target=model.learn, args=((4 + i) * N_STEPS,)) for i, model in enumerate(models)]
     for thread in threads:
         thread.start()
@@ -360,15 +356,12 @@ class InterruptedAtLine:
         return self._trace
 
 
-@pytest.mark.parametrize("use_sde", [False, True], ids=["fast path", "SB3's loop"])
-def test_ctrl_c_at_any_line_leaves_nothing_behind(use_sde: bool) -> None:
+@paths
+def test_ctrl_c_at_any_line_leaves_nothing_behind(path: str) -> None:
     rng = np.random.default_rng(0)
     switches = Distribution._validate_args, th.backends.cuda.flash_sdp_enabled()
     env = VecNormalize(cart_poles("gaussian", 2))
-    model = model_in(env, use_sde=use_sde, noise_correlation=0.0 if use_sde else 0.5)
-    if not use_sde:
-        # Another kind of buffer: then correlated noise has to reach SB3's loop, too.
-        model.rollout_buffer.__class__ = type("Own", (RolloutBuffer,), {})
+    model = model_in(env, **PATHS[path], noise_correlation=0.5)
     model.learn(N_STEPS)
     kind = type(model.policy.action_dist)
     for n in rng.integers(1, 6000, 25):
