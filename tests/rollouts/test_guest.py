@@ -319,7 +319,7 @@ def test_a_slow_environment_is_a_warning_said_once(kind: Any, monkeypatch: pytes
 
 def test_switches_of_torch_are_as_they_were_after_trainings_in_threads() -> None:
     before = Distribution._validate_args, th.backends.cuda.flash_sdp_enabled(), th.backends.cudnn.enabled
-    models = [model_in("Pendulum-v1", path=i % 2 == 0) for i in range(4)]
+    models = [model_in("Pendulum-v1", use_sde=i % 2 == 0) for i in range(4)]
     threads = [threading.Thread(target=model.learn, args=((4 + i) * N_STEPS,)) for i, model in enumerate(models)]
     for thread in threads:
         thread.start()
