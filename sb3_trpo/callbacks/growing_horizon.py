@@ -28,9 +28,6 @@ class GrowingHorizon(BaseCallback):
     :param verbose: of no effect here
     """
 
-    # Of the steps nothing is read (see ``sb3_trpo.rollouts.collect``).
-    reads_values = False
-
     def __init__(self, start: float = 0.99, end: float = 0.998, verbose: int = 0) -> None:
         super().__init__(verbose)
         check_real("start", start, "at least 0 and below 1", lambda x: 0 <= x < 1)
