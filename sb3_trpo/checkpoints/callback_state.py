@@ -16,7 +16,7 @@ from sb3_trpo.callbacks.traversal import walk_callbacks
 from sb3_trpo.checkpoints.codec import NotSavableError, class_path
 from sb3_trpo.checkpoints.codecs import CODECS
 from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part, printable
-from sb3_trpo.checkpoints.offered_state import offers_state
+from sb3_trpo.checkpoints.offered_state import offered_by, offers_state
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
 
@@ -77,7 +77,7 @@ def _save(callback: BaseCallback, doubts: list[str]) -> dict[str, Any]:
     saved["numbers"] = {name: vars(callback)[name] for name in names if name in vars(callback)}
     if offers_state(callback):
         try:
-            saved["offered"] = pack(callback.get_checkpoint_state(), CODECS)
+            saved["offered"] = pack(offered_by(callback), CODECS)
         except NotSavableError as error:
             doubts.append(f"the state of {type(callback).__name__} could not be saved ({str(error).strip()})")
     if isinstance(callback, EvalCallback):
@@ -96,7 +96,7 @@ def _restore(callback: BaseCallback, saved: dict[str, Any], doubts: list[str], t
             setattr(callback, name, check_fits(f"{name} of {kind}", value, vars(callback).get(name)))
     if "offered" in saved and offers_state(callback):
         try:
-            state = unpack(part(saved, "offered", bytes), callback.get_checkpoint_state(), CODECS, trusted=trusted)
+            state = unpack(part(saved, "offered", bytes), offered_by(callback), CODECS, trusted=trusted)
             callback.set_checkpoint_state(state)
         except NotSavableError as error:
             doubts.append(f"the state of {kind} could not be restored ({str(error).strip()})")

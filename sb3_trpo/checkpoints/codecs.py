@@ -109,7 +109,9 @@ def _is_seeded(value: Any) -> bool:
     :return: whether it, or a space in it, has been asked for them
     """
     if isinstance(value, spaces.Space):
-        return value._np_random is not None or any(map(_is_seeded, vars(value).values()))
+        return any(map(_is_seeded, vars(value).values()))
+    if isinstance(value, np.random.Generator):
+        return True
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return any(map(_is_seeded, parts))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from sb3_trpo.checkpoints.codec import NotSavableError, class_path
 from sb3_trpo.checkpoints.codecs import CODECS
-from sb3_trpo.checkpoints.offered_state import offers_state
+from sb3_trpo.checkpoints.offered_state import offered_by, offers_state
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.validation import UserError
 
@@ -71,7 +71,7 @@ def _attributes(layer: gym.Env) -> dict[str, Any]:
     if isinstance(layer, Checkpointable):
         return {}
     if offers_state(layer):
-        return {"offered": _offered(layer), "random": vars(layer).get("_np_random")}
+        return {"offered": offered_by(layer), "random": vars(layer).get("_np_random")}
     attributes = {name: value for name, value in vars(layer).items() if name not in NO_STATE}
     # Of classes with ``__slots__``.
     slots = (name for kind in type(layer).__mro__ for name in _slots(kind))
@@ -85,14 +85,6 @@ def _slots(kind: type) -> list[str]:
     # Python's own, and names that are private to the class.
     own = [name for name in names if name not in ("__dict__", "__weakref__")]
     return [f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") else name for name in own]
-
-
-def _offered(layer: Any) -> Any:
-    try:
-        return layer.get_checkpoint_state()
-    # The user's own code: a training goes on when it fails.
-    except Exception as error:
-        raise NotSavableError(f"{type(layer).__name__} gives no state ({type(error).__name__}: {error})") from error
 
 
 def _set_attributes(layer: gym.Env, attributes: dict[str, Any]) -> None:

@@ -4,6 +4,13 @@ State that an object offers by itself: algorithms, callbacks, environments and w
 
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
+import numpy as np
+import torch as th
+
+from sb3_trpo.checkpoints.codec import NotSavableError
+
+METHODS = "get_checkpoint_state and set_checkpoint_state"
+
 
 @runtime_checkable
 class OffersState(Protocol):
@@ -40,4 +47,33 @@ def offers_state(value: object) -> TypeGuard[OffersState]:
     return issubclass(type(value), OffersState)
 
 
-METHODS = "get_checkpoint_state and set_checkpoint_state"
+def offered_by(value: OffersState) -> Any:
+    """
+    Get the state that an object offers.
+
+    :param value: the object
+    :return: the state, in memory of its own
+    :raises NotSavableError: if the object raises anything: it is the user's, and no checkpoint ends a training
+    """
+    try:
+        return own_copy(value.get_checkpoint_state())
+    except Exception as error:
+        raise NotSavableError(f"{type(value).__name__} gives no state ({type(error).__name__}: {error})") from error
+
+
+def own_copy(value: Any) -> Any:
+    """
+    Copy what may lie in the memory of a simulation, or be a part of something larger.
+
+    :param value: arrays, tensors, containers of these; anything else stays as it is
+    :return: the same, in memory of their own
+    """
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, th.Tensor):
+        return value.detach().clone()
+    if type(value) is dict:
+        return {key: own_copy(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(own_copy, value))
+    return type(value)(*map(own_copy, value)) if isinstance(value, tuple) and hasattr(value, "_fields") else value

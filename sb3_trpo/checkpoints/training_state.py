@@ -21,9 +21,9 @@ from sb3_trpo.checkpoints.env_state import process_random
 from sb3_trpo.checkpoints.episodes import restore_episodes, save_episodes
 from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part, printable
 from sb3_trpo.checkpoints.logged import restore_logged, save_logged
-from sb3_trpo.checkpoints.offered_state import offers_state
+from sb3_trpo.checkpoints.offered_state import offered_by, offers_state, own_copy
 from sb3_trpo.checkpoints.tree import pack, unpack
-from sb3_trpo.checkpoints.vec_env_state import own_copy, restore_vec_env, save_vec_env
+from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
 
 # Those that `learn` sets anew, and observations, which a model that is not trusted comes without.
 COUNTERS = ("num_timesteps", "_episode_num")
@@ -158,12 +158,12 @@ def _spaces(model: OnPolicyAlgorithm) -> list[Any]:
 
 
 def _save_offered(model: OnPolicyAlgorithm) -> bytes | None:
-    return pack(model.get_checkpoint_state(), CODECS) if offers_state(model) else None
+    return pack(offered_by(model), CODECS) if offers_state(model) else None
 
 
 def _restore_offered(model: OnPolicyAlgorithm, saved: dict[str, Any], trusted: bool) -> None:
     if saved.get("offered") is not None and offers_state(model):
-        state = unpack(part(saved, "offered", bytes), model.get_checkpoint_state(), CODECS, trusted=trusted)
+        state = unpack(part(saved, "offered", bytes), offered_by(model), CODECS, trusted=trusted)
         model.set_checkpoint_state(state)
 
 

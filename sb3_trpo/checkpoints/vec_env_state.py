@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -28,7 +27,7 @@ from sb3_trpo.checkpoints.codec import NotSavableError, class_path
 from sb3_trpo.checkpoints.codecs import CODECS
 from sb3_trpo.checkpoints.env_state import restore_envs, save_envs
 from sb3_trpo.checkpoints.fit import check_fits
-from sb3_trpo.checkpoints.offered_state import METHODS, offers_state
+from sb3_trpo.checkpoints.offered_state import METHODS, offered_by, offers_state, own_copy
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.validation import UserError
 
@@ -137,7 +136,7 @@ def _next_reset(env: VecEnv) -> dict[str, Any]:
 
 def _attributes(wrapper: VecEnvWrapper) -> dict[str, Any]:
     if offers_state(wrapper):
-        return {"offered": wrapper.get_checkpoint_state()}
+        return {"offered": offered_by(wrapper)}
     if isinstance(wrapper, VecFrameStack):
         return {"stacked_obs": own_copy(wrapper.stacked_obs.stacked_obs)}
     names = next((names for kind, names in WRAPPERS.items() if isinstance(wrapper, kind)), ())
@@ -158,18 +157,6 @@ def _set_attributes(wrapper: VecEnvWrapper, attributes: dict[str, Any], present:
         wrapper.stacked_obs.stacked_obs = attributes["stacked_obs"]
     else:
         vars(wrapper).update(attributes)
-
-
-def own_copy(obs: Any) -> Any:
-    """
-    Copy observations, which may lie in the memory of a simulation.
-
-    :param obs: observations; anything else stays as it is
-    :return: the same, in memory of their own
-    """
-    if isinstance(obs, dict):
-        return {name: own_copy(value) for name, value in obs.items()}
-    return obs.copy() if isinstance(obs, np.ndarray) else obs
 
 
 def _save_envs(env: VecEnv) -> list[bytes]:
