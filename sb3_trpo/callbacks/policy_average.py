@@ -12,14 +12,15 @@ from sb3_trpo.validation import UserError, check_real
 
 class PolicyAverage(BaseCallback):
     """
-    When training ends, the policy becomes the average of the policies after each of the last updates (averaging of
-    iterates: Polyak & Juditsky 1992, https://doi.org/10.1137/0330046).
+    Make the policy, when training ends, the average of the policies after each of the last updates.
+
+    It is an averaging of iterates (Polyak & Juditsky 1992, https://doi.org/10.1137/0330046).
 
     A policy that still learns goes back and forth around what is best, and on tasks where a robot may fall, one update
     may be the difference between never falling and falling in every other episode. Their average costs no step of the
     environment. It is no step of TRPO: no trust region bounds the way to it.
 
-    :param share: of training, at its end, whose updates are averaged over; above 0 and at most 1
+    :param share: the last part of training, over whose updates the average is taken; above 0 and at most 1
     :param verbose: 1 to tell of how many policies the average was taken
     """
 

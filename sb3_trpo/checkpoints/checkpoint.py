@@ -31,8 +31,9 @@ SUFFIX = "zip"
 
 class Checkpoint(BaseCallback):
     """
-    Save the whole state of a training between two updates, so that it can go on after a crash as if there had been
-    none. It is given to ``learn`` itself, alone or in a list, with the same total of steps each time.
+    Save the whole state of a training between two updates, so that it can go on after a crash.
+
+    It is given to ``learn`` itself, alone or in a list, with the same total of steps each time.
 
     A crash loses the steps since the last checkpoint, nothing else. Training then ends with the same weights, bit for
     bit, as without the crash, if the state of the environments can be saved (see ``env_state``); otherwise they are

@@ -1,6 +1,8 @@
 """
-Objects as data: what they hold is written as JSON beside one block of bytes, and written back into objects that are
-there already, without running anything that the file names.
+Objects as data.
+
+What they hold is written as JSON beside one block of bytes, and written back into objects that are there already,
+without running anything that the file names.
 
 Plain data (numbers, texts, arrays, containers of such) are made anew, with one object wherever one object was. Of
 everything else there are two sorts: objects that a ``Codec`` knows (generators, spaces, simulations), and those that

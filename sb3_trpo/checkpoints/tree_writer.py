@@ -1,6 +1,7 @@
 """
-From objects to a tree for JSON. Lists in the tree are nodes, which begin with their name; everything else stands for
-itself.
+From objects to a tree for JSON.
+
+Lists in the tree are nodes, which begin with their name; everything else stands for itself.
 """
 
 import enum

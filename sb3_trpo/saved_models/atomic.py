@@ -1,7 +1,7 @@
 """
-Files that are replaced as a whole: whoever looks, and whenever the writer is killed, there is the old file or the new
-one, never a part of either.
+Files that are replaced as a whole.
 
+Whoever looks, and whenever the writer is killed, there is the old file or the new one, never a part of either.
 Where the file system does not allow that, files are written as ``open`` writes them; ``atomic_write`` says when.
 """
 
