@@ -68,8 +68,6 @@ class Count(BaseCallback):
     :param checkpoint: whose file is watched
     """
 
-    reads_values = False
-
     def __init__(self, shared: Shared, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.shared = shared

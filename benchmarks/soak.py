@@ -43,8 +43,6 @@ class Gauge(BaseCallback):
     """
 
     # Rollouts take the same way as without it.
-    reads_values = False
-
     def __init__(self, interval: int) -> None:
         super().__init__()
         self.interval = interval

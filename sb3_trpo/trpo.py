@@ -674,6 +674,24 @@ class TRPO(SafelySaved, RolloutCollector):
             check_spaces(env.observation_space, env.action_space, cls.supported_action_spaces)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
+    def get_checkpoint_state(self) -> dict[str, Any]:
+        """
+        Give what goes on in a training and is in no saved model; ``Checkpoint`` keeps it.
+
+        A subclass with more (the states of an LSTM) adds it here: numbers, arrays, tensors, containers of these.
+
+        :return: the state, by name
+        """
+        return {"last_noise": self._last_noise}
+
+    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """
+        Go on from a state.
+
+        :param state: what ``get_checkpoint_state`` has returned
+        """
+        self._last_noise = state["last_noise"]
+
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),

@@ -12,9 +12,10 @@ from sb3_trpo.validation import check_real
 
 class GrowingHorizon(BaseCallback):
     """
-    The discount factor γ goes from one value to another while training goes on, such that the horizon 1 / (1 − γ) grows
-    by the same factor in equal times (a γ that grows with training: François-Lavet et al. 2015,
-    https://arxiv.org/abs/1512.02011).
+    Let the discount factor γ grow during training.
+
+    The horizon 1 / (1 − γ) grows by the same factor in equal times (a γ that grows with training: François-Lavet et al.
+    2015, https://arxiv.org/abs/1512.02011).
 
     A short horizon makes learning quick, and in the end it is the wrong objective. With γ = 0.99 at 8 ms a step, a
     robot looks 0.8 s ahead: it gains by becoming faster even when it then falls every few seconds. Its discounted
@@ -23,13 +24,10 @@ class GrowingHorizon(BaseCallback):
 
     The algorithm keeps the last γ when training ends. The reward's scale in ``VecNormalize`` goes on with its own γ.
 
-    :param start: γ of the first rollout; at least 0 and below 1
-    :param end: γ when training ends; at least ``start`` and below 1
-    :param verbose: of no effect here
+    :param start: the γ of the first rollout; at least 0 and below 1
+    :param end: the γ of the end of training; at least ``start`` and below 1
+    :param verbose: as in SB3; of no effect here
     """
-
-    # Of the steps nothing is read (see ``sb3_trpo.rollouts.collect``).
-    reads_values = False
 
     def __init__(self, start: float = 0.99, end: float = 0.998, verbose: int = 0) -> None:
         super().__init__(verbose)

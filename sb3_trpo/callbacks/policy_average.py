@@ -7,24 +7,22 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_trpo.validation import check_real
+from sb3_trpo.validation import UserError, check_real
 
 
 class PolicyAverage(BaseCallback):
     """
-    When training ends, the policy becomes the average of the policies after each of the last updates (averaging of
-    iterates: Polyak & Juditsky 1992, https://doi.org/10.1137/0330046).
+    Make the policy, when training ends, the average of the policies after each of the last updates.
+
+    It is an averaging of iterates (Polyak & Juditsky 1992, https://doi.org/10.1137/0330046).
 
     A policy that still learns goes back and forth around what is best, and on tasks where a robot may fall, one update
     may be the difference between never falling and falling in every other episode. Their average costs no step of the
     environment. It is no step of TRPO: no trust region bounds the way to it.
 
-    :param share: of training, at its end, whose updates are averaged over; above 0 and at most 1
+    :param share: the last part of training, over whose updates the average is taken; above 0 and at most 1
     :param verbose: 1 to tell of how many policies the average was taken
     """
-
-    # Of the steps nothing is read (see ``sb3_trpo.rollouts.collect``).
-    reads_values = False
 
     def __init__(self, share: float = 0.1, verbose: int = 0) -> None:
         super().__init__(verbose)
@@ -65,14 +63,22 @@ class PolicyAverage(BaseCallback):
 
     def get_checkpoint_state(self) -> dict[str, Any]:
         """
-        :return: what ``Checkpoint`` is to keep
+        Give the state that ``Checkpoint`` keeps.
+
+        :return: the sum of the policies so far, and their number
         """
-        return {"sum": [total.numpy().copy() for total in self._sum], "n_policies": self._n_policies}
+        return {"sum": [total.clone() for total in self._sum], "n_policies": self._n_policies}
 
     def set_checkpoint_state(self, state: dict[str, Any]) -> None:
         """
-        :param state: of ``get_checkpoint_state``
+        Go on from a state.
+
+        :param state: what ``get_checkpoint_state`` has returned
+        :raises UserError: if it is that of another policy
         """
-        for total, saved in zip(self._sum, state["sum"], strict=True):
-            total.copy_(th.as_tensor(saved))
-        self._n_policies = state["n_policies"]
+        sums, n_policies = [th.as_tensor(saved) for saved in state["sum"]], state["n_policies"]
+        if [total.shape for total in sums] != [total.shape for total in self._sum] or not n_policies >= 0:
+            raise UserError("The state of PolicyAverage is that of a policy with other parameters.")
+        for total, saved in zip(self._sum, sums, strict=True):
+            total.copy_(saved)
+        self._n_policies = int(n_policies)

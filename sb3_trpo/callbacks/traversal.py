@@ -1,5 +1,5 @@
 """
-Callbacks hold callbacks.
+The tree of callbacks: lists of callbacks, and callbacks that call others.
 """
 
 from collections.abc import Iterator
@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 
-def leaves(callback: BaseCallback) -> Iterator[BaseCallback]:
+def walk_callbacks(callback: BaseCallback) -> Iterator[BaseCallback]:
     """
+    Go through a callback and all that it calls, always in the same order.
+
     :param callback: possibly a list of callbacks, or one with children
-    :return: it and all below it, always in the same order
+    :return: it, and all below it
     """
     yield callback
     children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
     for child in [*children, *(callback.callbacks if isinstance(callback, CallbackList) else [])]:
         if isinstance(child, BaseCallback):
-            yield from leaves(child)
+            yield from walk_callbacks(child)

@@ -3,9 +3,11 @@ The callback that writes checkpoints, and goes on from one.
 """
 
 import io
+import os
 import pathlib
 import warnings
 import zipfile
+from dataclasses import dataclass
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -13,82 +15,102 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_trpo.checkpoints.training_state import restore_training, save_training
+from sb3_trpo.checkpoints.codec import NotSavableError
+from sb3_trpo.checkpoints.fit import part
+from sb3_trpo.checkpoints.offered_state import METHODS
+from sb3_trpo.checkpoints.training_state import is_state_known, restore_training, save_training
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.saved_models.archive import read_archive, write_archive
-from sb3_trpo.saved_models.atomic import atomic_write
+from sb3_trpo.saved_models.atomic import atomic_write, saved_path
 from sb3_trpo.saved_models.untrusted import TRAINING_STATE
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation import check_integer
+from sb3_trpo.validation import UserError, check_integer
+
+SUFFIX = "zip"
 
 
 class Checkpoint(BaseCallback):
     """
-    Saves the whole state of a training between two updates, so that it can go on after a crash as if there had been
-    none. To be given to ``learn`` itself, alone or in a list, with the same total of steps each time.
+    Save the whole state of a training between two updates, so that it can go on after a crash.
+
+    It is given to ``learn`` itself, alone or in a list, with the same total of steps each time.
 
     A crash loses the steps since the last checkpoint, nothing else. Training then ends with the same weights, bit for
     bit, as without the crash, if the state of the environments can be saved (see ``env_state``); otherwise they are
     reset, with a warning. Neither the writing of checkpoints nor their interval changes what is learned.
 
-    :param path: of the file
-    :param every: updates between two checkpoints
-    :param note: texts to be kept in the file
+    :param path: the file; as in SB3, ``.zip`` is added to a name without an ending
+    :param every: the number of updates between two checkpoints
+    :param note: texts that are kept in the file
     :param verbose: 1 to tell of each checkpoint
     """
 
-    # Of the steps nothing is read (see ``sb3_trpo.rollouts.collect``).
-    reads_values = False
-
     def __init__(
-        self, path: str | pathlib.Path, every: int = 10, note: dict[str, str] | None = None, verbose: int = 0
+        self,
+        path: str | os.PathLike[str],
+        every: int = 10,
+        note: dict[str, str] | None = None,
+        verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
         check_integer("every", every, minimum=1)
-        self.path = pathlib.Path(path)
+        # One path for all that is done, also if the current folder changes.
+        self.path = saved_path(pathlib.Path(path).expanduser(), SUFFIX)
         self.every = every
         self.note = note or {}
         # Why the environments had to be reset when training went on; empty if they had not.
         self.why_reset = ""
         self._pending: bytes | None = None
+        self._is_trusted = True
         self._is_own = False
 
     def exists(self) -> bool:
         """
-        :return: whether there is a checkpoint to go on from
+        Tell whether there is a checkpoint to go on from.
+
+        :return: whether the file exists
         """
         return self.path.exists()
 
     def load(
         self, env: GymEnv, algorithm_class: type[OnPolicyAlgorithm] = TRPO, *, trusted: bool = True, **kwargs: Any
-    ) -> Any:
+    ) -> OnPolicyAlgorithm:
         """
-        :param env: made as in the training that has ended
-        :param algorithm_class: of the model
-        :param trusted: as in ``TRPO.load``; what a checkpoint holds besides the model is data in any case
+        Load the model; its next ``learn`` with this callback goes on where the checkpoint was written.
+
+        :param env: environments made as in the training that has ended
+        :param algorithm_class: the class of the model
+        :param trusted: as in ``TRPO.load``. What a checkpoint holds besides the model is data in any case; without
+            trust no text is set, so that no path, name or method of environments, wrappers or callbacks can change
         :param kwargs: for the algorithm's ``load``
-        :return: the model, whose next ``learn`` with this callback goes on where the checkpoint was written
-        :raises ValueError: if the file is no checkpoint
+        :return: the model
+        :raises UserError: if the file is no checkpoint, or a damaged one
         """
-        members, state = _read(self.path)
+        file = _read(self.path)
         if not trusted:
             kwargs["trusted"] = False
-        model = algorithm_class.load(io.BytesIO(write_archive(members)), env, **kwargs)
-        self._pending, folder = state["state"], state["log_folder"]
-        if trusted and model.tensorboard_log is not None and folder:
+        model = algorithm_class.load(io.BytesIO(write_archive(file.members)), env, **kwargs)
+        self._pending, self._is_trusted = file.state, trusted
+        if trusted and model.tensorboard_log is not None and file.log_folder:
             # One curve in TensorBoard, not one for each session.
-            model.set_logger(configure(folder, [*(["stdout"] if model.verbose else []), "tensorboard"]))
+            model.set_logger(configure(file.log_folder, [*(["stdout"] if model.verbose else []), "tensorboard"]))
         return model
 
     def _on_training_start(self) -> None:
+        kind = type(self.model).__name__
         if not isinstance(self.model, OnPolicyAlgorithm):
-            raise ValueError(
-                f"Checkpoint is for algorithms without a replay buffer, which it would not save; this is a "
-                f"{type(self.model).__name__}."
+            raise UserError(
+                f"Checkpoint is for algorithms without a replay buffer, which it would not save; this is a {kind}."
             )
         if self.exists() and self._pending is None and not self._is_own:
             raise FileExistsError(
                 f"{self.path} is the checkpoint of another training: go on from it (Checkpoint.load), or remove it."
+            )
+        if not is_state_known(self.model):
+            warnings.warn(
+                f"{kind} does not say what its state is (it has no {METHODS}): a training that goes on from a "
+                "checkpoint may end otherwise than without a crash.",
+                stacklevel=2,
             )
         self._root: BaseCallback = self.locals["callback"]
 
@@ -96,49 +118,103 @@ class Checkpoint(BaseCallback):
         assert isinstance(self.model, OnPolicyAlgorithm)
         if self._pending is not None:
             # At the same place in the loop where it was written.
-            self.why_reset = restore_training(self.model, self._root, self._pending)
+            resumed = restore_training(self.model, self._root, self._pending, trusted=self._is_trusted)
             self._pending, self._is_own = None, True
+            self.why_reset = resumed.why_reset
             if self.why_reset:
                 warnings.warn(
                     f"Training goes on with new episodes, not where they were: {self.why_reset}.", stacklevel=2
                 )
+            for doubt in resumed.doubts:
+                warnings.warn(f"Training does not go on exactly where it was: {doubt}.", stacklevel=2)
         elif self.model._n_updates % self.every == 0:
-            self._write()
+            self._write(self.model)
 
-    def _write(self) -> None:
-        assert isinstance(self.model, OnPolicyAlgorithm)
+    def _write(self, model: OnPolicyAlgorithm) -> None:
         model_file = io.BytesIO()
-        self.model.save(model_file)
-        state = {"note": self.note, "log_folder": self.logger.get_dir(), "state": save_training(self.model, self._root)}
+        try:
+            state = save_training(model, self._root)
+        except NotSavableError as error:
+            # A training that goes on without a checkpoint is better than none.
+            warnings.warn(f"No checkpoint was written after {model.num_timesteps} steps: {error}.", stacklevel=2)
+            return
+        model.save(model_file)
         with zipfile.ZipFile(model_file, "a") as archive:
-            archive.writestr(TRAINING_STATE, pack(state))
-        with atomic_write(self.path, "zip") as file:
-            file.write(model_file.getvalue())
+            file = {"note": self.note, "log_folder": self.logger.get_dir(), "state": state}
+            archive.writestr(TRAINING_STATE, pack(file))
+        with atomic_write(self.path, SUFFIX) as place:
+            place.write(self.seal(model_file.getvalue()))
         self._is_own = True
         if self.verbose > 0:
-            print(f"Checkpoint after {self.model.num_timesteps} steps: {self.path}")
+            print(f"Checkpoint after {model.num_timesteps} steps: {self.path}")
+
+    def seal(self, content: bytes) -> bytes:
+        """
+        Finish a file before it is written; a subclass may sign it here.
+
+        :param content: a zip archive without a comment
+        :return: what is written
+        """
+        return content
 
     def _on_step(self) -> bool:
         return True
 
 
-def read_note(path: pathlib.Path) -> dict[str, str]:
+@dataclass
+class _File:
     """
-    :param path: of a checkpoint
+    What a checkpoint holds.
+
+    :param members: the members of the model's archive
+    :param note: the texts that were given to ``Checkpoint``
+    :param log_folder: the folder of the log; None if there is none
+    :param state: the state of the training
+    """
+
+    members: dict[str, bytes]
+    note: dict[str, str]
+    log_folder: str | None
+    state: bytes
+
+
+def read_note(path: str | os.PathLike[str]) -> dict[str, str]:
+    """
+    Read the texts of a checkpoint.
+
+    :param path: the file
     :return: the texts that were given to ``Checkpoint``
-    :raises ValueError: if it is no checkpoint
+    :raises UserError: if it is no checkpoint, or a damaged one
     """
-    return _read(path)[1]["note"]
+    return _read(pathlib.Path(path)).note
 
 
-def _read(path: pathlib.Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _read(path: pathlib.Path) -> _File:
     """
-    :param path: of a checkpoint
-    :return: the members of the model's archive, and the rest
-    :raises ValueError: if it is no checkpoint
+    Read a checkpoint, as data.
+
+    :param path: the file
+    :return: its parts
+    :raises UserError: if it is no checkpoint, or a damaged one
     """
-    with path.open("rb") as file:
-        members = read_archive(file)
+    try:
+        with path.open("rb") as file:
+            members = read_archive(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is no checkpoint: there is no such file.") from error
+    except OSError as error:
+        raise UserError(f"{path} can't be read as a checkpoint: {error}.") from error
+    # Of the archive's reader.
+    except ValueError as error:
+        raise UserError(f"{path} is no checkpoint, or a damaged one: {error}.") from error
     if TRAINING_STATE not in members:
-        raise ValueError(f"{path} is no checkpoint: it has no state of a training.")
-    return members, unpack(members.pop(TRAINING_STATE))
+        raise UserError(f"{path} is no checkpoint: it has no state of a training.")
+    try:
+        saved = unpack(members.pop(TRAINING_STATE))
+        note, state = part(saved, "note", dict), part(saved, "state", bytes)
+        log_folder = saved.get("log_folder")
+        if not all(isinstance(text, str) for text in [*note, *note.values(), log_folder or ""]):
+            raise UserError("The state of the training is damaged: its texts are none.")
+    except (UserError, NotSavableError) as error:
+        raise UserError(f"{path} is a damaged checkpoint: {error}") from error
+    return _File(members, note, log_folder, state)

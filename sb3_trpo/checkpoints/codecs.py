@@ -2,37 +2,80 @@
 The objects of environments and wrappers that checkpoints know: random numbers, spaces, simulations.
 """
 
-import hashlib
-import importlib
 import random
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_trpo.checkpoints.tree import Kind, NotSavableError, class_path
+from sb3_trpo.checkpoints.codec import Codec, NotSavableError, class_path
+from sb3_trpo.checkpoints.simulations import MUJOCO
 
 # Windows, clocks and fonts, as far as Python objects hold them: they show a state, and have none.
 DISPLAYS = ("pygame.", "gymnasium.envs.mujoco.mujoco_rendering.")
-# Arrays of a simulation that belong to the contacts of the moment: computed anew at each step, of any length.
-OF_CONTACTS = ("efc_", "iefc_", "island_")
+BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
+# NumPy reads at these positions without a check: name of the generator, of its position, and the last allowed.
+POSITIONS = {"MT19937": ("pos", 624), "Philox": ("buffer_pos", 4)}
+MAX_POOL = 64
 
 
-def _save_generator(generator: np.random.Generator) -> dict[str, Any]:
-    return dict(generator.bit_generator.state)
+# What the children of a sequence of seeds are made from, and how many there are.
+SEEDS = ("entropy", "spawn_key", "pool_size", "n_children_spawned")
 
 
-def _restore_generator(state: dict[str, Any], existing: np.random.Generator | None) -> np.random.Generator:
-    name = state["bit_generator"]
-    if existing is None or type(existing.bit_generator).__name__ != name:
-        if name not in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"):
-            raise NotSavableError(f"random numbers come from {name!r}")
-        existing = np.random.Generator(getattr(np.random, name)(0))
-    existing.bit_generator.state = state
-    return existing
+def _save_seeds(sequence: np.random.SeedSequence) -> dict[str, Any]:
+    return {name: getattr(sequence, name) for name in SEEDS}
+
+
+def _restore_seeds(saved: dict[str, Any], existing: Any) -> np.random.SeedSequence:
+    if saved["pool_size"] > MAX_POOL:
+        raise NotSavableError("a sequence of seeds is too large")
+    return np.random.SeedSequence(**{name: saved[name] for name in SEEDS})
+
+
+def _is_bit_generator(value: object) -> bool:
+    return isinstance(value, np.random.BitGenerator) and type(value).__name__ in BIT_GENERATORS
+
+
+def _save_bit_generator(generator: np.random.BitGenerator) -> dict[str, Any]:
+    return {"state": dict(generator.state), "seeds": generator.seed_seq}
+
+
+def _restore_bit_generator(saved: dict[str, Any], existing: Any) -> np.random.BitGenerator:
+    name = saved["state"]["bit_generator"]
+    if name not in BIT_GENERATORS or not isinstance(saved["seeds"], np.random.SeedSequence):
+        raise NotSavableError(f"random numbers come from {name!r}")
+    _check_position(saved["state"])
+    # A new one, for its seeds can't be changed.
+    generator: np.random.BitGenerator = getattr(np.random, name)(saved["seeds"])
+    generator.state = saved["state"]
+    return generator
+
+
+def _save_generator(generator: np.random.Generator) -> np.random.BitGenerator:
+    return generator.bit_generator
+
+
+def _restore_generator(bit_generator: np.random.BitGenerator, existing: Any) -> np.random.Generator:
+    return np.random.Generator(bit_generator)
+
+
+def _check_position(state: dict[str, Any]) -> None:
+    """
+    Check the place in the generator's memory where it reads next.
+
+    :param state: of a bit generator
+    :raises NotSavableError: if there is no such place
+    """
+    if state["bit_generator"] in POSITIONS:
+        name, last = POSITIONS[state["bit_generator"]]
+        position = state["state"].get(name, state.get(name))
+        if type(position) not in (int, np.int64) or not 0 <= position <= last:
+            raise NotSavableError("random numbers come from a place that there is not")
 
 
 def _save_random_state(generator: np.random.RandomState) -> dict[str, Any]:
@@ -40,6 +83,9 @@ def _save_random_state(generator: np.random.RandomState) -> dict[str, Any]:
 
 
 def _restore_random_state(state: dict[str, Any], existing: np.random.RandomState | None) -> np.random.RandomState:
+    if state["bit_generator"] != "MT19937":
+        raise NotSavableError(f"random numbers come from {state['bit_generator']!r}")
+    _check_position(state)
     generator = np.random.RandomState() if existing is None else existing
     generator.set_state(state)
     return generator
@@ -55,81 +101,87 @@ def _restore_random(state: Any, existing: random.Random | None) -> random.Random
     return generator
 
 
-def _parts_of_space(space: spaces.Space) -> list[spaces.Space]:
-    if isinstance(space, spaces.Dict):
-        return list(space.spaces.values())
-    return list(space.spaces) if isinstance(space, spaces.Tuple) else []
+def _is_seeded(value: Any) -> bool:
+    """
+    Tell whether a space has random numbers.
+
+    :param value: a space, or what a space is made of
+    :return: whether it, or a space in it, has been asked for them
+    """
+    if isinstance(value, spaces.Space):
+        return any(map(_is_seeded, vars(value).values()))
+    if isinstance(value, np.random.Generator):
+        return True
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return any(map(_is_seeded, parts))
 
 
 def _save_space(space: spaces.Space) -> dict[str, Any]:
-    # Not the property, which would make random numbers that are not there yet.
-    return {"random": space._np_random, "parts": _parts_of_space(space)}
+    # ``_np_random``, not the property, which would make random numbers that are not there yet.
+    random_numbers, rest = space._np_random, {k: v for k, v in vars(space).items() if k != "_np_random"}
+    return {"random": random_numbers, "rest": rest}
 
 
-def _restore_space(state: dict[str, Any], existing: spaces.Space | None) -> spaces.Space:
+def _restore_space(saved: dict[str, Any], existing: spaces.Space | None) -> spaces.Space:
     if existing is None:
         raise NotSavableError("a space was saved where now is none")
-    existing._np_random = state["random"]
+    # Its bounds are what the policy was made for.
+    present = {k: v for k, v in vars(existing).items() if k != "_np_random"}
+    if not _is_same(saved["rest"], present):
+        raise NotSavableError(f"a {class_path(existing)} is not the space that was saved")
+    existing._np_random = saved["random"]
     return existing
 
 
-def _mujoco() -> Any:
-    # Needed only where there is a simulation, and then installed.
-    return importlib.import_module("mujoco")
-
-
-def _is_simulation(value: Any) -> bool:
-    return class_path(value) == "mujoco._structs.MjData"
-
-
-def _save_simulation(data: Any) -> dict[str, Any]:
+def _is_same(a: Any, b: Any) -> bool:
     """
-    :param data: a simulation, of type ``MjData``
-    :return: its state, and what was computed from it: tasks read positions and forces that lag one step behind the
-        state, so that computing them anew would give others
+    Compare what spaces are made of.
+
+    :param a: read from a file
+    :param b: what is there
+    :return: whether they are equal; spaces within spaces have been compared before, and are the same objects
     """
-    mujoco = _mujoco()
-    state = np.empty(mujoco.mj_stateSize(data.model, mujoco.mjtState.mjSTATE_INTEGRATION))
-    mujoco.mj_getState(data.model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-    return {"model": _digest(data.model), "state": state, "computed": {k: v.copy() for k, v in _arrays(data).items()}}
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(_is_same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    if isinstance(a, (np.ndarray, np.generic)):
+        return isinstance(b, (np.ndarray, np.generic)) and bool(a.dtype == b.dtype and np.array_equal(a, b))
+    return a is b or (not isinstance(a, spaces.Space) and bool(a == b))
 
 
-def _restore_simulation(saved: dict[str, Any], existing: Any) -> Any:
-    mujoco = _mujoco()
-    if existing is None or _digest(existing.model) != saved["model"]:
-        raise NotSavableError("the simulation's model is not the one that was saved")
-    mujoco.mj_setState(existing.model, existing, saved["state"], mujoco.mjtState.mjSTATE_INTEGRATION)
-    for name, array in _arrays(existing).items():
-        if name in saved["computed"] and saved["computed"][name].shape == array.shape:
-            array[...] = saved["computed"][name]
-    return existing
+def _save_tensor(tensor: th.Tensor) -> np.ndarray:
+    if tensor.requires_grad or tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
+        raise NotSavableError("a tensor has a gradient, or is a part of another")
+    return tensor.cpu().numpy().copy()
 
 
-def _arrays(data: Any) -> dict[str, np.ndarray]:
-    names = [name for name in dir(data) if not name.startswith(("_", *OF_CONTACTS))]
-    values = ((name, getattr(data, name)) for name in names)
-    return {name: value for name, value in values if isinstance(value, np.ndarray)}
-
-
-def _digest(model: Any) -> str:
-    """
-    :param model: that a task may change, as it changes masses or frictions at each reset
-    :return: of all its numbers
-    """
-    mujoco = _mujoco()
-    content = np.empty(mujoco.mj_sizeModel(model), np.uint8)
-    mujoco.mj_saveModel(model, None, content)
-    return hashlib.sha256(content.tobytes()).hexdigest()
+def _restore_tensor(saved: np.ndarray, existing: th.Tensor | None) -> th.Tensor:
+    if not isinstance(saved, np.ndarray):
+        raise NotSavableError("a tensor was saved without its numbers")
+    tensor = th.from_numpy(saved)
+    if existing is None:
+        return tensor
+    if (tensor.shape, tensor.dtype) != (existing.shape, existing.dtype):
+        raise NotSavableError(f"a tensor of shape {tuple(tensor.shape)} was saved, and now is {tuple(existing.shape)}")
+    return tensor.to(existing.device)
 
 
 def _save_statistics(statistics: RunningMeanStd) -> dict[str, Any]:
     return {name: vars(statistics)[name] for name in ("mean", "var", "count")}
 
 
-def _restore_statistics(state: dict[str, Any], existing: RunningMeanStd | None) -> RunningMeanStd:
-    statistics = RunningMeanStd() if existing is None else existing
-    vars(statistics).update(state)
-    return statistics
+def _restore_statistics(saved: dict[str, Any], existing: RunningMeanStd | None) -> RunningMeanStd:
+    if existing is None:
+        raise NotSavableError("statistics were saved where now are none")
+    for name in ("mean", "var", "count"):
+        new, present = np.asarray(saved[name]), np.asarray(vars(existing)[name])
+        if new.shape != present.shape or new.dtype.kind not in "fiu":
+            raise NotSavableError(
+                f"the {name} of statistics has the shape {new.shape}, and should have {present.shape}"
+            )
+    vars(existing).update({name: saved[name] for name in ("mean", "var", "count")})
+    return existing
 
 
 def _save_results(writer: ResultsWriter) -> int:
@@ -155,13 +207,18 @@ def _keep(_: Any, existing: Any) -> Any:
     return existing
 
 
-KINDS = (
-    Kind("generator", lambda x: type(x) is np.random.Generator, _save_generator, _restore_generator),
-    Kind("RandomState", lambda x: type(x) is np.random.RandomState, _save_random_state, _restore_random_state),
-    Kind("random", lambda x: type(x) is random.Random, _save_random, _restore_random),
-    Kind("space", lambda x: isinstance(x, spaces.Space), _save_space, _restore_space),
-    Kind("MuJoCo", _is_simulation, _save_simulation, _restore_simulation),
-    Kind("statistics", lambda x: type(x).__name__ == "RunningMeanStd", _save_statistics, _restore_statistics),
-    Kind("results", lambda x: isinstance(x, ResultsWriter), _save_results, _restore_results),
-    Kind("fixed", _is_fixed, lambda _: None, _keep),
+CODECS = (
+    Codec("seeds", lambda x: type(x) is np.random.SeedSequence, _save_seeds, _restore_seeds, is_in_place=False),
+    Codec("bit generator", _is_bit_generator, _save_bit_generator, _restore_bit_generator, is_in_place=False),
+    Codec(
+        "generator", lambda x: type(x) is np.random.Generator, _save_generator, _restore_generator, is_in_place=False
+    ),
+    Codec("RandomState", lambda x: type(x) is np.random.RandomState, _save_random_state, _restore_random_state),
+    Codec("random", lambda x: type(x) is random.Random, _save_random, _restore_random),
+    Codec("space", lambda x: isinstance(x, spaces.Space), _save_space, _restore_space, has_state=_is_seeded),
+    MUJOCO,
+    Codec("statistics", lambda x: type(x).__name__ == "RunningMeanStd", _save_statistics, _restore_statistics),
+    Codec("tensor", lambda x: type(x) is th.Tensor, _save_tensor, _restore_tensor, is_in_place=False),
+    Codec("results", lambda x: isinstance(x, ResultsWriter), _save_results, _restore_results),
+    Codec("fixed", _is_fixed, lambda _: None, _keep, has_state=lambda _: False),
 )

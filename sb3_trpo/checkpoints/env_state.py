@@ -1,92 +1,116 @@
 """
-The state of one environment, wrapper by wrapper.
+The state of environments, wrapper by wrapper.
 
-Of each layer every attribute is saved. An environment whose attributes are all data, or of a known kind
-(``kinds.py``), goes on exactly where it was: classic control, toy text and MuJoCo tasks, with Gymnasium's wrappers. One
-that keeps its state elsewhere (Box2D, an emulator, a server) may offer it as plain data, with two methods of its class:
-``get_checkpoint_state()``, and ``set_checkpoint_state(state)``, which takes what the first has returned. Its random
-numbers (``np_random``) need not be in it.
+Of each layer every attribute is saved. An environment whose attributes are all data, or of a sort that is known
+(``codecs.py``), goes on exactly where it was: classic control, toy text and MuJoCo tasks, with Gymnasium's wrappers.
+One that keeps its state elsewhere (Box2D, an emulator, a server, its class, its module) may offer it (``OffersState``).
+Its random numbers (``np_random``) need not be in it.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from sb3_trpo.checkpoints.kinds import KINDS
-from sb3_trpo.checkpoints.tree import NotSavableError, class_path, pack, unpack
+from sb3_trpo.checkpoints.codec import NotSavableError, class_path
+from sb3_trpo.checkpoints.codecs import CODECS
+from sb3_trpo.checkpoints.offered_state import offered_by, offers_state
+from sb3_trpo.checkpoints.tree import pack, unpack
+from sb3_trpo.validation import UserError
 
 # The next layer; arguments that a layer was made with.
 NO_STATE = ("env", "_saved_kwargs")
-OFFERS_STATE = ("get_checkpoint_state", "set_checkpoint_state")
 
 
-def save_env(env: gym.Env) -> bytes:
+def save_envs(envs: Sequence[gym.Env]) -> bytes:
     """
-    :param env: with its wrappers
-    :return: its state
+    Save environments as one graph of objects, so that what they share stays shared.
+
+    :param envs: the environments of one process, with their wrappers
+    :return: their state
     :raises NotSavableError: naming the attribute that can't be saved
     """
-    states = []
-    for layer in _layers(env):
-        try:
-            states.append(pack(_attributes(layer), KINDS))
-        except NotSavableError as error:
-            raise NotSavableError(f"{type(layer).__name__}{error}") from error
-    return pack({"layers": list(map(class_path, _layers(env))), "states": states})
+    layers = _layers(envs)
+    states = pack([_attributes(layer) for layer in layers], CODECS, layers)
+    return pack({"layers": list(map(class_path, layers)), "states": states})
 
 
-def restore_env(env: gym.Env, content: bytes) -> None:
+def restore_envs(envs: Sequence[gym.Env], content: bytes, *, trusted: bool = True) -> None:
     """
-    :param env: made as the one that was saved
-    :param content: of ``save_env``
-    :raises ValueError: if it is another environment, or has other wrappers
-    :raises NotSavableError: if something in it is not as it was
+    Let environments go on where others were.
+
+    :param envs: environments made as those that were saved
+    :param content: what ``save_envs`` has returned
+    :param trusted: whether texts may be set
+    :raises UserError: if they are other environments, or have other wrappers
+    :raises NotSavableError: if something in them is not as it was
     """
     saved = unpack(content)
-    layers = _layers(env)
+    layers = _layers(envs)
     names = list(map(class_path, layers))
     if names != saved["layers"]:
-        raise ValueError(f"The checkpoint is of an environment {saved['layers']}, but this one is {names}.")
-    for layer, state in zip(layers, saved["states"], strict=True):
-        _set_attributes(layer, unpack(state, _attributes(layer), KINDS))
+        raise UserError(f"The checkpoint is of an environment {saved['layers']}, but this one is {names}.")
+    present = [_attributes(layer) for layer in layers]
+    states = unpack(saved["states"], present, CODECS, layers, trusted=trusted)
+    for layer, state in zip(layers, states, strict=True):
+        _set_attributes(layer, state)
 
 
-def _layers(env: gym.Env) -> list[gym.Env]:
-    layers = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
+def _layers(envs: Sequence[gym.Env]) -> list[gym.Env]:
+    layers = []
+    for env in envs:
+        layers.append(env)
+        while isinstance(layers[-1], gym.Wrapper):
+            layers.append(layers[-1].env)
     return layers
 
 
-def _offers_state(layer: Any) -> bool:
-    return all(callable(getattr(type(layer), name, None)) for name in OFFERS_STATE)
-
-
-def _attributes(layer: Any) -> dict[str, Any]:
+def _attributes(layer: gym.Env) -> dict[str, Any]:
     if isinstance(layer, Checkpointable):
         return {}
-    if _offers_state(layer):
-        return {"offered": layer.get_checkpoint_state(), "random": vars(layer).get("_np_random")}
-    return {name: value for name, value in vars(layer).items() if name not in NO_STATE}
+    if offers_state(layer):
+        return {"offered": offered_by(layer), "random": vars(layer).get("_np_random")}
+    attributes = {name: value for name, value in vars(layer).items() if name not in NO_STATE}
+    # Of classes with ``__slots__``.
+    slots = (name for kind in type(layer).__mro__ for name in _slots(kind))
+    attributes.update({name: getattr(layer, name) for name in slots if hasattr(layer, name)})
+    return attributes
 
 
-def _set_attributes(layer: Any, attributes: dict[str, Any]) -> None:
+def _slots(kind: type) -> list[str]:
+    slots = vars(kind).get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else list(slots)
+    # Python's own, and names that are private to the class.
+    own = [name for name in names if name not in ("__dict__", "__weakref__")]
+    return [f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") else name for name in own]
+
+
+def _set_attributes(layer: gym.Env, attributes: dict[str, Any]) -> None:
     if isinstance(layer, Checkpointable):
         return
-    if _offers_state(layer):
+    if offers_state(layer):
         layer.set_checkpoint_state(attributes["offered"])
-        attributes = {"_np_random": attributes["random"]}
-    vars(layer).update({name: value for name, value in attributes.items() if name not in NO_STATE})
+        vars(layer)["_np_random"] = attributes["random"]
+        return
+    # What came up later has to go: tasks ask whether they have an attribute.
+    for name in _attributes(layer).keys() - attributes.keys():
+        object.__delattr__(layer, name)
+    for name, value in attributes.items():
+        if name not in NO_STATE:
+            # Not ``setattr``, which wrappers may pass on to the layers below.
+            object.__setattr__(layer, name, value)
 
 
 class Checkpointable(gym.Wrapper):
     """
-    Lets checkpoints reach an environment in another process; to be the outermost wrapper (``wrapper_class`` of
-    ``make_vec_env``). Environments in ``DummyVecEnv`` do without.
+    Lets checkpoints reach an environment in another process.
 
-    :param env: with its other wrappers
+    It has to be the outermost wrapper (``wrapper_class`` of ``make_vec_env``). Environments in ``DummyVecEnv`` do
+    without.
+
+    :param env: the environment, with its other wrappers
     """
 
     # Set from outside, on the outermost wrapper.
@@ -94,34 +118,40 @@ class Checkpointable(gym.Wrapper):
 
     def save_state(self) -> bytes | str:
         """
-        :return: the environment's state, with the random numbers of its process; or why it can't be saved
+        Save the environment, with the random numbers of its process.
+
+        :return: the state; or why it can't be saved
         """
         if not vars(self).get("is_outermost", False):
             return "a wrapper lies around Checkpointable, which has to be the outermost"
         try:
-            return pack({"env": save_env(self.env), "process": process_random()}, KINDS)
+            return pack({"env": save_envs([self.env]), "process": process_random()}, CODECS)
         except NotSavableError as error:
             return str(error)
 
-    def restore_state(self, content: bytes) -> tuple[str, str]:
+    def restore_state(self, content: bytes, trusted: bool = True) -> tuple[str, str]:
         """
-        An exception would end the process.
+        Let the environment go on where another was; an exception would end the process.
 
-        :param content: of ``save_state``
+        :param content: what ``save_state`` has returned
+        :param trusted: whether texts may be set
         :return: why the state can't be restored, and why it is not this environment's; empty if all went well
         """
         try:
-            saved = unpack(content, {"process": process_random()}, KINDS)
-            restore_env(self.env, saved["env"])
+            saved = unpack(content, {"process": process_random()}, CODECS)
+            restore_envs([self.env], saved["env"], trusted=trusted)
         except NotSavableError as error:
             return str(error), ""
-        except ValueError as error:
+        except Exception as error:
             return "", str(error)
         return "", ""
 
 
 def process_random() -> dict[str, Any]:
     """
-    :return: the generators that Python and NumPy keep for the whole process
+    Give the generators that Python and NumPy keep for the whole process.
+
+    :return: the generators themselves
     """
+    # (1) Private, for there is no other way to the objects that ``random.random`` and ``np.random.rand`` use.
     return {"python": random._inst, "numpy": np.random.mtrand._rand}

@@ -2,166 +2,208 @@
 The state of a training between two updates: of what SB3's model file does not hold.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    EvalCallback,
-    EveryNTimesteps,
-    ProgressBarCallback,
-    StopTrainingOnMaxEpisodes,
-    StopTrainingOnNoModelImprovement,
-)
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_trpo.callbacks.tree import leaves
-from sb3_trpo.checkpoints.env_state import OFFERS_STATE, process_random
-from sb3_trpo.checkpoints.kinds import KINDS
-from sb3_trpo.checkpoints.tree import class_path, pack, unpack
-from sb3_trpo.checkpoints.vec_env_state import own_copy, restore_vec_env, save_vec_env
+from sb3_trpo.callbacks.traversal import walk_callbacks
+from sb3_trpo.checkpoints.callback_state import restore_callbacks, save_callbacks
+from sb3_trpo.checkpoints.codec import NotSavableError
+from sb3_trpo.checkpoints.codecs import CODECS
+from sb3_trpo.checkpoints.env_state import process_random
+from sb3_trpo.checkpoints.episodes import restore_episodes, save_episodes
+from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part, printable
+from sb3_trpo.checkpoints.logged import restore_logged, save_logged
+from sb3_trpo.checkpoints.offered_state import offered_by, offers_state, own_copy
+from sb3_trpo.checkpoints.tree import pack, unpack
+from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
 
 # Those that `learn` sets anew, and observations, which a model that is not trusted comes without.
-ATTRIBUTES = (
-    "num_timesteps",
-    "_episode_num",
-    "_current_progress_remaining",
-    "_last_obs",
-    "_last_original_obs",
-    "_last_episode_starts",
-    "_last_noise",
-    "ep_info_buffer",
-    "ep_success_buffer",
-)
-# Values that were logged, and not yet written.
-LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
+COUNTERS = ("num_timesteps", "_episode_num")
+OBSERVATIONS = ("_last_obs", "_last_original_obs", "_last_episode_starts")
+EPISODES = ("ep_info_buffer", "ep_success_buffer")
 # Of gSDE: drawn before the rollout's start.
 NOISE = ("exploration_mat", "exploration_matrices")
-CALLBACKS: dict[type, tuple[str, ...]] = {
-    BaseCallback: ("n_calls", "num_timesteps"),
-    EveryNTimesteps: ("last_time_trigger",),
-    EvalCallback: (
-        "best_mean_reward",
-        "last_mean_reward",
-        "evaluations_results",
-        "evaluations_timesteps",
-        "evaluations_length",
-        "evaluations_successes",
-        "_is_success_buffer",
-    ),
-    StopTrainingOnMaxEpisodes: ("n_episodes",),
-    StopTrainingOnNoModelImprovement: ("last_best_mean_reward", "no_improvement_evals"),
-}
+# Algorithms that have no state besides this, and need not say so.
+KNOWN = (A2C, PPO)
+
+
+@dataclass
+class Resumed:
+    """
+    How a training goes on.
+
+    :param why_reset: why its environments had to be reset; empty if they go on where they were
+    :param doubts: what else is not as it was, in words
+    """
+
+    why_reset: str = ""
+    doubts: list[str] = field(default_factory=list)
+
+
+def is_state_known(model: OnPolicyAlgorithm) -> bool:
+    """
+    Tell whether the whole state of an algorithm will be in a checkpoint.
+
+    :param model: the algorithm
+    :return: whether its class is known, or offers its state
+    """
+    return type(model) in KNOWN or offers_state(model)
 
 
 def save_training(model: OnPolicyAlgorithm, callback: BaseCallback) -> bytes:
     """
-    :param model: at the start of a rollout
-    :param callback: that was given to ``learn``
-    :return: everything that is not in the model's file
+    Save everything that is not in the model's file.
+
+    :param model: the algorithm, at the start of a rollout
+    :param callback: the callback that was given to ``learn``
+    :return: the state
     """
     assert model.env is not None
-    env = save_vec_env(model.env)
-    callbacks = [[class_path(item), _save_callback(item)] for item in leaves(callback)]
-    return pack({"local": pack(_local(model), KINDS), "env": env, "callbacks": callbacks})
+    doubts: list[str] = []
+    saved = {
+        "counters": {name: getattr(model, name) for name in COUNTERS},
+        "progress": model._current_progress_remaining,
+        "observations": {name: own_copy(getattr(model, name)) for name in OBSERVATIONS},
+        "episodes": {name: save_episodes(getattr(model, name)) for name in EPISODES},
+        "logged": save_logged(model.logger),
+        "noise": _noise(model),
+        "torch": _torch_random(),
+        "process": pack(process_random(), CODECS),
+        "spaces": _attempt(doubts, "random numbers of the model's spaces", lambda: pack(_spaces(model), CODECS)),
+        "offered": _attempt(doubts, f"state of {type(model).__name__}", lambda: _save_offered(model)),
+        "env": save_vec_env(model.env),
+        "callbacks": save_callbacks(callback, doubts),
+    }
+    return pack({**saved, "doubts": doubts})
 
 
-def restore_training(model: OnPolicyAlgorithm, callback: BaseCallback, content: bytes) -> str:
+def restore_training(
+    model: OnPolicyAlgorithm, callback: BaseCallback, content: bytes, *, trusted: bool = True
+) -> Resumed:
     """
-    :param model: loaded, at the start of the first rollout
-    :param callback: that was given to ``learn``
-    :param content: of ``save_training``
-    :return: why the environments had to be reset; empty if they go on where they were
-    :raises ValueError: if the environments are others
+    Let a training go on.
+
+    :param model: the algorithm, loaded, at the start of the first rollout
+    :param callback: the callback that was given to ``learn``
+    :param content: what ``save_training`` has returned
+    :param trusted: whether texts may be set in environments, wrappers and callbacks
+    :return: how it goes on
+    :raises UserError: if the environments are others, or something else is of another type or shape
     """
     assert model.env is not None
     saved = unpack(content)
-    _restore_callbacks(callback, saved["callbacks"])
-    local = unpack(saved["local"], _local(model), KINDS)
-    steps = local["attributes"]["num_timesteps"]
-    obs, why_not = restore_vec_env(model.env, saved["env"], (model.seed or 0) + steps)
-    _set_local(model, local)
-    if why_not:
-        model._last_obs = obs
-        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
-        normalization = model.get_vec_normalize_env()
-        model._last_original_obs = None if normalization is None else normalization.get_original_obs()
-    for item in leaves(callback):
+    resumed = Resumed(doubts=list(map(printable, part(saved, "doubts", list))))
+    restore_callbacks(callback, part(saved, "callbacks", list), resumed.doubts, trusted)
+    counters = part(saved, "counters", dict)
+    steps = check_count("num_timesteps", counters["num_timesteps"])
+    env = restore_vec_env(model.env, part(saved, "env", dict), (model.seed or 0) + steps, trusted=trusted)
+    resumed.why_reset = printable(env.why_reset)
+    for name in COUNTERS:
+        setattr(model, name, check_count(name, counters.get(name)))
+    # What was done before is not counted into this session's speed.
+    model._num_timesteps_at_start = steps
+    model._current_progress_remaining = float(check_numbers("progress", part(saved, "progress", float)))
+    for name in EPISODES:
+        setattr(model, name, restore_episodes(name, saved["episodes"].get(name), getattr(model, name), trusted))
+    restore_logged(model.logger, part(saved, "logged", dict), trusted)
+    if saved["spaces"] is not None:
+        _attempt(
+            resumed.doubts,
+            "random numbers of the model's spaces",
+            lambda: unpack(saved["spaces"], _spaces(model), CODECS, trusted=trusted),
+        )
+    _attempt(resumed.doubts, f"state of {type(model).__name__}", lambda: _restore_offered(model, saved, trusted))
+    if env.why_reset:
+        _begin_episodes(model, env.obs)
+    else:
+        observations = part(saved, "observations", dict)
+        for name in OBSERVATIONS:
+            setattr(model, name, check_fits(name, observations.get(name), getattr(model, name)))
+    for item in walk_callbacks(callback):
         if isinstance(item, ProgressBarCallback):
             item.pbar.update(steps)
-    return why_not
+    # At last: whatever was done before may have drawn random numbers.
+    _restore_noise(model, part(saved, "noise", dict))
+    unpack(part(saved, "process", bytes), process_random(), CODECS)
+    _restore_torch_random(part(saved, "torch", list))
+    return resumed
 
 
-def _local(model: OnPolicyAlgorithm) -> dict[str, Any]:
+def _attempt(doubts: list[str], what: str, action: Callable[[], Any]) -> Any:
     """
-    :param model: at the start of a rollout
-    :return: what there is to be saved of it, and of the process
+    Do what may not be possible; then the training goes on without it.
+
+    :param doubts: gets a sentence if it is not possible
+    :param what: what is missing then
+    :param action: what is done
+    :return: what the action returns; None if it is not possible
     """
-    distribution = _distribution(model)
+    try:
+        return action()
+    except NotSavableError as error:
+        doubts.append(f"the {what} could not be saved or restored ({str(error).strip()})")
+        return None
+
+
+def _spaces(model: OnPolicyAlgorithm) -> list[Any]:
+    return [model.observation_space, model.action_space]
+
+
+def _save_offered(model: OnPolicyAlgorithm) -> bytes | None:
+    return pack(offered_by(model), CODECS) if offers_state(model) else None
+
+
+def _restore_offered(model: OnPolicyAlgorithm, saved: dict[str, Any], trusted: bool) -> None:
+    if saved.get("offered") is not None and offers_state(model):
+        state = unpack(part(saved, "offered", bytes), offered_by(model), CODECS, trusted=trusted)
+        model.set_checkpoint_state(state)
+
+
+def _begin_episodes(model: OnPolicyAlgorithm, obs: Any) -> None:
+    """
+    Begin with the first observations of new episodes.
+
+    :param model: the algorithm
+    :param obs: the observations
+    """
+    model._last_obs = obs
+    model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
+    normalization = model.get_vec_normalize_env()
+    model._last_original_obs = None if normalization is None else normalization.get_original_obs()
+
+
+def _noise(model: OnPolicyAlgorithm) -> dict[str, np.ndarray]:
+    distribution = model.policy.action_dist
     noise = vars(distribution) if isinstance(distribution, StateDependentNoiseDistribution) else {}
-    return {
-        "attributes": {name: own_copy(getattr(model, name)) for name in ATTRIBUTES if hasattr(model, name)},
-        "spaces": [model.observation_space, model.action_space],
-        "logged": {name: dict(getattr(model.logger, name)) for name in LOGGED},
-        "noise": {name: noise[name].detach().cpu().numpy().copy() for name in NOISE if name in noise},
-        "process": process_random(),
-        "torch": th.get_rng_state().numpy().copy(),
-        "cuda": [state.cpu().numpy().copy() for state in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
-    }
+    return {name: noise[name].detach().cpu().numpy().copy() for name in NOISE if name in noise}
 
 
-def _set_local(model: OnPolicyAlgorithm, local: dict[str, Any]) -> None:
-    for name, value in local["attributes"].items():
-        setattr(model, name, value)
-    # What was done before is not counted into this session's speed.
-    model._num_timesteps_at_start = model.num_timesteps
-    for name in LOGGED:
-        getattr(model.logger, name).update(local["logged"][name])
-    for name, value in local["noise"].items():
-        setattr(_distribution(model), name, th.as_tensor(value, device=model.device))
-    th.set_rng_state(th.as_tensor(local["torch"]))
-    if len(local["cuda"]) == (th.cuda.device_count() if th.cuda.is_available() else 0):
-        for i, state in enumerate(local["cuda"]):
-            th.cuda.set_rng_state(th.as_tensor(state), i)
+def _restore_noise(model: OnPolicyAlgorithm, saved: dict[str, Any]) -> None:
+    present = _noise(model)
+    for name in NOISE:
+        if name in saved:
+            noise = check_fits(name, saved[name], present.get(name))
+            setattr(model.policy.action_dist, name, th.as_tensor(noise, device=model.device))
 
 
-def _distribution(model: OnPolicyAlgorithm) -> Any:
-    return model.policy.action_dist
+def _torch_random() -> list[np.ndarray]:
+    devices = th.cuda.get_rng_state_all() if th.cuda.is_available() else []
+    return [state.cpu().numpy().copy() for state in (th.get_rng_state(), *devices)]
 
 
-def _save_callback(callback: BaseCallback) -> dict[str, Any]:
-    saved: dict[str, Any] = {"attributes": pack(_attributes(callback))}
-    if _offers_state(callback):
-        saved["offered"] = pack(callback.get_checkpoint_state())  # type: ignore[attr-defined]
-    if isinstance(callback, EvalCallback):
-        saved["env"] = save_vec_env(callback.eval_env)
-    return saved
-
-
-def _restore_callbacks(callback: BaseCallback, saved: list[Any]) -> None:
-    """
-    :param callback: that was given to ``learn``
-    :param saved: callbacks' states, with the names of their classes; those without a counterpart are passed over
-    """
-    remaining = list(leaves(callback))
-    for path, state in saved:
-        item = next((item for item in remaining if class_path(item) == path), None)
-        if item is None:
-            continue
-        remaining.remove(item)
-        vars(item).update(unpack(state["attributes"]))
-        if "offered" in state and _offers_state(item):
-            item.set_checkpoint_state(unpack(state["offered"]))  # type: ignore[attr-defined]
-        if "env" in state and isinstance(item, EvalCallback):
-            restore_vec_env(item.eval_env, state["env"], item.num_timesteps)
-
-
-def _attributes(callback: BaseCallback) -> dict[str, Any]:
-    names = [name for kind, names in CALLBACKS.items() if isinstance(callback, kind) for name in names]
-    return {name: vars(callback)[name] for name in names if name in vars(callback)}
-
-
-def _offers_state(callback: BaseCallback) -> bool:
-    return all(callable(getattr(type(callback), name, None)) for name in OFFERS_STATE)
+def _restore_torch_random(saved: list[Any]) -> None:
+    present = _torch_random()
+    for i, (new, old) in enumerate(zip(saved, present, strict=False)):
+        state = th.as_tensor(check_fits("torch's random numbers", new, old))
+        if i == 0:
+            th.set_rng_state(state)
+        elif len(saved) == len(present):
+            th.cuda.set_rng_state(state, i - 1)

@@ -6,9 +6,9 @@ on with new episodes.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -23,9 +23,13 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
-from sb3_trpo.checkpoints.env_state import OFFERS_STATE, restore_env, save_env
-from sb3_trpo.checkpoints.kinds import KINDS
-from sb3_trpo.checkpoints.tree import NotSavableError, class_path, pack, unpack
+from sb3_trpo.checkpoints.codec import NotSavableError, class_path
+from sb3_trpo.checkpoints.codecs import CODECS
+from sb3_trpo.checkpoints.env_state import restore_envs, save_envs
+from sb3_trpo.checkpoints.fit import check_fits
+from sb3_trpo.checkpoints.offered_state import METHODS, offered_by, offers_state, own_copy
+from sb3_trpo.checkpoints.tree import pack, unpack
+from sb3_trpo.validation import UserError
 
 # What changes in a wrapper; the rest is how it was made.
 WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
@@ -39,51 +43,75 @@ WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
 }
 
 
+# For the next reset; none when there has been one.
+OF_NEXT_RESET = ("_seeds", "_options")
+
+
+@dataclass
+class Restored:
+    """
+    How environments go on.
+
+    :param obs: the first observations, if the environments had to be reset
+    :param why_reset: why they had to be; empty if they go on where they were
+    """
+
+    obs: Any = None
+    why_reset: str = ""
+
+
 def save_vec_env(env: VecEnv) -> dict[str, Any]:
     """
-    :param env: with its wrappers
+    Save vectorised environments; whatever is wrong with them, it is told and not raised.
+
+    :param env: the environments, with their wrappers
     :return: plain data; ``why_not`` says why the environments will have to be reset, if they will
     """
     saved: dict[str, Any] = {"layers": _names(env), "n_envs": env.num_envs, "wrappers": [], "envs": [], "why_not": ""}
-    # For the next reset; none when there has been one.
-    saved["seeds"], saved["options"] = env.unwrapped._seeds, env.unwrapped._options
     try:
         # The statistics of a wrapper that is not known in full are better than none.
-        saved["wrappers"] = [pack(_attributes(wrapper), KINDS) for wrapper in _wrappers(env)]
         for wrapper in _wrappers(env):
-            if type(wrapper) not in WRAPPERS and not _offers_state(wrapper):
-                raise NotSavableError(f"{type(wrapper).__name__} has no {' and '.join(OFFERS_STATE)}")
-        saved["envs"] = _save_envs(env.unwrapped)
-    except NotSavableError as error:
-        saved["why_not"] = str(error)
+            saved["wrappers"].append(pack(_attributes(wrapper), CODECS))
+        for wrapper in _wrappers(env):
+            if type(wrapper) not in WRAPPERS and not offers_state(wrapper):
+                raise NotSavableError(f"{type(wrapper).__name__} has no {METHODS}")
+        saved["next_reset"] = pack(_next_reset(env))
+        saved["envs"] = _save_envs(_innermost(env))
+    # Much of this is the user's own code, and may raise anything: no checkpoint ends a training.
+    except Exception as error:
+        saved["why_not"] = str(error) if isinstance(error, NotSavableError) else f"{type(error).__name__}: {error}"
     return saved
 
 
-def restore_vec_env(env: VecEnv, saved: dict[str, Any], seed: int) -> tuple[Any, str]:
+def restore_vec_env(env: VecEnv, saved: dict[str, Any], seed: int, *, trusted: bool = True) -> Restored:
     """
-    :param env: made as the one that was saved, and reset
-    :param saved: of ``save_vec_env``
-    :param seed: for environments that have to be reset
-    :return: if they had to be reset, the first observations, and why; None and an empty text otherwise
-    :raises ValueError: if these are other environments, or other wrappers
+    Let vectorised environments go on where others were.
+
+    :param env: environments made as those that were saved, and reset
+    :param saved: what ``save_vec_env`` has returned
+    :param seed: the seed of environments that have to be reset
+    :param trusted: whether texts may be set
+    :return: how they go on
+    :raises UserError: if these are other environments, or other wrappers
     """
     if (_names(env), env.num_envs) != (saved["layers"], saved["n_envs"]):
-        raise ValueError(
+        raise UserError(
             f"The checkpoint is of {saved['n_envs']} environments in {saved['layers']}, but there are {env.num_envs} "
             f"in {_names(env)}."
         )
-    for wrapper, content in zip(_wrappers(env), saved["wrappers"], strict=False):
-        _set_attributes(wrapper, unpack(content, _attributes(wrapper), KINDS))
     why_not = saved["why_not"]
-    if not why_not:
-        try:
-            _restore_envs(env.unwrapped, saved["envs"])
-            env.unwrapped._seeds, env.unwrapped._options = saved["seeds"], saved["options"]
-            return None, ""
-        except NotSavableError as error:
-            why_not = str(error)
+    try:
+        for wrapper, content in zip(_wrappers(env), saved["wrappers"], strict=False):
+            present = _attributes(wrapper)
+            _set_attributes(wrapper, unpack(content, present, CODECS, trusted=trusted), present)
+        if not why_not:
+            _restore_envs(_innermost(env), saved["envs"], trusted)
+            vars(_innermost(env)).update(unpack(saved["next_reset"], _next_reset(env), trusted=trusted))
+            return Restored()
+    except NotSavableError as error:
+        why_not = why_not or str(error)
     env.seed(seed)
-    return env.reset(), why_not
+    return Restored(env.reset(), why_not)
 
 
 def _wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
@@ -92,38 +120,40 @@ def _wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
         env = env.venv
 
 
+def _innermost(env: VecEnv) -> VecEnv:
+    # Not ``unwrapped``, which is something else in the vectorised environments of others.
+    return env if not isinstance(env, VecEnvWrapper) else _innermost(env.venv)
+
+
 def _names(env: VecEnv) -> list[str]:
-    return [*map(class_path, _wrappers(env)), class_path(env.unwrapped)]
+    return [*map(class_path, _wrappers(env)), class_path(_innermost(env))]
 
 
-def _offers_state(wrapper: VecEnvWrapper) -> bool:
-    return all(callable(getattr(type(wrapper), name, None)) for name in OFFERS_STATE)
+def _next_reset(env: VecEnv) -> dict[str, Any]:
+    inner = vars(_innermost(env))
+    return {name: inner[name] for name in OF_NEXT_RESET if name in inner}
 
 
 def _attributes(wrapper: VecEnvWrapper) -> dict[str, Any]:
-    if _offers_state(wrapper):
-        return {"offered": wrapper.get_checkpoint_state()}
-    names = next((names for kind, names in WRAPPERS.items() if isinstance(wrapper, kind)), ())
-    attributes = {name: own_copy(vars(wrapper)[name]) for name in names if name in vars(wrapper)}
+    if offers_state(wrapper):
+        return {"offered": offered_by(wrapper)}
     if isinstance(wrapper, VecFrameStack):
-        attributes = {"stacked_obs": wrapper.stacked_obs.stacked_obs}
-    return attributes
+        return {"stacked_obs": own_copy(wrapper.stacked_obs.stacked_obs)}
+    names = next((names for kind, names in WRAPPERS.items() if isinstance(wrapper, kind)), ())
+    return {name: own_copy(vars(wrapper)[name]) for name in names if name in vars(wrapper)}
 
 
-def own_copy(obs: Any) -> Any:
-    """
-    :param obs: observations, which may lie in the memory of a simulation; anything else stays as it is
-    :return: the same, in memory of their own
-    """
-    if isinstance(obs, dict):
-        return {name: own_copy(value) for name, value in obs.items()}
-    return obs.copy() if isinstance(obs, np.ndarray) else obs
-
-
-def _set_attributes(wrapper: VecEnvWrapper, attributes: dict[str, Any]) -> None:
-    if _offers_state(wrapper):
+def _set_attributes(wrapper: VecEnvWrapper, attributes: dict[str, Any], present: dict[str, Any]) -> None:
+    if offers_state(wrapper):
         wrapper.set_checkpoint_state(attributes["offered"])
-    elif isinstance(wrapper, VecFrameStack):
+        return
+    # A file may name no other attributes than those that a wrapper of this class has.
+    names = next((names for kind, names in WRAPPERS.items() if isinstance(wrapper, kind)), ())
+    for name, value in attributes.items():
+        if name not in (*names, "stacked_obs"):
+            raise UserError(f"The checkpoint has {name!r} of {type(wrapper).__name__}, which is not part of its state.")
+        check_fits(f"{name} of {type(wrapper).__name__}", value, present.get(name))
+    if isinstance(wrapper, VecFrameStack):
         wrapper.stacked_obs.stacked_obs = attributes["stacked_obs"]
     else:
         vars(wrapper).update(attributes)
@@ -131,37 +161,50 @@ def _set_attributes(wrapper: VecEnvWrapper, attributes: dict[str, Any]) -> None:
 
 def _save_envs(env: VecEnv) -> list[bytes]:
     """
-    :param env: the innermost environments
-    :return: the state of each
+    Save the innermost environments.
+
+    :param env: the environments without wrappers
+    :return: the state of all of them, or of each
     :raises NotSavableError: saying why it can't be had
     """
-    if isinstance(env, DummyVecEnv):
-        return [save_env(single) for single in env.envs]
-    _check_reachable(env)
-    contents = env.env_method("save_state")
+    if type(env) is DummyVecEnv:
+        return [save_envs(env.envs)]
+    contents: list[bytes | str] = _reach(env, "save_state")
     for content in contents:
         if isinstance(content, str):
             raise NotSavableError(content)
-    return contents
+    return [content for content in contents if isinstance(content, bytes)]
 
 
-def _restore_envs(env: VecEnv, contents: list[bytes]) -> None:
-    if isinstance(env, DummyVecEnv):
-        for single, content in zip(env.envs, contents, strict=True):
-            restore_env(single, content)
+def _restore_envs(env: VecEnv, contents: list[bytes], trusted: bool) -> None:
+    if type(env) is DummyVecEnv:
+        (content,) = contents
+        restore_envs(env.envs, content, trusted=trusted)
         return
-    _check_reachable(env)
     for i, content in enumerate(contents):
-        ((why_not, mismatch),) = env.env_method("restore_state", content, indices=i)
+        ((why_not, mismatch),) = _reach(env, "restore_state", content, trusted, indices=i)
         if mismatch:
-            raise ValueError(mismatch)
+            raise UserError(mismatch)
         if why_not:
             raise NotSavableError(why_not)
 
 
-def _check_reachable(env: VecEnv) -> None:
-    if not isinstance(env, SubprocVecEnv):
+def _reach(env: VecEnv, method: str, *args: Any, indices: int | None = None) -> list[Any]:
+    """
+    Call a method of ``Checkpointable`` in other processes.
+
+    :param env: the environments without wrappers
+    :param method: the method's name
+    :param args: its arguments
+    :param indices: which environment; None stands for all
+    :return: what it returns
+    :raises NotSavableError: if there is no such method
+    """
+    # A subclass may have a state of its own.
+    if type(env) is not SubprocVecEnv:
         raise NotSavableError(f"{type(env).__name__} gives no access to the state of its environments")
     if not env.has_attr("save_state"):
         raise NotSavableError("environments in other processes need the wrapper Checkpointable")
     env.set_attr("is_outermost", True)
+    results: list[Any] = env.env_method(method, *args, indices=indices)
+    return results

@@ -1,12 +1,13 @@
 """
-Files that are replaced as a whole: whoever looks, and whenever the writer is killed, there is the old file or the new
-one, never a part of either.
+Files that are replaced as a whole.
 
+Whoever looks, and whenever the writer is killed, there is the old file or the new one, never a part of either.
 Where the file system does not allow that, files are written as ``open`` writes them; ``atomic_write`` says when.
 """
 
 import contextlib
 import errno
+import io
 import os
 import pathlib
 import re
@@ -16,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from typing import IO
+from typing import cast
 
 # Temporary files of writers that were killed are removed by the next one, if they are so old that nobody writes them.
 ABANDONED_AFTER_SECONDS = 3600.0
@@ -31,7 +32,7 @@ ACCESS_LIST = "system.posix_acl_access"
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[io.BufferedIOBase]:
     """
     Open a file that takes its place when the block has ended; an exception in the block leaves the old file.
 
@@ -52,8 +53,8 @@ def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[IO[bytes]]:
         warnings.warn(f"Path '{target.parent}' does not exist. Will create it.", stacklevel=3)
         target.parent.mkdir(exist_ok=True, parents=True)
     if target.exists() and not target.is_file():
-        with target.open("wb") as file:
-            yield file
+        with target.open("wb") as device:
+            yield device
         return
     if target.exists():
         # An error here is the one of ``open``; nothing is written.
@@ -94,7 +95,7 @@ def _with_suffix(path: pathlib.Path, suffix: str) -> pathlib.Path:
     return path.with_name(f"{path.name}.{suffix}") if path.suffix == "" else path
 
 
-def _open_temporary(target: pathlib.Path) -> tuple[IO[bytes], pathlib.Path | None]:
+def _open_temporary(target: pathlib.Path) -> tuple[io.BufferedIOBase, pathlib.Path | None]:
     """
     Open a file to write to before the target is touched.
 
@@ -108,10 +109,10 @@ def _open_temporary(target: pathlib.Path) -> tuple[IO[bytes], pathlib.Path | Non
         except OSError as error:
             if error.errno not in NO_ROOM_BESIDE:
                 raise
-    return tempfile.TemporaryFile(), None
+    return cast(io.BufferedIOBase, tempfile.TemporaryFile()), None
 
 
-def _replace(target: pathlib.Path, file: IO[bytes], temporary: pathlib.Path) -> bool:
+def _replace(target: pathlib.Path, file: io.BufferedIOBase, temporary: pathlib.Path) -> bool:
     """
     Put the temporary file in the target's place.
 
@@ -157,7 +158,7 @@ def _copy_access(target: pathlib.Path, temporary: pathlib.Path) -> bool:
     return True
 
 
-def _copy(file: IO[bytes], target: pathlib.Path) -> None:
+def _copy(file: io.BufferedIOBase, target: pathlib.Path) -> None:
     """
     Write the target in its place; an error (a full disk) brings the old content back.
 
@@ -176,7 +177,7 @@ def _copy(file: IO[bytes], target: pathlib.Path) -> None:
             raise
 
 
-def _overwrite(place: IO[bytes], content: bytes) -> None:
+def _overwrite(place: io.BufferedIOBase, content: bytes) -> None:
     place.seek(0)
     place.write(content)
     place.truncate()

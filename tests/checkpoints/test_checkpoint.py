@@ -6,13 +6,13 @@ saved, it goes on with new episodes, and says so.
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,12 +21,17 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Figure
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 from updates import Crash, changed, state
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, GrowingHorizon, PolicyAverage
 from sb3_trpo.checkpoints import Checkpoint, Checkpointable
+from sb3_trpo.checkpoints.checkpoint import read_note
+from sb3_trpo.checkpoints.offered_state import offers_state
+from sb3_trpo.checkpoints.tree import pack, unpack
+from sb3_trpo.validation import UserError
 
 N_ENVS, N_STEPS = 2, 64
 ROLLOUT = N_ENVS * N_STEPS
@@ -309,57 +314,102 @@ def test_bad_input_gets_one_sentence(tmp_path):
 
 
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 import test_checkpoint as t
 
+class Kill(t.BaseCallback):
+    def _on_training_start(self):
+        self.at = self.model.num_timesteps + int(sys.argv[4])
+        # At any line at all, when so much time of a processor is used; it does not matter what else runs.
+        signal.setitimer(signal.ITIMER_PROF, float(sys.argv[5]))
+
+    def _on_step(self):
+        if self.model.num_timesteps > self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
 if __name__ == "__main__":
     setup = t.Setup(sys.argv[2], t.VecNormalize)
-    checkpoint = t.Checkpoint(Path(sys.argv[1], "checkpoint.zip"), 1)
+    checkpoint = t.Checkpoint(Path(sys.argv[1], "checkpoint"), 1)
     model = checkpoint.load(setup.env(), device="cpu") if checkpoint.exists() else setup.model()
-    model.learn(int(sys.argv[3]), checkpoint).save(Path(sys.argv[1], "model.zip"))
+    model.learn(int(sys.argv[3]), [checkpoint, Kill()] if len(sys.argv) > 4 else checkpoint)
+    model.save(Path(sys.argv[1], "model.zip"))
 """
 
 
-def run_and_kill(folder: Path, task: str, total: int, n_kills: int) -> int:
+def run(folder: Path, task: str, total: int, *life: object) -> int:
     """
-    :param folder: of the training
-    :param task: of Gymnasium
-    :param total: steps
-    :param n_kills: processes that are killed at random moments, once they have gone on from the last checkpoint
-    :return: how many were killed
+    :param folder: the folder of the training
+    :param task: a task of Gymnasium
+    :param total: the number of steps
+    :param life: after how many steps, and how many seconds of a processor, the process is killed; nothing for never
+    :return: the exit code of a process that begins the training, or goes on with it
     """
-    path, rng = folder / "checkpoint.zip", random.Random(0)
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent / "helpers")])
+    path = os.pathsep.join([str(here), str(here.parent / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    n_killed = 0
-    for i in range(n_kills + 1):
-        before = path.read_bytes() if path.exists() else b""
-        process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SCRIPT, folder, task, str(total)], env=env)
-        while i < n_kills and process.poll() is None:
-            if path.exists() and path.read_bytes() != before:
-                time.sleep(rng.uniform(0.0, 0.1))
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        n_killed += process.wait() == -signal.SIGKILL
-    return n_killed
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), task, str(total), *map(str, life)]
+    return subprocess.run(command, env=env, check=False).returncode
 
 
 @pytest.mark.parametrize(
-    ("task", "total", "n_kills"),
-    [
-        ("Pendulum-v1", 100 * ROLLOUT, 1),
-        pytest.param("HalfCheetah-v5", 1000 * ROLLOUT, 10, marks=pytest.mark.slow),
-    ],
+    ("task", "n_kills"),
+    [("Pendulum-v1", 2), pytest.param("HalfCheetah-v5", 20, marks=pytest.mark.slow)],
 )
-def test_killed_processes(task, total, n_kills, tmp_path):
-    assert run_and_kill(tmp_path, task, total, n_kills) == n_kills
+def test_killed_processes(task, n_kills, tmp_path):
+    rng, total = random.Random(0), (3 * n_kills + 1) * ROLLOUT
+    for _ in range(n_kills):
+        # Before its fourth checkpoint, so that none comes to the end.
+        assert run(tmp_path, task, total, rng.randint(1, 3 * ROLLOUT), rng.uniform(1.0, 20.0)) < 0
+        assert TRPO.load(tmp_path / "checkpoint.zip", device="cpu").num_timesteps < total
+    assert run(tmp_path, task, total) == 0
     expected = Setup(task, VecNormalize).model().learn(total)
     found = TRPO.load(tmp_path / "model.zip", device="cpu")
     assert found.num_timesteps == expected.num_timesteps
     assert not changed(state(expected), state(found))
+
+
+def test_a_checkpoint_takes_the_place_of_the_last_as_a_whole(tmp_path):
+    setup, path = SETUPS["CartPole"], tmp_path / "checkpoint.zip"
+    checkpoint = Checkpoint(path, 1)
+    model = setup.model().learn(ROLLOUT, checkpoint)
+    before = path.read_bytes()
+    # A limit on the size of files, in the middle of the next.
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            model.learn(ROLLOUT, checkpoint, reset_num_timesteps=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.zip"]
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint.zip", "checkpoint", "v1.5", "folder", "link", "dangling", "new/one", "~/home"]
+)
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.filterwarnings("ignore:Path .* does not exist", "ignore:Path .* is a folder")
+def test_every_path_leads_to_the_same_file(name, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "folder.zip").mkdir()
+    (tmp_path / "link.zip").symlink_to("real.zip")
+    (tmp_path / "dangling.zip").symlink_to("elsewhere.zip")
+    setup = SETUPS["CartPole"]
+    first, again = Checkpoint(kind(name), 1), Checkpoint(kind(name), 1)
+    assert not first.exists()
+    # A task may change the current folder.
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    setup.model().learn(2 * ROLLOUT, first)
+    assert again.exists()
+    assert again.load(setup.env(), device="cpu").num_timesteps == ROLLOUT
+    with pytest.raises(FileExistsError, match="of another training"):
+        setup.model().learn(ROLLOUT, Checkpoint(first.path))
 
 
 def test_what_a_checkpoint_holds_is_data(tmp_path):
@@ -373,3 +423,176 @@ def test_what_a_checkpoint_holds_is_data(tmp_path):
     # No pickle in it, at any depth.
     assert b"\x80\x04\x95" not in content
     assert b"\x80\x05\x95" not in content
+
+
+def changed_by_a_stranger(path: Path, change: Any) -> None:
+    """
+    :param path: a checkpoint
+    :param change: changes what ``training_state`` holds, in place
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    file = unpack(members["training_state"])
+    training = unpack(file["state"])
+    change(training)
+    members["training_state"] = pack({**file, "state": pack(training)})
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def set_paths(training: dict[str, Any]) -> None:
+    for callback in training["callbacks"]:
+        for name in ("path", "log_path", "best_model_save_path"):
+            callback["numbers"][name] = "victim/of_a_stranger"
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_no_path_of_a_callback_is_set(trusted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setup, path = SETUPS["CartPole"], tmp_path / "checkpoint.zip"
+    setup.model().learn(2 * ROLLOUT, [Checkpoint(path, 1), setup.evaluation(tmp_path / "logs")])
+    changed_by_a_stranger(path, set_paths)
+    checkpoint, evaluation = Checkpoint(path, 1), setup.evaluation(tmp_path / "logs")
+    checkpoint.load(setup.env(), device="cpu", trusted=trusted).learn(TOTAL, [checkpoint, evaluation])
+    assert checkpoint.path == path
+    assert not (tmp_path / "victim").exists()
+
+
+MISFITS: dict[str, Any] = {
+    "a text as a count": lambda training: training["counters"].update(num_timesteps="1"),
+    "a negative count": lambda training: training["counters"].update(num_timesteps=-1),
+    "observations of another shape": lambda training: training["observations"].update(_last_obs=np.zeros((9, 9))),
+    "a text as a reward": lambda training: training["callbacks"][0]["numbers"].update(n_calls="x"),
+    "no callbacks": lambda training: training.pop("callbacks"),
+    "an environment that is none": lambda training: training.update(env=3),
+    "torch's random numbers are few": lambda training: training.update(torch=[np.zeros(3, np.uint8)]),
+    "episodes that are none": lambda training: training["episodes"].update(ep_info_buffer=3),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_values_of_another_type_or_shape_are_told(name, tmp_path):
+    setup, path = SETUPS["CartPole"], tmp_path / "checkpoint.zip"
+    setup.model().learn(2 * ROLLOUT, Checkpoint(path, 1))
+    changed_by_a_stranger(path, MISFITS[name])
+    checkpoint = Checkpoint(path, 1)
+    model = checkpoint.load(setup.env(), device="cpu", trusted=False)
+    with pytest.raises(UserError, match=r"does not fit this training|is damaged"):
+        model.learn(TOTAL, checkpoint)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "text", "folder", "a model", "foreign state", "gone"])
+def test_whatever_lies_there_is_told_in_one_sentence(damage, tmp_path):
+    setup, path = SETUPS["CartPole"], tmp_path / "checkpoint.zip"
+    setup.model().learn(ROLLOUT, Checkpoint(path))
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "a model":
+        setup.model().save(path)
+    elif damage == "foreign state":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("training_state", b"something else")
+    elif damage != "gone":
+        middle = len(content) // 2
+        changes = {"cut": content[:middle], "empty": b"", "text": b"no zip"}
+        path.write_bytes(changes.get(damage, content[:middle] + bytes(99) + content[middle + 99 :]))
+    with pytest.raises(UserError, match=r"checkpoint\.zip") as told:
+        read_note(path)
+    assert "\n" not in str(told.value)
+
+
+def test_evaluation_environments_that_are_reset_are_told(tmp_path):
+    # Processes without the wrapper that lets checkpoints in.
+    setup = Setup("CartPole-v1")
+
+    def evaluation() -> list[BaseCallback]:
+        env = make_vec_env("CartPole-v1", 1, seed=7, vec_env_cls=SubprocVecEnv)
+        return [EvalCallback(env, eval_freq=2 * N_STEPS - 7, n_eval_episodes=1, verbose=0)]
+
+    with pytest.warns(UserWarning, match="evaluation environments of EvalCallback go on with new episodes"):
+        crash_and_go_on(setup, tmp_path, 5 * ROLLOUT, callbacks=evaluation)
+
+
+class Foreign(PPO):
+    """Keeps a state of its own, and says nothing of it."""
+
+
+class LstmStates(NamedTuple):
+    """Of the actor and of the critic."""
+
+    pi: tuple[th.Tensor, ...]
+    vf: tuple[th.Tensor, ...]
+
+
+class Recurrent(TRPO):
+    """Keeps the states of an LSTM, and says so."""
+
+    lstm_states = LstmStates((th.zeros(1, 2, 4), th.zeros(1, 2, 4)), (th.zeros(1, 2, 4), th.zeros(1, 2, 4)))
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        self.lstm_states = LstmStates(*[tuple(x + 1 for x in pair) for pair in self.lstm_states])
+        return super().collect_rollouts(*args, **kwargs)
+
+    def get_checkpoint_state(self) -> dict[str, Any]:
+        return {**super().get_checkpoint_state(), "lstm_states": self.lstm_states}
+
+    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        super().set_checkpoint_state(state)
+        self.lstm_states = state["lstm_states"]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "lstm_states"]
+
+
+def test_an_algorithm_that_does_not_say_what_its_state_is_is_named(tmp_path):
+    model = Setup("CartPole-v1", algorithm=Foreign, n_epochs=1).model()
+    with pytest.warns(UserWarning, match="Foreign does not say what its state is"):
+        model.learn(ROLLOUT, Checkpoint(tmp_path / "checkpoint.zip"))
+
+
+def test_an_algorithm_can_offer_its_state(tmp_path):
+    setup = Setup("Pendulum-v1", algorithm=Recurrent, noise_correlation=0.5)
+    expected = setup.model().learn(TOTAL)
+    found, _ = crash_and_go_on(setup, tmp_path, 5 * ROLLOUT)
+    assert_same_end(expected, found)
+    assert type(found.lstm_states) is LstmStates
+    assert th.equal(found.lstm_states.pi[0], expected.lstm_states.pi[0])
+
+
+class Broken(Tally):
+    """Can't say what its state is."""
+
+    def get_checkpoint_state(self) -> Any:
+        raise RuntimeError("not now")
+
+
+class Drawing(BaseCallback):
+    """Logs what no file can hold, and puts it into episodes."""
+
+    def _on_step(self) -> bool:
+        self.logger.record("drawing", Figure(None, close=True))
+        self.model.ep_info_buffer.append({"r": 1.0, "l": 1, "t": 0.0, "x": object()})  # type: ignore[union-attr]
+        return True
+
+
+@pytest.mark.parametrize("make", [Broken, Drawing])
+def test_no_checkpoint_ends_a_training(make, tmp_path):
+    setup, path = SETUPS["CartPole"], tmp_path / "checkpoint.zip"
+    assert setup.model().learn(TOTAL, [Checkpoint(path, 1), make()]).num_timesteps == TOTAL
+    checkpoint = Checkpoint(path, 1)
+    model = checkpoint.load(setup.env(), device="cpu")
+    if make is Broken:
+        with pytest.warns(UserWarning, match="state of Broken could not be saved .*not now"):
+            model.learn(TOTAL, [checkpoint, make()])
+    else:
+        model.learn(TOTAL, [checkpoint, make()])
+    assert model.num_timesteps == TOTAL
+
+
+@pytest.mark.parametrize("make", [PolicyAverage, Tally])
+def test_callbacks_that_offer_a_state_are_told_from_others(make):
+    assert offers_state(make())
+    assert not offers_state(GrowingHorizon())

@@ -12,8 +12,9 @@ import pytest
 from gymnasium import spaces, wrappers
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_trpo.checkpoints.env_state import Checkpointable, restore_env, save_env
-from sb3_trpo.checkpoints.tree import NotSavableError
+from sb3_trpo.checkpoints import Checkpointable
+from sb3_trpo.checkpoints.codec import NotSavableError
+from sb3_trpo.checkpoints.env_state import restore_envs, save_envs
 
 CLASSIC = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0")
 # Gymnasium 1.0 has CliffWalking-v0.
@@ -68,14 +69,14 @@ def assert_goes_on(make_env: Any) -> None:
     env, other = make_env(), make_env()
     env.reset(seed=1)
     play(env, N_BEFORE, seed=2)
-    saved = save_env(env)
+    saved = save_envs([env])
     expected = play(env, N_AFTER, seed=3)
     other.reset(seed=4)
     play(other, 7, seed=5)
-    restore_env(other, saved)
+    restore_envs([other], saved)
     assert play(other, N_AFTER, seed=3) == expected
     # Both ways again: a state that is saved does not change when its environment goes on.
-    restore_env(env, saved)
+    restore_envs([env], saved)
     assert play(env, N_AFTER, seed=3) == expected
 
 
@@ -111,7 +112,7 @@ def test_episode_and_counters_of_monitor_go_on():
     env.reset(seed=1)
     play(env, N_BEFORE, seed=2)
     other.reset(seed=1)
-    restore_env(other, save_env(env))
+    restore_envs([other], save_envs([env]))
     for name in ("rewards", "episode_returns", "episode_lengths", "episode_times", "total_steps", "t_start"):
         assert vars(other)[name] == vars(env)[name]
     # Objects of their own.
@@ -124,12 +125,12 @@ def test_saving_changes_nothing():
         each.reset(seed=1)
     seen = []
     for i in range(5):
-        save_env(env)
+        save_envs([env])
         seen += play(env, 3, seed=i)
     assert seen == [item for i in range(5) for item in play(other, 3, seed=i)]
     # Random numbers that nobody has asked for yet are not made by saving.
     fresh = make("Pendulum-v1")
-    save_env(fresh)
+    save_envs([fresh])
     assert fresh.unwrapped._np_random is None
 
 
@@ -171,7 +172,7 @@ def test_what_can_not_be_saved_is_named():
     env = Monitor(OpaqueEnv())
     env.reset(seed=0)
     with pytest.raises(NotSavableError, match=r"OpaqueEnv\['engine'\] is a .*Engine"):
-        save_env(env)
+        save_envs([env])
 
 
 def test_an_environment_can_offer_its_state():
@@ -183,14 +184,14 @@ def test_box2d_can_not_be_saved():
     env = make("LunarLander-v3")
     env.reset(seed=0)
     with pytest.raises(NotSavableError, match=r"LunarLander\['world'\]"):
-        save_env(env)
+        save_envs([env])
 
 
 def test_another_environment_is_told():
-    saved = save_env(make("Pendulum-v1"))
+    saved = save_envs([make("Pendulum-v1")])
     for other in (make("CartPole-v1"), Monitor(make("Pendulum-v1"))):
         with pytest.raises(ValueError, match=r"checkpoint is of an environment .*PendulumEnv.* but this one is"):
-            restore_env(other, saved)
+            restore_envs([other], saved)
 
 
 def test_a_simulation_of_another_robot_is_told():
@@ -200,7 +201,7 @@ def test_a_simulation_of_another_robot_is_told():
     other.reset(seed=0)
     other.unwrapped.model.body_mass[1] *= 1.5  # type: ignore[attr-defined]
     with pytest.raises(NotSavableError, match="model is not the one that was saved"):
-        restore_env(other, save_env(env))
+        restore_envs([other], save_envs([env]))
 
 
 def test_checkpointable_is_the_outermost_or_says_so():

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_trpo.checkpoints.tree import HEADER, Kind, NotSavableError, pack, unpack
+from sb3_trpo.checkpoints.codec import Codec, NotSavableError
+from sb3_trpo.checkpoints.tree import HEADER, MAGIC, pack, unpack
 
 NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=5))
 ARRAYS = hnp.arrays(
@@ -69,7 +70,13 @@ def test_what_is_written_is_read(value):
 @pytest.mark.parametrize(
     "value",
     [
-        {1, 2},
+        1j,
+        -0.0,
+        np.float64(1) / 3,
+        range(2, 10, 3),
+        slice(1, None, 2),
+        Ellipsis,
+        [-(10**5000)],
         frozenset("ab"),
         bytearray(b"x"),
         np.float32(0.1),
@@ -119,7 +126,10 @@ class Device:
     [
         ({"robot": {"arm": [0, Device()]}}, r"\['robot'\]\['arm'\]\[1\] is a .*Device"),
         ({"a": np.array([None])}, r"\['a'\] is an array of object"),
-        (1j, "it is a builtins.complex"),
+        ({"a": {1}}, r"\['a'\] is a set, whose order"),
+        ({"a": (i for i in range(3))}, r"\['a'\] is a builtins.generator"),
+        ({"a": np.broadcast_to(np.arange(3.0), (4, 3))}, r"\['a'\] is an array with gaps in memory"),
+        ({"a": np.zeros(3, dtype=[("x", "f8")])}, r"\['a'\] is an array of .*'x'"),
     ],
 )
 def test_what_can_not_be_saved_is_named(value, named):
@@ -127,13 +137,57 @@ def test_what_can_not_be_saved_is_named(value, named):
         pack(value)
 
 
+def built_in(scale: Any) -> dict[str, Any]:
+    def scaled(x: float) -> float:
+        return float(scale * x)
+
+    return {
+        "f": math.sin,
+        "c": Device,
+        "m": math,
+        "p": functools.partial(max, scale),
+        "d": np.dtype("f4"),
+        "u": np.add,
+        "closure": scaled,
+        "lambda": lambda x: scale + x,
+        "method": "text".upper,
+    }
+
+
 def test_what_is_built_in_stays_as_it_is():
-    present = {"f": math.sin, "c": Device, "m": math, "p": functools.partial(max, 1), "n": 2}
-    content = pack({"f": math.cos, "c": int, "m": np, "p": functools.partial(min), "n": 3})
-    assert unpack(content, present) == {**present, "n": 3}
+    present = built_in(3)
+    found = unpack(pack({**built_in(3), "n": 1}), {**present, "n": 2})
+    assert found == {**present, "n": 1}
 
 
-TALLY = Kind("tally", lambda x: isinstance(x, Device), lambda x: vars(x), lambda state, x: vars(x).update(state) or x)
+OTHERS = {
+    **built_in(4),
+    "f": math.cos,
+    "c": int,
+    "m": np,
+    "d": np.dtype("f8"),
+    "u": np.subtract,
+    "method": "other".upper,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_built_in_and_is_not_what_it_was_is_told(name):
+    with pytest.raises(NotSavableError, match="is not what it was, or holds something else"):
+        unpack(pack({name: OTHERS[name]}), {name: built_in(3)[name]})
+
+
+def test_what_a_function_shares_with_an_attribute_is_told():
+    items = [1]
+    for function in (lambda: items[0], items.append, functools.partial(len, items)):
+        with pytest.raises(NotSavableError, match="shared with a function"):
+            pack({"items": items, "function": function})
+        with pytest.raises(NotSavableError, match="shared with a function"):
+            pack({"function": function, "items": items})
+        assert unpack(pack([function]), [function]) == [function]
+
+
+TALLY = Codec("tally", lambda x: isinstance(x, Device), lambda x: vars(x), lambda state, x: vars(x).update(state) or x)
 
 
 def test_objects_of_a_known_kind_are_changed_in_place():
@@ -184,7 +238,7 @@ def test_damage_is_told_or_harmless(data):
 )
 def test_hostile_trees_are_refused(tree):
     with pytest.raises(ValueError, match="damaged"):
-        unpack(HEADER.pack(b"sb3trpo1", len(tree)) + tree.encode() + bytes(64))
+        unpack(HEADER.pack(MAGIC, len(tree)) + tree.encode() + bytes(64))
 
 
 def test_a_pickle_is_no_state(capsys):

@@ -24,7 +24,7 @@ from test_env_state import OpaqueEnv
 
 from sb3_trpo.checkpoints import Checkpointable
 from sb3_trpo.checkpoints.tree import pack, unpack
-from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
+from sb3_trpo.checkpoints.vec_env_state import Restored, restore_vec_env, save_vec_env
 
 N_ENVS = 3
 
@@ -67,7 +67,7 @@ def test_they_go_on_as_if_nothing_had_happened(wrap):
     play(other, 10, seed=9)
     saved = through_a_file(save_vec_env(env))
     assert saved["why_not"] == ""
-    assert restore_vec_env(other, saved, seed=5) == (None, "")
+    assert restore_vec_env(other, saved, seed=5) == Restored()
     assert play(other, 100, seed=1) == play(env, 100, seed=1)
 
 
@@ -79,7 +79,7 @@ def test_in_processes():
         stack.callback(other.close)
         play(env, 20, seed=0)
         saved = through_a_file(save_vec_env(env))
-        assert restore_vec_env(other, saved, seed=5) == (None, "")
+        assert restore_vec_env(other, saved, seed=5) == Restored()
         # Each with the random numbers of its process.
         for each in (env, other):
             each.unwrapped.env_method("reset")
@@ -97,13 +97,13 @@ def test_in_processes_without_the_wrapper_they_are_reset():
 def assert_reset_but_statistics_are_kept(env: Any, other: Any, why: str) -> None:
     play(env, 20, seed=0)
     saved = through_a_file(save_vec_env(env))
-    obs, why_not = restore_vec_env(other, saved, seed=5)
-    assert why in why_not
+    restored = restore_vec_env(other, saved, seed=5)
+    assert why in restored.why_reset
     # The reset has added one observation of each environment.
     assert other.obs_rms.count == pytest.approx(env.obs_rms.count + N_ENVS)
     assert other.ret_rms.mean == env.ret_rms.mean
     assert np.all(other.returns == 0)
-    np.testing.assert_array_equal(obs, other.normalize_obs(other.get_original_obs()))
+    np.testing.assert_array_equal(restored.obs, other.normalize_obs(other.get_original_obs()))
 
 
 def test_without_a_state_they_are_reset():
@@ -157,7 +157,7 @@ class Counted(Halved):
 def test_a_wrapper_can_offer_its_state():
     env, other = (make(seed, lambda env: VecNormalize(Counted(env))) for seed in (1, 2))
     play(env, 20, seed=0)
-    assert restore_vec_env(other, through_a_file(save_vec_env(env)), seed=5) == (None, "")
+    assert restore_vec_env(other, through_a_file(save_vec_env(env)), seed=5) == Restored()
     assert play(other, 20, seed=1) == play(env, 20, seed=1)
 
 

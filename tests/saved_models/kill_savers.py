@@ -1,9 +1,9 @@
 """
 Kill processes while they save, and load what is left: ``kill_savers.py FOLDER N_KILLS SEED``.
 
-Each saver is a fork that saves model after model over the same file until the system's timer ends it. In the model of number k every
-weight and every moment of the optimizer is k, so that a mixture of two would be seen. Prints, as JSON, how many savers
-were killed with a file half written, and what was wrong with the files that they left.
+Each saver is a fork that saves model after model over the same file until the system's timer ends it. In the model of
+number k every weight and every moment of the optimizer is k, so that a mixture of two would be seen. Prints, as JSON,
+how many savers were killed with a file half written, and what was wrong with the files that they left.
 """
 
 import json

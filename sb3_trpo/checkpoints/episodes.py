@@ -1,0 +1,64 @@
+"""
+The last episodes that an algorithm has seen, of which the log's means are made.
+"""
+
+from collections import deque
+from typing import Any
+
+from sb3_trpo.checkpoints.codec import NotSavableError
+from sb3_trpo.checkpoints.fit import is_number
+from sb3_trpo.checkpoints.tree import pack
+from sb3_trpo.validation import UserError
+
+
+def save_episodes(episodes: deque[Any] | None) -> deque[Any] | None:
+    """
+    Take from episodes what can be saved: environments may put anything into them.
+
+    :param episodes: numbers, or dictionaries
+    :return: the same, without what can't be saved
+    """
+    if episodes is None:
+        return None
+    return deque(map(_savable, episodes), episodes.maxlen)
+
+
+def restore_episodes(name: str, saved: Any, present: deque[Any] | None, trusted: bool) -> deque[Any] | None:
+    """
+    Check episodes of a file.
+
+    :param name: the attribute that they become
+    :param saved: what ``save_episodes`` has returned
+    :param present: the episodes that are there
+    :param trusted: whether they may hold anything but numbers
+    :return: the episodes that shall be there
+    :raises UserError: if they are none
+    """
+    if saved is None or present is None:
+        return present
+    if not isinstance(saved, deque):
+        raise UserError(f"The checkpoint does not fit this training: {name} is a {type(saved).__name__}, no queue.")
+    episodes = saved if trusted else filter(None.__ne__, map(_numbers, saved))
+    return deque(episodes, present.maxlen)
+
+
+def _savable(episode: Any) -> Any:
+    if not isinstance(episode, dict):
+        return episode if is_number(episode) else None
+    return {key: value for key, value in episode.items() if _is_savable([key, value])}
+
+
+def _is_savable(value: Any) -> bool:
+    if is_number(value):
+        return True
+    try:
+        pack(value)
+    except NotSavableError:
+        return False
+    return True
+
+
+def _numbers(episode: Any) -> Any:
+    if not isinstance(episode, dict):
+        return episode if is_number(episode) else None
+    return {key: value for key, value in episode.items() if isinstance(key, str) and is_number(value)}
