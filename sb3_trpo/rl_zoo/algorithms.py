@@ -1,6 +1,7 @@
 """
-The algorithms of this package that RL Zoo gets to know: a new one takes a line in ``ALGORITHMS``, a file of
-hyperparameters, and a search space in ``sampler``.
+The algorithms of this package that RL Zoo gets to know.
+
+A new one takes a line in ``ALGORITHMS``, a file of hyperparameters, and a search space in ``sampler``.
 """
 
 from collections.abc import Callable

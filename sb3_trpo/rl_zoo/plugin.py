@@ -11,16 +11,11 @@ name, ``trpo``, another class, but it accepts no new name; ``sb3-trpo``, which r
 its own, so replacing the names of a module would miss it. Both copies share the dictionaries of RL Zoo and the class
 ``ExperimentManager``. The dictionaries get our entries; of the class, the constructor is wrapped. Managers of other
 algorithms stay as they are.
-
-A hyperparameter file may give schedules for ``target_kl``, ``min_std`` and ``max_std`` as for ``learning_rate``:
-``target_kl: lin_0.06`` falls linearly to 0, and ``min_std: lin_0.4_0.2`` goes from one number to the other.
 """
 
 import functools
 import inspect
 from typing import Any
-
-from stable_baselines3.common.utils import LinearSchedule
 
 try:
     import rl_zoo3
@@ -32,18 +27,18 @@ except ImportError as error:
     ) from error
 
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
-from sb3_trpo.validation import UserError
-
-# Hyperparameters of our algorithms that may have a schedule.
-SCHEDULED = ("target_kl", "min_std", "max_std")
+from sb3_trpo.rl_zoo.hyperparameters import read_schedules
 
 
 def register() -> None:
     """Make the names in ``ALGORITHMS`` mean this package's classes in RL Zoo, with this package's hyperparameters."""
+    # RL Zoo's types are those of its first entries.
+    samplers: dict[str, Any] = HYPERPARAMS_SAMPLER
+    converters: dict[str, Any] = HYPERPARAMS_CONVERTER
     for name, algorithm in ALGORITHMS.items():
         rl_zoo3.ALGOS[name] = algorithm.algorithm_class
-        HYPERPARAMS_SAMPLER[name] = algorithm.sample
-        HYPERPARAMS_CONVERTER[name] = algorithm.convert
+        samplers[name] = algorithm.sample
+        converters[name] = algorithm.convert
     _wrap_constructor(ExperimentManager)
 
 
@@ -77,38 +72,3 @@ def _wrap_constructor(manager_class: type[ExperimentManager]) -> None:
 
     init.reads_sb3_trpo_hyperparameters = True  # type: ignore[attr-defined]
     manager_class.__init__ = init  # type: ignore[method-assign]
-
-
-def read_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-    """
-    Replace texts by schedules, in the hyperparameters that RL Zoo does not know.
-
-    :param hyperparams: arguments of the algorithm, as in a file; changed in place, as RL Zoo does
-    :return: the same
-    :raises UserError: if a text is no schedule
-    """
-    for name in SCHEDULED:
-        if isinstance(hyperparams.get(name), str):
-            hyperparams[name] = _linear_schedule(name, hyperparams[name])
-    return hyperparams
-
-
-def _linear_schedule(name: str, text: str) -> LinearSchedule:
-    """
-    Read a schedule.
-
-    :param name: the name of the hyperparameter
-    :param text: ``lin_START`` or ``lin_START_END``
-    :return: the schedule from START to END, or to 0
-    :raises UserError: if the text is in neither form
-    """
-    kind, *numbers = text.split("_")
-    try:
-        match kind, [float(number) for number in numbers]:
-            case "lin", [start]:
-                return LinearSchedule(start, 0.0, 1.0)
-            case "lin", [start, end]:
-                return LinearSchedule(start, end, 1.0)
-    except ValueError:
-        pass
-    raise UserError(f"{name} is {text!r}, but must be a number, lin_START (falls to 0) or lin_START_END.")
