@@ -319,7 +319,9 @@ def _fit_to_gymnasium(task: str, pool_spec: Any) -> tuple[spaces.Space, spaces.S
     """
     obs_space, action_space = pool_spec.observation_space, pool_spec.action_space
     if isinstance(action_space, spaces.Box) and action_space.dtype == np.float64:
-        action_space = spaces.Box(action_space.low.astype(np.float32), action_space.high.astype(np.float32))
+        # Bounds beyond single precision become infinite.
+        with np.errstate(over="ignore"):
+            action_space = spaces.Box(action_space.low.astype(np.float32), action_space.high.astype(np.float32))
     if task not in gym.registry:
         return obs_space, action_space
     try:

@@ -26,10 +26,11 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_trpo import TRPO, __version__
 from sb3_trpo.cli import COMMANDS, main
-from sb3_trpo.rl_zoo.plugin import HYPERPARAMETERS
+from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.rl_zoo.report import EVAL_SEED_OFFSET, N_EVAL_EPISODES, ReportingExperimentManager, draw_learning_curve
 
 TASK = "MountainCarContinuous-v0"
+HYPERPARAMETERS = ALGORITHMS["trpo"].hyperparameters
 TASKS = yaml.safe_load(HYPERPARAMETERS.read_text())
 SHORT = ["--seed", "0", "--num-threads", "1", "--device", "cpu", "--verbose", "0"]
 RUN = Path("logs") / "trpo" / f"{TASK}_1"
