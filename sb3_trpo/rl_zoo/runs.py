@@ -122,7 +122,9 @@ def find_run(
     folder: Path, env_name: str, wanted: Note, is_seeded: bool, accepts: Callable[[Run], bool]
 ) -> tuple[Run, IO[bytes]] | None:
     """
-    Find the run that a command goes on with: the account's own before others, the latest first.
+    Find the run that a command goes on with.
+
+    The account's own come before others, then unfinished ones before others, then the latest.
 
     :param folder: the folder with runs, one folder each
     :param env_name: how their names begin
@@ -160,11 +162,12 @@ def _read_runs(folder: Path, env_name: str) -> Iterator[Run]:
             say(f"{path} is passed over: {error}.")
 
 
-def _rank(run: Run) -> tuple[bool, float]:
+def _rank(run: Run) -> tuple[bool, bool, float]:
     try:
-        return run.is_own, run.checkpoint.stat().st_mtime
+        written = run.checkpoint.stat().st_mtime
     except OSError:
-        return run.is_own, 0.0
+        written = 0.0
+    return run.is_own, run.checkpoint.name == CHECKPOINT, written
 
 
 def _fits(run: Run, wanted: Note, is_seeded: bool) -> bool:

@@ -42,9 +42,12 @@ def has_own_seal(content: bytes) -> bool:
     :param content: the whole file
     :return: whether its seal is right
     """
-    archive, seal = content[: -SEAL_BYTES - len(COMMENT_LENGTH)] + NO_COMMENT, content[-SEAL_BYTES:]
+    archive, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
     key = _read_key()
-    return key is not None and hmac.compare_digest(seal, _compute_seal(key, archive))
+    if key is None or not archive.endswith(COMMENT_LENGTH):
+        return False
+    archive = archive.removesuffix(COMMENT_LENGTH) + NO_COMMENT
+    return hmac.compare_digest(seal, _compute_seal(key, archive))
 
 
 def _compute_seal(key: bytes, archive: bytes) -> bytes:
