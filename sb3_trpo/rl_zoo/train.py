@@ -4,12 +4,14 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import rl_zoo3.train
 from rl_zoo3.exp_manager import ExperimentManager
 
+from sb3_trpo.rl_zoo.commands import make_reader
+from sb3_trpo.rl_zoo.mujoco_warnings import say_warnings_once
 from sb3_trpo.rl_zoo.options import make_parser, take_options
 from sb3_trpo.rl_zoo.resume import ResumableExperimentManager
 from sb3_trpo.validation import UserError
@@ -34,13 +36,25 @@ def train() -> None:
         return ResumableExperimentManager(*args, options=options, **settings)
 
     try:
-        with use_manager(make_manager):
+        with use_manager(make_manager), say_warnings_once(_read_task(arguments)):
             rl_zoo3.train.train()
+    # Before it makes the manager, RL Zoo does nothing but read and check its arguments.
     except (AssertionError, ValueError) as error:
-        # Before it makes the manager, RL Zoo does nothing but check its arguments.
         if has_manager:
             raise
         raise UserError(str(error)) from error
+    except (NameError, SyntaxError) as error:
+        if has_manager:
+            raise
+        raise UserError(
+            f"-params and --env-kwargs take name:value with values in Python, a text as \"'text'\": {error}"
+        ) from error
+
+
+def _read_task(arguments: Sequence[str]) -> str:
+    parser = make_reader()
+    parser.add_argument("--env", default="")
+    return str(parser.parse_known_args(arguments)[0].env)
 
 
 @contextlib.contextmanager
