@@ -9,11 +9,10 @@ ends is followed by the next one within the same step, and its last observation 
 spend a step on each reset; here the environments that are done are reset at once, all together.
 """
 
-import difflib
 import os
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -23,7 +22,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_trpo.validation import check_integer
+from sb3_trpo.validation import UserError, check_integer, suggest_names
 
 try:
     import envpool
@@ -33,7 +32,7 @@ except ImportError as error:
     ) from error
 
 _OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiBinary)
-# Not the task's, but how the pool is run.
+# These options say how the pool is run, not what the task is.
 _OPTIONS_OF_THE_POOL = {"num_envs", "num_threads", "batch_size", "seed", "env_seed", "gym_reset_return_info"}
 
 
@@ -45,28 +44,31 @@ def make_envpool_vec_env(
     num_threads: int = 0,
     monitor_dir: str | None = None,
     info_keywords: Sequence[str] = (),
+    flatten: bool = False,
     **options: Any,
 ) -> "EnvPoolVecEnv":
     """
-    EnvPool's counterpart of SB3's ``make_vec_env``.
+    Make EnvPool's environments, as SB3's ``make_vec_env`` makes Gymnasium's.
 
     :param task: EnvPool's id, which for most tasks is Gymnasium's
-    :param n_envs: stepped together
-    :param seed: of the first environment; the others count up from it; None draws one
-    :param num_threads: that step them; 0 lets EnvPool choose
-    :param monitor_dir: folder for ``monitor.csv``, a line for each episode; None writes none
-    :param info_keywords: which of EnvPool's infos each step's info has, and each episode's line; others are left out,
-        for a dictionary of them takes longer to fill than a step
-    :param options: of the task, as for ``envpool.make``
+    :param n_envs: the number of environments that are stepped together
+    :param seed: the seed of the first environment; the others count up from it; None draws one
+    :param num_threads: the number of threads that step them; 0 lets EnvPool choose
+    :param monitor_dir: the folder for ``monitor.csv``, a line for each episode; None writes none
+    :param info_keywords: the names of EnvPool's infos that each step's info has, and each episode's line; others are
+        left out, for a dictionary of them takes longer to fill than a step
+    :param flatten: whether observations become one vector each, as with Gymnasium's ``FlattenObservation``; tasks whose
+        observations are dictionaries need it
+    :param options: options of the task, as for ``envpool.make``
     :return: the environments
-    :raises ValueError: if EnvPool does not have the task or an option, or the task does not fit SB3
+    :raises UserError: if EnvPool does not have the task or an option, can't make it here, or the task does not fit SB3
     """
-    return EnvPoolVecEnv(task, n_envs, seed, num_threads, monitor_dir, tuple(info_keywords), options)
+    return EnvPoolVecEnv(task, n_envs, seed, num_threads, monitor_dir, tuple(info_keywords), flatten, options)
 
 
 class EnvPoolVecEnv(VecEnv):
     """
-    See ``make_envpool_vec_env``.
+    The environments that ``make_envpool_vec_env`` makes, which has the parameters' meanings.
     """
 
     def __init__(
@@ -77,18 +79,28 @@ class EnvPoolVecEnv(VecEnv):
         num_threads: int,
         monitor_dir: str | None,
         info_keywords: tuple[str, ...],
+        flatten: bool,
         options: dict[str, Any],
     ) -> None:
         check_integer("n_envs", n_envs, minimum=1)
         check_integer("num_threads", num_threads, minimum=0)
-        _check_task(task, info_keywords, options)
+        self._config = {"num_envs": n_envs, "num_threads": num_threads, **options}
+        spec = _make_checked_spec(task, info_keywords, options, self._config)
         self.task = task
         self.spec = gym.registry.get(task)
         self.metadata: dict[str, Any] = {"render_modes": []}
-        self._config = {"num_envs": n_envs, "num_threads": num_threads, **options}
         self._info_keywords = info_keywords
         self._pool: Any = None
-        super().__init__(n_envs, *_spaces(task, envpool.make_spec(task, **self._config)))
+        pools_space, self._action_dtype = spec.observation_space, spec.action_space.dtype
+        self._flattened_space = pools_space if flatten else None
+        self._action_start: np.ndarray | int = 0
+        obs_space, action_space = _fit_to_gymnasium(task, spec)
+        if flatten:
+            obs_space = spaces.flatten_space(pools_space)
+        _check_observations(task, obs_space)
+        if isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.integer):
+            action_space, self._action_start = _count_actions(task, action_space)
+        super().__init__(n_envs, obs_space, action_space)
         self.seed(seed)
 
         self._episode_returns = np.zeros(n_envs)
@@ -101,10 +113,13 @@ class EnvPoolVecEnv(VecEnv):
 
     def reset(self) -> np.ndarray:
         """
+        Begin new episodes in all environments.
+
         :return: observations, (n_envs, ...)
+        :raises UserError: if there are reset options
         """
         if any(self._options):
-            raise ValueError(f"EnvPool's environments have no reset options, but were given {self._options}.")
+            raise UserError(f"EnvPool's environments have no reset options, but were given {self._options}.")
         # EnvPool's environments take a seed only when they are made.
         if self._pool is None or any(seed is not None for seed in self._seeds):
             # EnvPool's seeds are signed, of 32 bits.
@@ -115,24 +130,28 @@ class EnvPoolVecEnv(VecEnv):
         self._episode_lengths[:] = 0
         self.reset_infos = [{} for _ in range(self.num_envs)]
         obs, _ = self._pool.reset()
-        return np.asarray(obs, self.observation_space.dtype)
+        return self._to_array(obs)
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        :param actions: (n_envs, ...)
+        Begin a step.
+
+        :param actions: one for each environment, (n_envs, ...)
         """
         assert self._pool is not None, "The environments have to be reset before they are stepped."
-        self._pool.send(actions)
+        self._pool.send(np.asarray(actions + self._action_start, self._action_dtype))
 
     def step_wait(self) -> VecEnvStepReturn:
         """
+        End a step.
+
         :return: observations, rewards, whether episodes have ended, infos
         """
-        obs, rewards, terminated, truncated, pool_infos = self._pool.recv()
-        obs = np.asarray(obs, self.observation_space.dtype)
+        pool_obs, rewards, terminated, truncated, pool_infos = self._pool.recv()
+        obs = self._to_array(pool_obs)
         self._episode_returns += rewards
         self._episode_lengths += 1
-        infos = self._infos(pool_infos)
+        infos = self._make_infos(pool_infos)
         dones = terminated | truncated
         if np.count_nonzero(dones):
             for i in dones.nonzero()[0]:
@@ -140,13 +159,26 @@ class EnvPoolVecEnv(VecEnv):
                 infos[i]["TimeLimit.truncated"] = bool(truncated[i])
                 infos[i]["episode"] = self._end_episode(i, infos[i])
             first_obs, reset_infos = self._pool.reset(dones.nonzero()[0].astype(np.int32))
-            obs[reset_infos["env_id"]] = first_obs
+            obs[reset_infos["env_id"]] = self._to_array(first_obs)
         return obs, rewards, dones, infos
 
-    def _infos(self, pool_infos: dict[str, Any]) -> list[dict[str, Any]]:
+    def _to_array(self, obs: Any) -> np.ndarray:
         """
+        Bring observations into the observation space.
+
+        :param obs: EnvPool's observations of some environments: an array, or a dictionary of such
+        :return: the same as one array
+        """
+        if self._flattened_space is None:
+            return np.asarray(obs, self.observation_space.dtype)
+        return _flatten(self._flattened_space, obs).astype(self.observation_space.dtype)
+
+    def _make_infos(self, pool_infos: dict[str, Any]) -> list[dict[str, Any]]:
+        """
+        Make a dictionary for each environment.
+
         :param pool_infos: arrays of all environments' infos
-        :return: a dictionary for each environment
+        :return: the infos that were asked for
         """
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         for key in self._info_keywords:
@@ -156,8 +188,10 @@ class EnvPoolVecEnv(VecEnv):
 
     def _end_episode(self, i: int, info: dict[str, Any]) -> dict[str, Any]:
         """
-        :param i: an environment
-        :param info: of its last step
+        Count an episode as ended, and write its line.
+
+        :param i: the number of the environment
+        :param info: the info of the episode's last step
         :return: what SB3's ``Monitor`` says of the episode
         """
         episode = {
@@ -173,6 +207,7 @@ class EnvPoolVecEnv(VecEnv):
         return episode
 
     def close(self) -> None:
+        """End the pool's threads, and close the monitor file."""
         if self._pool is not None:
             self._pool.close()
             # Its threads end when nobody holds it any more.
@@ -183,9 +218,12 @@ class EnvPoolVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        :param attr_name: one of those that all environments share
-        :param indices: of environments
+        Return an attribute of environments.
+
+        :param attr_name: one that all environments share: ``render_mode``, ``metadata`` or ``spec``
+        :param indices: the numbers of the environments; None for all
         :return: its value for each
+        :raises AttributeError: if it is another
         """
         shared = {"render_mode": None, "metadata": self.metadata, "spec": self.spec}
         if attr_name not in shared:
@@ -194,21 +232,27 @@ class EnvPoolVecEnv(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """
+        Refuse: the environments have no attributes.
+
         :raises AttributeError: always
         """
         raise _no_attribute(attr_name)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """
+        Refuse: the environments have no methods.
+
         :raises AttributeError: always
         """
         raise _no_attribute(method_name)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
+        Tell whether environments do what a wrapper does.
+
         :param wrapper_class: a Gymnasium wrapper
-        :param indices: of environments
-        :return: whether they do what it does: True for ``Monitor``, whose statistics of episodes are in the infos
+        :param indices: the numbers of the environments; None for all
+        :return: True for ``Monitor``, whose statistics of episodes are in the infos
         """
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
@@ -220,62 +264,72 @@ def _no_attribute(name: str) -> AttributeError:
     )
 
 
-def _check_task(task: str, info_keywords: Sequence[str], options: dict[str, Any]) -> None:
+def _make_checked_spec(
+    task: str, info_keywords: Sequence[str], options: Mapping[str, Any], config: Mapping[str, Any]
+) -> Any:
     """
+    Make EnvPool's description of a task, and check what the user asks of it.
+
     :param task: EnvPool's id
     :param info_keywords: names of infos
-    :param options: of the task
-    :raises ValueError: if EnvPool does not have one of them, or the task does not fit SB3
+    :param options: the task's options
+    :param config: the same and the pool's, which are right
+    :return: the description, of type ``envpool.python.protocol.EnvSpec``
+    :raises UserError: if EnvPool lacks one of them, can't make the task here, or it is no task for one player
     """
     tasks = envpool.list_all_envs()
     if task not in tasks:
-        raise ValueError(f"EnvPool has no task {task!r}; {_near(task, tasks)}")
-    spec: Any = envpool.make_spec(task)
-    allowed = set(spec.config._fields) - _OPTIONS_OF_THE_POOL
-    for name in options.keys() - allowed:
-        raise ValueError(f"EnvPool's {task} has no option {name!r}; {_near(name, allowed)}")
+        raise UserError(f"EnvPool has no task {task!r}; {suggest_names(task, tasks)}")
+    try:
+        default: Any = envpool.make_spec(task)
+        allowed = set(default.config._fields) - _OPTIONS_OF_THE_POOL
+        for name in options.keys() - allowed:
+            raise UserError(f"EnvPool's {task} has no option {name!r}; {suggest_names(name, allowed)}")
+        spec: Any = envpool.make_spec(task, **config)
+    # Procgen needs libraries of the system, VizdoomCustom a file that an option names.
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"EnvPool can't make {task}: {' '.join(str(error).split())}") from error
     infos = [name.removeprefix("info:") for name in spec.state_array_spec if name.startswith("info:")]
     for name in set(info_keywords) - set(infos):
-        raise ValueError(f"EnvPool's {task} has no info {name!r}; it has {', '.join(infos)}.")
+        raise UserError(f"EnvPool's {task} has no info {name!r}; it has {', '.join(infos)}.")
     if spec.config.max_num_players > 1:
-        raise ValueError(f"EnvPool's {task} is a game of {spec.config.max_num_players} players; SB3 plays alone.")
-    if not isinstance(spec.observation_space, _OBSERVATION_SPACES):
+        raise UserError(f"EnvPool's {task} is a game of {spec.config.max_num_players} players; SB3 plays alone.")
+    return spec
+
+
+def _check_observations(task: str, obs_space: spaces.Space) -> None:
+    if not isinstance(obs_space, _OBSERVATION_SPACES):
         names = ", ".join(space.__name__ for space in _OBSERVATION_SPACES)
-        raise ValueError(
-            f"EnvPool's {task} has observations {spec.observation_space}, but only {names} are supported here."
+        described = " ".join(str(obs_space).split())
+        raise UserError(
+            f"EnvPool's {task} has observations {described}, but only {names} are supported here: flatten=True makes "
+            "them a vector."
         )
 
 
-def _near(name: str, names: Iterable[str]) -> str:
+def _fit_to_gymnasium(task: str, pool_spec: Any) -> tuple[spaces.Space, spaces.Space]:
     """
-    :param name: that does not exist
-    :param names: that do
-    :return: those most alike, as the end of a sentence
-    """
-    matches = difflib.get_close_matches(name, names)
-    return f"did you mean {' or '.join(matches)}?" if matches else "nothing has a similar name."
+    Choose Gymnasium's spaces where they fit EnvPool's numbers, so that a model can go from one to the other.
 
-
-def _spaces(task: str, pool_spec: Any) -> tuple[spaces.Space, spaces.Space]:
-    """
-    Gymnasium's spaces where they fit EnvPool's numbers, so that a model can go from one to the other: EnvPool's actions
-    are of double precision, and its bounds of observations not always right.
+    EnvPool's actions are of double precision, and its bounds of observations are not always right.
 
     :param task: EnvPool's id
-    :param pool_spec: of the pool
-    :return: of observations and of actions
+    :param pool_spec: EnvPool's description of the task
+    :return: the spaces of observations and of actions
     """
     obs_space, action_space = pool_spec.observation_space, pool_spec.action_space
-    if isinstance(action_space, spaces.Box):
-        action_space = spaces.Box(action_space.low.astype(np.float32), action_space.high.astype(np.float32))
+    if isinstance(action_space, spaces.Box) and action_space.dtype == np.float64:
+        # Bounds beyond single precision become infinite.
+        with np.errstate(over="ignore"):
+            action_space = spaces.Box(action_space.low.astype(np.float32), action_space.high.astype(np.float32))
     if task not in gym.registry:
         return obs_space, action_space
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             env = gym.make(task)
-    except gym.error.Error:
-        # What the task needs in Gymnasium (MuJoCo, Box2D, ...) EnvPool may do without.
+    except (gym.error.Error, ImportError):
+        # What the task needs in Gymnasium (MuJoCo, Box2D, jax, a version of before) EnvPool may do without.
         return obs_space, action_space
     env.close()
     pairs = ((obs_space, env.observation_space), (action_space, env.action_space))
@@ -286,3 +340,34 @@ def _spaces(task: str, pool_spec: Any) -> tuple[spaces.Space, spaces.Space]:
 def _is_alike(space: spaces.Space, other: spaces.Space) -> bool:
     both_are_arrays = isinstance(space, spaces.Box) and isinstance(other, spaces.Box)
     return both_are_arrays and space.shape == other.shape and space.dtype == other.dtype
+
+
+def _count_actions(task: str, action_space: spaces.Box) -> tuple[spaces.MultiDiscrete, np.ndarray]:
+    """
+    Replace a box of whole numbers by choices, which policies have.
+
+    :param task: EnvPool's id
+    :param action_space: the box
+    :return: the choices, which count from 0, and the first number of each
+    :raises UserError: if the box has more than one dimension
+    """
+    if len(action_space.shape) != 1:
+        raise UserError(f"EnvPool's {task} has actions {action_space}, but whole numbers must have one dimension.")
+    low, high = action_space.low.astype(np.int64), action_space.high.astype(np.int64)
+    return spaces.MultiDiscrete(high - low + 1), low
+
+
+def _flatten(space: spaces.Space, obs: Any) -> np.ndarray:
+    """
+    Flatten observations of several environments at once, as Gymnasium's ``flatten`` does those of one.
+
+    :param space: the space of one observation
+    :param obs: arrays (n, ...), or dictionaries of such
+    :return: vectors, (n, size)
+    """
+    if isinstance(space, spaces.Dict):
+        return np.concatenate([_flatten(part, obs[name]) for name, part in space.spaces.items()], axis=1)
+    obs = np.asarray(obs)
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(obs.reshape(-1, 1) == space.start + np.arange(space.n), space.dtype)
+    return obs.reshape(len(obs), -1)

@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, ParamSpec, Protocol
 
@@ -297,6 +297,18 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """
     if value not in choices:
         raise UserError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
+
+
+def suggest_names(name: str, names: Iterable[str]) -> str:
+    """
+    Say which names are most like one that does not exist.
+
+    :param name: the name that does not exist
+    :param names: those that do
+    :return: the end of a sentence
+    """
+    matches = difflib.get_close_matches(name, names)
+    return f"did you mean {' or '.join(matches)}?" if matches else "nothing has a similar name."
 
 
 def check_spaces(

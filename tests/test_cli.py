@@ -20,16 +20,17 @@ import yaml
 pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
 
 import matplotlib.pyplot as plt
-import rl_zoo3
+import rl_zoo3.train
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_trpo import TRPO, __version__
-from sb3_trpo.cli import COMMANDS, main
-from sb3_trpo.rl_zoo.plugin import HYPERPARAMETERS
+from sb3_trpo.cli import COMMANDS, Command, main
+from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.rl_zoo.report import EVAL_SEED_OFFSET, N_EVAL_EPISODES, ReportingExperimentManager, draw_learning_curve
 
 TASK = "MountainCarContinuous-v0"
+HYPERPARAMETERS = ALGORITHMS["trpo"].hyperparameters
 TASKS = yaml.safe_load(HYPERPARAMETERS.read_text())
 SHORT = ["--seed", "0", "--num-threads", "1", "--device", "cpu", "--verbose", "0"]
 RUN = Path("logs") / "trpo" / f"{TASK}_1"
@@ -99,10 +100,42 @@ def test_trpo_is_taken_for_granted(arguments, said, capsys):
 
 
 @pytest.mark.usefixtures("trained")
-def test_plot_train():
-    main(["plot-train", "--env", TASK, "-f", "logs", "--episode-window", "2"])
+@pytest.mark.parametrize("others", [["--episode-window", "2"], []])
+def test_plot_train(others):
+    main(["plot-train", "--env", TASK, "-f", "logs", *others])
     assert plt.gca().lines
     plt.close("all")
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_modules_of_the_current_folder_are_found():
+    Path("my_settings.py").write_text(
+        "hyperparams = {'CartPole-v1': dict(policy='MlpPolicy', n_timesteps=64, n_steps=64, target_kl=0.0321)}"
+    )
+    Path("my_tasks.py").write_text("print('my tasks are imported')")
+    path = list(sys.path)
+    others = ["--gym-packages", "my_tasks", "--conf-file", "my_settings", "--eval-freq", "-1"]
+    main(["train", "--env", "CartPole-v1", *others, *SHORT])
+    assert TRPO.load("logs/trpo/CartPole-v1_1/CartPole-v1.zip", device="cpu").target_kl == 0.0321
+    assert sys.path == path
+
+
+def test_rl_zoo_stays_as_it_was():
+    """Nothing of its ``train`` is replaced for longer than a command runs."""
+    before = dict(vars(rl_zoo3.train))
+    with pytest.raises(SystemExit):
+        main(["train", "--trained-agent", "nowhere.zip"])
+    assert dict(vars(rl_zoo3.train)) == before
+
+
+def test_our_own_commands_import_nothing_that_reads_the_current_folder():
+    own = [name for name, command in COMMANDS.items() if type(command) is Command]
+    assert "enjoy-untrusted" in own
+    code = "import sys; from sb3_trpo.cli import COMMANDS, Command, main\n"
+    code += f"for name in {own}:\n    try: main([name, '--help'])\n    except SystemExit: pass\n"
+    code += "print(sorted({'rl_zoo3', 'matplotlib'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 @pytest.mark.usefixtures("trained")
@@ -246,9 +279,21 @@ def test_version(capsys):
         (["trian"], "'trian'"),
         (["train", "--env", "HalfCheeta-v5"], "HalfCheetah-v5"),
         (["train", "--trained-agent", "nowhere.zip"], "trained_agent"),
+        (["train", "-params", "target_kll:0.1"], "target_kl?"),
+        (["train", "-params", "policy:MlpPolicy"], "MlpPolicy"),
+        (["train", "--conf-file", "nowhere.yml"], "nowhere.yml"),
+        (["train", "--conf-file", "broken.yml"], "broken.yml"),
+        (["train", "--conf-file", "no.module"], "no.module"),
+        (["train", "--gym-packages", "nowhere"], "'nowhere'"),
+        (["train", "-params", "target_kl:-1.0"], "target_kl"),
+        (["enjoy", "--env", TASK, "-f", "logs"], "No model found"),
+        (["plot-train", "--env", TASK, "-f", "logs"], "logs/trpo"),
     ],
 )
+@pytest.mark.usefixtures("in_temporary_folder")
 def test_bad_input_gets_one_sentence(arguments, named):
+    Path("broken.yml").write_text("CartPole-v1: [\n")
+    Path("logs/trpo").mkdir(parents=True)
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert isinstance(end.value.code, str)

@@ -2,6 +2,7 @@
 EnvPool behind SB3's interface, compared with the same tasks of Gymnasium in a ``DummyVecEnv``.
 """
 
+import contextlib
 import copy
 import subprocess
 import sys
@@ -10,16 +11,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 pytest.importorskip("envpool", reason="needs sb3-trpo[envpool]")
 
+import envpool
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_trpo import TRPO
-from sb3_trpo.envpool import EnvPoolVecEnv, make_envpool_vec_env
+from sb3_trpo import TRPO, make_envpool_vec_env
+from sb3_trpo.envpool import EnvPoolVecEnv
+from sb3_trpo.validation import UserError
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "CartPole-v1", "Pendulum-v1", "LunarLander-v3", "FrozenLake-v1", "Acrobot-v1"]
 
@@ -221,11 +225,12 @@ def test_closing_twice():
         ({"task": "Hopper-v5", "n_envs": 0}, "n_envs is 0"),
         ({"task": "Hopper-v5", "num_threads": -1}, "num_threads is -1"),
         ({"task": "Go9x9-v1"}, "2 players"),
-        ({"task": "LaneKeeping-v0"}, "observations Dict"),
+        ({"task": "LaneKeeping-v0"}, "observations Dict.*flatten=True"),
+        ({"task": "VizdoomCustom-v1"}, "can't make VizdoomCustom-v1"),
     ],
 )
 def test_bad_input_gets_one_sentence(arguments, said):
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(UserError, match=said) as error:
         make_envpool_vec_env(**arguments)
     assert "\n" not in str(error.value)
 
@@ -248,3 +253,87 @@ def test_training_and_evaluation():
     assert returns == lengths
     assert np.mean(returns) > 50
     env.close()
+
+
+# A task of each kind of what Gymnasium's task of the same id asks for and is not installed, or has no more.
+@pytest.mark.parametrize("task", ["phys2d/CartPole-v1", "tabular/CliffWalking-v0", "HalfCheetah-v3", "Pusher-v4"])
+def test_tasks_that_only_envpool_can_make(task):
+    env = make_envpool_vec_env(task, 2, seed=0)
+    for obs, *_ in steps_of(env, 3)[1:]:
+        assert obs.shape == (2, *env.observation_space.shape)
+    env.close()
+
+
+@pytest.mark.slow
+def test_whatever_the_task_it_is_made_or_refused_in_one_sentence():
+    for task in envpool.list_all_envs():
+        # Anything but a UserError fails.
+        with contextlib.suppress(UserError):
+            env = make_envpool_vec_env(task, 1, seed=0, flatten=True)
+            assert len(env.observation_space.shape) == 1
+
+
+@pytest.mark.parametrize("task", ["FetchReach-v4", "BinPack-v2", "Maze-v0", "CVRP-v1"])
+def test_flattened_observations_are_gymnasiums(task):
+    env = make_envpool_vec_env(task, 3, seed=0, flatten=True)
+    pool = envpool.make_gymnasium(task, num_envs=3, seed=[0, 1, 2])
+    space = pool.observation_space
+    batch, _ = pool.reset()
+    expected = [spaces.flatten(space, part_of(space, batch, i)) for i in range(3)]
+    obs = env.reset()
+    np.testing.assert_array_equal(obs, expected)
+    assert env.observation_space.contains(obs[0])
+    assert env.step(np.stack([env.action_space.sample()] * 3))[0].shape == obs.shape
+
+
+def part_of(space: spaces.Space, batch: Any, i: int) -> Any:
+    """
+    :return: one environment's part of a batch of observations
+    """
+    if isinstance(space, spaces.Dict):
+        return {name: part_of(part, batch[name], i) for name, part in space.spaces.items()}
+    return batch[i]
+
+
+def test_dictionaries_and_whole_numbers_train():
+    env = make_envpool_vec_env("BinPack-v2", 4, seed=0, flatten=True)
+    choices = envpool.make_spec("BinPack-v2").action_space
+    np.testing.assert_array_equal(env.action_space.nvec, choices.high - choices.low + 1)
+    model = TRPO("MlpPolicy", env, n_steps=32, batch_size=64, seed=0, device="cpu").learn(256)
+    actions, _ = model.predict(env.reset())
+    assert all(env.action_space.contains(action) for action in actions)
+
+
+class PoolAdapter(VecEnvWrapper):
+    """
+    What EnvPool's users write around a pool: a ``VecEnvWrapper`` whose inner environment is none of SB3's, and which
+    resets what is done with steps of its own.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(venv=pool)
+
+    def reset(self) -> Any:
+        return self.venv.reset()[0]
+
+    def seed(self, seed: int | None = None) -> Any:
+        """The pool has its seed."""
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> Any:
+        obs, rewards, terminated, truncated, _ = self.venv.step(self.actions)
+        dones = terminated | truncated
+        infos = [{"TimeLimit.truncated": bool(truncated[i])} for i in range(self.num_envs)]
+        for i in np.flatnonzero(dones):
+            infos[i]["terminal_observation"] = obs[i].copy()
+            obs[i] = self.venv.reset(np.array([i]))[0]
+        return obs, rewards, dones, infos
+
+
+def test_an_adapter_of_ones_own_trains():
+    env = PoolAdapter(envpool.make_gymnasium("CartPole-v1", num_envs=4, seed=0))
+    model = TRPO("MlpPolicy", env, n_steps=64, batch_size=64, seed=0, device="cpu").learn(512)
+    assert model.num_timesteps == 512
+    assert model.logger.name_to_value["train/is_line_search_success"] == 1

@@ -1,5 +1,5 @@
 """
-RL Zoo with this package's TRPO: importing this module puts it, and its hyperparameters, in the place of ``trpo``.
+RL Zoo with this package's algorithms: importing this module registers them, and their hyperparameters.
 
     python -m rl_zoo3.train --algo trpo --env HalfCheetah-v5 --gym-packages sb3_trpo.rl_zoo
 """

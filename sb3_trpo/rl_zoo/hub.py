@@ -1,5 +1,5 @@
 """
-RL Zoo's ``push_to_hub``, which uploads a trained policy, with a function that it misses.
+``sb3-trpo push-to-hub``: RL Zoo's ``push_to_hub``, which uploads a trained policy, with a function that it misses.
 
 RL Zoo 2.9.2 imports ``generate_metadata`` from ``huggingface_sb3``. The package huggingface-sb3 has it, up to its last
 version, 3.0; sb3-team-hf-integration 3.2, which is what RL Zoo requires, calls it ``_generate_metadata`` and returns an
@@ -12,9 +12,7 @@ from typing import Any
 
 
 def complete_hub_integration() -> None:
-    """
-    Give ``huggingface_sb3`` the function that RL Zoo imports from it, unless it has it.
-    """
+    """Give ``huggingface_sb3`` the function that RL Zoo imports from it, unless it has it."""
     # The package has a function of the same name as this module.
     hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")
     if hasattr(hub, "generate_metadata"):
@@ -27,8 +25,6 @@ def complete_hub_integration() -> None:
 
 
 def push_to_hub() -> None:
-    """
-    Run RL Zoo's script on the arguments of this process.
-    """
+    """Run RL Zoo's script on the arguments of this process."""
     complete_hub_integration()
     runpy.run_module("rl_zoo3.push_to_hub", run_name="__main__", alter_sys=True)

@@ -12,24 +12,25 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
-import sb3_trpo.rl_zoo  # noqa: F401  # registers TRPO
-from sb3_trpo.rl_zoo.envpool_training import EnvPoolExperimentManager
+from sb3_trpo.rl_zoo.manager import TrainingManager
 
 N_EVAL_EPISODES = 20
 # Training and EvalCallback's environments count up from the run's seed; these start far from both.
 EVAL_SEED_OFFSET = 1_000_000
-# Episodes in the running mean of the training return, as in the logger's ``rollout/ep_rew_mean``.
+# Most episodes in the running mean of the training return, as in the logger's ``rollout/ep_rew_mean``.
 RUNNING_MEAN_EPISODES = 100
+# A short training would be one flat line with that: the mean is over no more than this share of its episodes.
+RUNNING_MEAN_SHARE = 0.1
 
 
-class ReportingExperimentManager(EnvPoolExperimentManager):
-    """
-    An experiment manager which evaluates the final policy after it has saved it, and says where everything is.
-    """
+class ReportingExperimentManager(TrainingManager):
+    """An experiment manager that evaluates the final policy after it has saved it, and says where everything is."""
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
-        :param model: trained; its environments may be closed
+        Save the model, evaluate it, and report.
+
+        :param model: the trained model; its environments may be closed
         """
         super().save_trained_model(model)
         run = Path(self.save_path)
@@ -46,10 +47,10 @@ class ReportingExperimentManager(EnvPoolExperimentManager):
 
     def evaluate(self, model: BaseAlgorithm) -> tuple[float, float]:
         """
-        Return of the policy on environments of its own, with the normalisation statistics frozen as they are.
+        Evaluate the policy on environments of its own, with the normalisation statistics frozen as they are.
 
-        :param model: trained
-        :return: mean and standard deviation over ``N_EVAL_EPISODES`` episodes of the unnormalised return
+        :param model: the trained model
+        :return: mean and standard deviation of the unnormalised return over ``N_EVAL_EPISODES`` episodes
         """
         env = self.create_envs(min(self.n_envs, N_EVAL_EPISODES), eval_env=True)
         if model.env is not None:
@@ -68,8 +69,8 @@ def draw_learning_curve(run: Path, title: str) -> Path | None:
     """
     Draw a run's training return (running mean) and evaluations (mean and standard deviation) over environment steps.
 
-    :param run: folder with RL Zoo's ``*.monitor.csv`` and, if there were evaluations, ``evaluations.npz``
-    :param title: of the picture
+    :param run: the folder with RL Zoo's ``*.monitor.csv`` and, if there were evaluations, ``evaluations.npz``
+    :param title: the title of the picture
     :return: the picture, ``learning_curve.png`` in the same folder; None when there is nothing to draw
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -85,20 +86,36 @@ def draw_learning_curve(run: Path, title: str) -> Path | None:
 
 
 def _draw_training(axes: Axes, run: Path) -> bool:
+    """
+    Draw the running mean of the training return.
+
+    :param axes: the place to draw in
+    :param run: the folder of the run
+    :return: whether there was anything to draw
+    """
     try:
         episodes = load_results(str(run))
     except LoadMonitorResultsError:
         return False
     if episodes.empty:
         return False
-    returns = episodes["r"].rolling(RUNNING_MEAN_EPISODES, min_periods=1).mean()
-    axes.plot(
-        episodes["l"].cumsum(), returns, label=f"training, mean of the last {RUNNING_MEAN_EPISODES} episodes", alpha=0.7
-    )
+    n_episodes = min(RUNNING_MEAN_EPISODES, max(1, int(RUNNING_MEAN_SHARE * len(episodes))))
+    returns = episodes["r"].rolling(n_episodes, min_periods=1).mean()
+    label = "training" if n_episodes == 1 else f"training, mean of the last {n_episodes} episodes"
+    # A line of a single point would be invisible.
+    marker = "." if len(episodes) == 1 else None
+    axes.plot(episodes["l"].cumsum(), returns, label=label, alpha=0.7, marker=marker)
     return True
 
 
 def _draw_evaluations(axes: Axes, run: Path) -> bool:
+    """
+    Draw mean and standard deviation of the evaluations.
+
+    :param axes: the place to draw in
+    :param run: the folder of the run
+    :return: whether there was anything to draw
+    """
     if not (run / "evaluations.npz").exists():
         return False
     with np.load(run / "evaluations.npz") as evaluations:

@@ -1,152 +1,165 @@
 """
-RL Zoo's ``train`` that can be killed at any moment: with ``--resume`` a run keeps a checkpoint, and the same command
-goes on with it, in the same folder.
+RL Zoo's ``train`` that can be killed at any moment.
+
+With ``--resume`` a run keeps a checkpoint, and the same command goes on with it, in the same folder.
+
+A checkpoint is a model file, and a model file may run code when it is loaded. What this account has written carries its
+seal (see ``seal``) and is loaded as it is; anything else is read as data (``trusted=False``), or passed over.
 """
 
-import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import gymnasium as gym
+import rl_zoo3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_trpo.checkpoints import Checkpoint, Checkpointable
-from sb3_trpo.checkpoints.checkpoint import read_note
-from sb3_trpo.rl_zoo.envpool_training import TrainParser
 from sb3_trpo.rl_zoo.report import ReportingExperimentManager
-from sb3_trpo.validation import check_integer
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-CHECKPOINT = "checkpoint.zip"
-# Locked by the process that trains; the system takes the lock away when that ends, however it ends.
-LOCK = ".in_use"
-# What makes two commands one run; a seed counts only if it is given.
-IDENTITY = (
-    "algo",
-    "env",
-    "seed",
-    "n_timesteps",
-    "hyperparams",
-    "conf_file",
-    "env_kwargs",
-    "eval_env_kwargs",
-    "vec_env",
-    "eval_freq",
-    "eval_episodes",
-    "n_eval_envs",
-    "trained_agent",
-    "storage",
-    "study_name",
-    "trial_id",
-)
+from sb3_trpo.rl_zoo.runs import CHECKPOINT, FINISHED, Run, describe_run, find_run, say, try_lock
+from sb3_trpo.rl_zoo.seal import add_seal
+from sb3_trpo.trpo import TRPO
+from sb3_trpo.validation import UserError
 
 
-class ResumableTrainParser(TrainParser):
-    """
-    The parser of RL Zoo's ``train``, with ``--resume``.
-    """
+class SealedCheckpoint(Checkpoint):
+    """``Checkpoint`` whose files carry the seal of the account that has written them."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.add_argument(
-            "--resume",
-            action="store_true",
-            help="Keep a checkpoint, and go on with the run that this command has left unfinished, if there is one",
-        )
-        self.add_argument(
-            "--checkpoint-every", type=int, default=10, help="Updates between two checkpoints (with --resume)"
-        )
-
-    def parse_args(self, *args: Any, **settings: Any) -> Any:
+    def seal(self, content: bytes) -> bytes:
         """
-        :return: the arguments; ``resumed_run`` is the folder of the run to go on with, empty if there is none
+        Seal a file before it is written.
+
+        :param content: the archive
+        :return: the same with the account's seal
         """
-        parsed = super().parse_args(*args, **settings)
-        parsed.resumed_run = ""
-        if parsed.resume:
-            check_integer("--checkpoint-every", parsed.checkpoint_every, minimum=1)
-            if parsed.optimize_hyperparameters:
-                raise ValueError("--resume is for training; a search (-optimize) goes on with --storage instead.")
-            run, seed = find_unfinished_run(parsed)
-            if run is not None:
-                parsed.resumed_run, parsed.seed = str(run), seed
-        return parsed
-
-
-def find_unfinished_run(args: argparse.Namespace) -> tuple[Path | None, int]:
-    """
-    :param args: of the command; a negative seed stands for any
-    :return: the folder of the latest run with the same arguments that has not come to its end, and its seed
-    """
-    wanted = identity(args)
-    checkpoints = Path(args.log_folder, args.algo).glob(f"{args.env.replace('/', '-')}_*/{CHECKPOINT}")
-    for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime, reverse=True):
-        lock = _lock(path.parent)
-        if lock is None:
-            continue
-        lock.close()
-        note = read_note(path)
-        if note == {**wanted, "seed": note["seed"] if args.seed < 0 else wanted["seed"]}:
-            return path.parent, int(note["seed"])
-    return None, args.seed
-
-
-def identity(args: argparse.Namespace) -> dict[str, str]:
-    """
-    :param args: of the command
-    :return: those that define the run, as texts
-    """
-    return {name: str(getattr(args, name, None)) for name in IDENTITY}
+        return add_seal(content)
 
 
 class ResumableExperimentManager(ReportingExperimentManager):
     """
     An experiment manager whose runs can go on after a crash.
 
-    :param args: of the command, from ``ResumableTrainParser``
+    :param others: as for RL Zoo's manager
+    :param settings: the same, and ``options``, our options
     """
 
-    def __init__(self, args: argparse.Namespace, *others: Any, **settings: Any) -> None:
-        super().__init__(args, *others, **settings)
-        self.checkpoint: Checkpoint | None = None
-        self.is_resumed = False
-        self._lock: IO | None = None
-        if getattr(args, "resume", False):
-            self.is_resumed = bool(args.resumed_run)
-            if self.is_resumed:
-                self.save_path = args.resumed_run
-                self.params_path = f"{self.save_path}/{self.env_name}"
-            self.checkpoint = Checkpoint(Path(self.save_path) / CHECKPOINT, args.checkpoint_every, identity(args))
+    def __init__(self, *others: Any, **settings: Any) -> None:
+        super().__init__(*others, **settings)
+        self.checkpoint: SealedCheckpoint | None = None
+        # The run to go on with; None begins a new one.
+        self.run: Run | None = None
+        self._lock: IO[bytes] | None = None
+        if not self.options.resume:
+            return
+        if self.optimize_hyperparameters:
+            raise UserError("--resume is for training; a search (-optimize) goes on with --storage instead.")
+        if not issubclass(rl_zoo3.ALGOS[self.algo], OnPolicyAlgorithm):
+            raise UserError(f"--resume is for algorithms without a replay buffer, which {self.algo} has.")
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Read the hyperparameters; these known, so is the run to go on with.
+
+        :return: the hyperparameters, twice: to be processed and to be saved
+        """
+        hyperparams, saved_hyperparams = super().read_hyperparameters()
+        if self.options.resume:
+            self._choose_run(saved_hyperparams)
+        return hyperparams, saved_hyperparams
+
+    def _choose_run(self, hyperparams: dict[str, Any]) -> None:
+        """
+        Find the run that goes on, and take its folder and seed; or stay with the new one that RL Zoo has prepared.
+
+        :param hyperparams: the hyperparameters of the task
+        """
+        n_timesteps = self.n_timesteps if self.n_timesteps > 0 else int(hyperparams["n_timesteps"])
+        wanted = describe_run(self.args, hyperparams, self.seed, n_timesteps)
+        found = find_run(Path(self.log_path), self.env_name, wanted, self.options.is_seeded, self._accepts)
+        if found is not None:
+            self.run, self._lock = found
+            self.save_path = str(self.run.checkpoint.parent)
+            self.params_path = f"{self.save_path}/{self.env_name}"
+            self.seed = self.args.seed = self.run.note.seed
+            set_random_seed(self.seed)
+            say(f"Going on with {self.save_path}, which has seed {self.seed}.")
+            if self.run.note.n_timesteps < n_timesteps:
+                say(
+                    f"It was begun with {self.run.note.n_timesteps} steps: schedules and what else goes by the share "
+                    f"of training that is left now run over {n_timesteps}."
+                )
+        note = describe_run(self.args, hyperparams, self.seed, n_timesteps)
+        path = Path(self.save_path) / CHECKPOINT
+        self.checkpoint = SealedCheckpoint(path, self.options.checkpoint_every, note.to_texts())
+
+    def _accepts(self, run: Run) -> bool:
+        """
+        Tell whether a run that fits can be gone on with, and say why not.
+
+        :param run: the run
+        :return: whether it can
+        """
+        if run.is_own or self.options.trusts_checkpoints:
+            return True
+        passed_over = f"{run.checkpoint} is passed over: this account has not written it, or it was changed since, and"
+        folder = run.checkpoint.parent
+        algorithm_class = rl_zoo3.ALGOS[self.algo]
+        if not issubclass(algorithm_class, TRPO):
+            say(f"{passed_over} {self.algo} can't be read as data (--trust-checkpoints loads it as it is).")
+            return False
+        if any(path.is_symlink() for path in [folder, *folder.rglob("*")]):
+            say(f"{passed_over} its folder holds links, through which files elsewhere would be written.")
+            return False
+        try:
+            algorithm_class.load(run.checkpoint, device="cpu", trusted=False)
+        except (OSError, ValueError) as error:
+            say(f"{passed_over} it can't be read as data: {error} (--trust-checkpoints loads it as it is)")
+            return False
+        say(f"{run.checkpoint} is read as data: this account has not written it, or it was changed since.")
+        return True
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
-        :return: the model, new or from the run's checkpoint, and the hyperparameters
+        Make the model, or load it from the run's checkpoint.
+
+        :return: the model and the hyperparameters; None if these are to be searched
         """
         results = super().setup_experiment()
-        if results is None or self.checkpoint is None or not self.is_resumed:
+        if results is None or self.checkpoint is None or self.run is None:
             return results
         model, hyperparams = results
         assert isinstance(model, OnPolicyAlgorithm)
         assert model.env is not None
-        print(f"Going on with {self.save_path}")
-        return self.checkpoint.load(model.env, type(model), device=self.device, verbose=self.verbose), hyperparams
+        is_trusted = self.run.is_own or self.options.trusts_checkpoints
+        loaded = self.checkpoint.load(
+            model.env, type(model), trusted=is_trusted, device=self.device, verbose=self.verbose
+        )
+        return loaded, hyperparams
 
     def create_log_folder(self) -> None:
+        """
+        Create the run's folder, and lock it.
+
+        :raises UserError: if another process works there
+        """
         super().create_log_folder()
-        if self.checkpoint is not None:
-            self._lock = _lock(Path(self.save_path))
-            if self._lock is None:
-                raise ValueError(f"{self.save_path} is a run that another process is going on with.")
+        if self.checkpoint is None:
+            return
+        self._lock = self._lock or try_lock(Path(self.save_path))
+        if self._lock is None:
+            raise UserError(f"{self.save_path} is a run that another process is going on with.")
+        if self.run is not None and self.run.checkpoint.name == FINISHED:
+            self.run.checkpoint.replace(self.checkpoint.path)
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
-        :param model: new, or from the run's checkpoint
+        Train the model.
+
+        :param model: the model, new or from the run's checkpoint
         """
         try:
             super().learn(model)
@@ -159,63 +172,62 @@ class ResumableExperimentManager(ReportingExperimentManager):
             self._lock.close()
 
     def create_callbacks(self) -> None:
+        """Create RL Zoo's callbacks, and the one that writes checkpoints."""
         super().create_callbacks()
         if self.checkpoint is not None:
             self.callbacks.append(self.checkpoint)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
-        :param n_envs: how many
+        Create environments, in the wrappers that the hyperparameters ask for.
+
+        :param n_envs: the number of environments
         :param eval_env: whether they are for evaluation
         :param no_log: whether to write no monitor file
-        :return: the environments, in the wrappers that the hyperparameters ask for
+        :return: the environments
         """
         if self.checkpoint is None:
             return super().create_envs(n_envs, eval_env, no_log)
-        if self.is_resumed:
+        if self.run is not None:
             self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
         env_wrapper = self.env_wrapper
         if self.vec_env_class is SubprocVecEnv:
-            self.env_wrapper = _within_reach(env_wrapper)
+            self.env_wrapper = make_checkpointable(env_wrapper)
         try:
             return super().create_envs(n_envs, eval_env, no_log)
         finally:
             self.env_wrapper = env_wrapper
 
-    def _make_envpool(self, monitor_dir: str | None, env_fns: list[Any]) -> VecEnv:
-        if self.is_resumed and monitor_dir is not None:
-            _set_aside(Path(monitor_dir))
-        return super()._make_envpool(monitor_dir, env_fns)
+    def make_envpool(self, n_envs: int, monitor_dir: str | None) -> VecEnv:
+        """
+        Make EnvPool's environments; the monitor file of a run that goes on begins anew, beside the old one.
+
+        :param n_envs: the number of environments
+        :param monitor_dir: the folder for the monitor file; None writes none
+        :return: the environments
+        """
+        if self.run is not None and monitor_dir is not None:
+            keep_monitor_file(Path(monitor_dir))
+        return super().make_envpool(n_envs, monitor_dir)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
-        :param model: trained, or interrupted by the user; then the checkpoint stays
+        Save the model; the checkpoint of a run that has come to its end is kept under another name.
+
+        :param model: the model, trained, or interrupted by the user
         """
         super().save_trained_model(model)
-        if self.checkpoint is not None and model.num_timesteps >= self.n_timesteps:
-            self.checkpoint.path.unlink(missing_ok=True)
+        if self.checkpoint is not None and model.num_timesteps >= self.n_timesteps and self.checkpoint.exists():
+            self.checkpoint.path.replace(self.checkpoint.path.with_name(FINISHED))
         self._unlock()
 
 
-def _lock(run: Path) -> IO | None:
+def make_checkpointable(env_wrapper: Callable[[gym.Env], gym.Env] | None) -> Callable[[gym.Env], gym.Env]:
     """
-    :param run: a folder
-    :return: a file whose closing ends the lock; None if another process has it
-    """
-    file = (run / LOCK).open("w")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-    return file
+    Give environments in other processes a wrapper through which checkpoints reach their state.
 
-
-def _within_reach(env_wrapper: Any) -> Any:
-    """
-    :param env_wrapper: of single environments, or None
-    :return: the same, with ``Checkpointable`` around it
+    :param env_wrapper: the wrapper of single environments, or None
+    :return: the same with ``Checkpointable`` around it
     """
 
     def wrap(env: gym.Env) -> gym.Env:
@@ -224,11 +236,11 @@ def _within_reach(env_wrapper: Any) -> Any:
     return wrap
 
 
-def _set_aside(folder: Path) -> None:
+def keep_monitor_file(folder: Path) -> None:
     """
-    EnvPool's monitor file is always begun anew; whoever reads a run's monitor files finds the old one by its ending.
+    Rename EnvPool's monitor file, which would be begun anew; who reads a run's monitor files finds it by its ending.
 
-    :param folder: of the run
+    :param folder: the folder of the run
     """
     present = folder / "monitor.csv"
     if present.exists():

@@ -13,10 +13,12 @@ def sample_trpo_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    :param trial: of the study
+    Draw hyperparameters.
+
+    :param trial: the trial of a study
     :param n_actions: dimensions of the action space, 0 if actions are discrete
-    :param n_envs: training environments
-    :param additional_args: for algorithms with a replay buffer
+    :param n_envs: the number of training environments
+    :param additional_args: settings for algorithms with a replay buffer; unused
     :return: arguments of TRPO
     """
     n_steps_pow = trial.suggest_int("n_steps_pow", 6, 11)
@@ -53,7 +55,9 @@ def sample_trpo_params(
 
 def convert_trpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    :param sampled_params: of a trial, as a study holds them
+    Make constructor arguments of what a study holds.
+
+    :param sampled_params: what a trial has drawn
     :return: arguments of TRPO
     """
     sampled = dict(sampled_params)

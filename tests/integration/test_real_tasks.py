@@ -25,7 +25,7 @@ from gymnasium import spaces
 from small_models import MeasuredTRPO
 
 from sb3_trpo.rl_zoo import report as run_report
-from sb3_trpo.rl_zoo.plugin import HYPERPARAMETERS
+from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.rl_zoo.report import ReportingExperimentManager
 
 SEED = 0
@@ -106,7 +106,7 @@ def test_half_cheetah_runs(seed, tmp_path):
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "MountainCarContinuous-v0"])
 def test_continuous_classic_control_explores_by_gsde(env_id):
-    assert yaml.safe_load(HYPERPARAMETERS.read_text())[env_id]["use_sde"]
+    assert yaml.safe_load(ALGORITHMS["trpo"].hyperparameters.read_text())[env_id]["use_sde"]
 
 
 @pytest.mark.slow

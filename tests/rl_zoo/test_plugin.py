@@ -26,8 +26,10 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 from sb3_trpo import TRPO
 from sb3_trpo.cli import main
-from sb3_trpo.rl_zoo.plugin import HYPERPARAMETERS, register
+from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
+from sb3_trpo.rl_zoo.plugin import register
 
+HYPERPARAMETERS = ALGORITHMS["trpo"].hyperparameters
 TASKS = yaml.safe_load(HYPERPARAMETERS.read_text())
 # What RL Zoo itself takes out of an entry before it calls the algorithm's constructor.
 RL_ZOO_KEYS = {"callback", "n_envs", "n_timesteps", "normalize", "env_wrapper", "frame_stack"}

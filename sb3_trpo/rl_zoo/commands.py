@@ -1,0 +1,101 @@
+"""
+Run RL Zoo's commands in a process that knows this package's algorithms.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+from rl_zoo3.utils import get_model_path
+
+from sb3_trpo.validation import UserError
+
+# RL Zoo's folder of published agents, from which it downloads what is missing.
+PUBLISHED = "rl-trained-agents"
+
+
+def run(module: str, function: str, loads_run: bool) -> None:
+    """
+    Run a command on ``sys.argv``.
+
+    :param module: the module that holds it
+    :param function: the module's entry point; empty if the module is a script, to be run as ``__main__``
+    :param loads_run: whether it loads the model of a run
+    :raises UserError: if something is the user's to mend
+    """
+    # As for `python -m rl_zoo3...`, names in arguments and hyperparameters may be modules of the current folder. It
+    # comes last, so that it takes the place of nothing that is installed.
+    folder = os.getcwd()
+    sys.path.append(folder)
+    try:
+        import_packages(sys.argv[1:])
+        if loads_run:
+            check_run(sys.argv[1:])
+        if function:
+            getattr(importlib.import_module(module), function)()
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        sys.path.remove(folder)
+
+
+def import_packages(arguments: Sequence[str]) -> None:
+    """
+    Import the modules that ``--gym-packages`` names, which RL Zoo does, too; here, those that are missing are told.
+
+    :param arguments: arguments of a command
+    :raises UserError: naming a module that there is not; what one of them raises is passed on
+    """
+    parser = make_reader()
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    for name in parser.parse_known_args(arguments)[0].gym_packages:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            # One that such a module asks for is missing from that module's code, which the traceback shows.
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise
+            raise UserError(f"--gym-packages names {name!r}, but there is no such module.") from error
+
+
+def check_run(arguments: Sequence[str]) -> None:
+    """
+    Check that there is the model that a command is to load.
+
+    :param arguments: arguments of a command
+    :raises UserError: if there is none
+    """
+    parser = make_reader()
+    parser.add_argument("--algo")
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("-f", "--folder", default=PUBLISHED)
+    parser.add_argument("--exp-id", type=int, default=0)
+    parser.add_argument("--load-best", action="store_true")
+    parser.add_argument("--load-checkpoint")
+    parser.add_argument("--load-last-checkpoint", action="store_true")
+    args, _ = parser.parse_known_args(arguments)
+    if PUBLISHED in args.folder:
+        return
+    name = EnvironmentName(args.env)
+    which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
+    try:
+        # It prints the number of the run, as it will once more.
+        with contextlib.redirect_stdout(io.StringIO()):
+            get_model_path(args.exp_id, args.folder, args.algo, name, *which)
+    except (AssertionError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def make_reader() -> argparse.ArgumentParser:
+    """
+    Make a parser that reads a few of a command's arguments, before RL Zoo's parser reads all of them.
+
+    :return: the parser, without options
+    """
+    return argparse.ArgumentParser(prog=sys.argv[0], add_help=False, allow_abbrev=False)

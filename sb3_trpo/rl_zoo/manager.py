@@ -1,0 +1,129 @@
+"""
+RL Zoo's experiment manager, as ``sb3-trpo train`` uses it.
+
+It says in one sentence what is wrong with the hyperparameters, and can train in EnvPool's environments.
+
+Only the environments that are trained in come from EnvPool; evaluations stay with Gymnasium, whose results are the
+ones that others publish.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import rl_zoo3
+import yaml
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.rl_zoo.hyperparameters import check_names
+from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
+from sb3_trpo.validation import UserError
+
+
+class TrainingManager(ExperimentManager):
+    """
+    RL Zoo's experiment manager, with this package's options.
+
+    :param args: RL Zoo's arguments; ``vec_env`` becomes what is really used, for the run's ``args.yml``
+    :param others: as for RL Zoo's manager
+    :param options: our options
+    :param settings: as for RL Zoo's manager
+    """
+
+    def __init__(self, *args: Any, options: TrainOptions | None = None, **settings: Any) -> None:
+        self.options = options or TrainOptions()
+        super().__init__(*args, **settings)
+        if self.options.uses_envpool:
+            self.args.vec_env = ENVPOOL
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Read the hyperparameters of the task.
+
+        :return: the hyperparameters, twice: to be processed and to be saved
+        :raises UserError: if there is no such file, if it is none of hyperparameters, or if a name in it is unknown
+        """
+        is_text = self.config.endswith((".yml", ".yaml"))
+        if is_text or self.config.endswith(".py"):
+            if not Path(self.config).is_file():
+                raise UserError(f"--conf-file is {self.config!r}, but there is no such file.")
+        elif not _is_module(self.config):
+            raise UserError(f"--conf-file is {self.config!r}, which is neither a .yml or .py file nor a module.")
+        try:
+            hyperparams, saved_hyperparams = super().read_hyperparameters()
+        # What reading a text comes to. A file of Python is a program, whose own errors keep their traceback.
+        except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+            if not is_text:
+                raise
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.config} can't be read ({type(error).__name__}): {reason}") from error
+        check_names(hyperparams, rl_zoo3.ALGOS[self.algo])
+        return hyperparams, saved_hyperparams
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        Create environments, in the wrappers that the hyperparameters ask for.
+
+        :param n_envs: the number of environments
+        :param eval_env: whether they are for evaluation
+        :param no_log: whether to write no monitor file
+        :return: the environments
+        :raises UserError: if EnvPool can't give what the hyperparameters ask for
+        """
+        if eval_env or not self.options.uses_envpool:
+            return super().create_envs(n_envs, eval_env, no_log)
+        if self.env_wrapper is not None:
+            raise UserError(
+                f"env_wrapper is given for {self.env_name}, but wrappers of single environments can't be put around "
+                "EnvPool's: use --vec-env dummy or subproc."
+            )
+        monitor_dir = None if no_log else self.save_path
+
+        def make_pool(env_fns: list[Callable[[], gym.Env]]) -> VecEnv:
+            return self.make_envpool(len(env_fns), monitor_dir)
+
+        # RL Zoo hands this to make_vec_env, which calls it with a function for each of Gymnasium's environments.
+        vec_env_class = self.vec_env_class
+        self.vec_env_class = make_pool  # type: ignore[assignment]
+        try:
+            return super().create_envs(n_envs, eval_env, no_log)
+        finally:
+            self.vec_env_class = vec_env_class
+
+    def make_envpool(self, n_envs: int, monitor_dir: str | None) -> VecEnv:
+        """
+        Make EnvPool's environments.
+
+        :param n_envs: the number of environments
+        :param monitor_dir: the folder for the monitor file; None writes none
+        :return: the environments
+        :raises UserError: if EnvPool is not installed, or lacks the task or an option
+        """
+        try:
+            from sb3_trpo.envpool import make_envpool_vec_env
+        except ImportError as error:
+            raise UserError(str(error)) from error
+        return make_envpool_vec_env(
+            self.env_name.gym_id,
+            n_envs,
+            self.seed,
+            monitor_dir=monitor_dir,
+            info_keywords=self.monitor_kwargs.get("info_keywords", ()),
+            **self.env_kwargs,
+        )
+
+
+def _is_module(name: str) -> bool:
+    """
+    Tell whether there is a module of a name, without running it.
+
+    :param name: the name, with dots; the packages before the last dot are imported
+    :return: whether there is one
+    """
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
