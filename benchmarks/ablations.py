@@ -1,5 +1,5 @@
 """
-Ablations: the score with one part of the algorithm taken out, replaced or added, all else as it is.
+Train with one part of the algorithm taken out, replaced or added, and all else as it is.
 
     python benchmarks/ablations.py --tasks HalfCheetah-v5 Hopper-v5 --seeds 0-2
 

@@ -1,5 +1,5 @@
 """
-Updates on an Atari game: seconds, memory, KL; this package's TRPO beside sb3-contrib's, with the same hyperparameters.
+Measure updates on an Atari game beside sb3-contrib's TRPO: seconds, memory and KL, with the same hyperparameters.
 
     python benchmarks/atari.py [--game PongNoFrameskip-v4] [--updates 3] [--algorithms sb3_trpo sb3_contrib]
 

@@ -1,5 +1,5 @@
 """
-sb3-contrib's own tests of TRPO, with this package's TRPO in the place of theirs.
+Run sb3-contrib's own tests of TRPO with this package's TRPO in the place of theirs.
 
     python benchmarks/contrib_suite.py [options of pytest]
 

@@ -1,5 +1,5 @@
 """
-How good is the direction of an update, and what would another λ of the advantages, or another damping, make of it?
+Measure how good the direction of an update is, and what another λ or another damping would make of it.
 
     python benchmarks/directions.py --task HalfCheetah-v5 --seed 103 --at 150000 500000
 
@@ -9,9 +9,9 @@ the gradient of the surrogate and the direction x = (F + damping)⁻¹ gradient 
 worth is its gain g·x / √(xᵀFx), the improvement per √KL, with F over states from all rollouts and g the mean gradient
 of all *other* rollouts, at a λ near 1: data that x has not seen.
 
-Every direction is noise for the most part, and what λ, damping or clipping take out of the noise they may pay for with
-bias. Noise averages out over updates, bias does not. So directions are also computed from the mean of the gradients of
-10 and of 50 rollouts: a choice is good if it gains there, too.
+Every direction is noise for the most part. What λ, damping or clipping take out of it they may pay for with bias.
+The gain from one rollout has both in it, and it is what counts: training is a sum of updates from one rollout each.
+Directions from the mean of the gradients of 10 and of 50 rollouts have less noise, and show the bias by itself.
 """
 
 import argparse

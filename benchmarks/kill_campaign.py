@@ -1,5 +1,5 @@
 """
-One training that is killed a hundred times, at random moments, against the same training left alone.
+Kill one training a hundred times, at random moments, and compare it with the same training left alone.
 
     python benchmarks/kill_campaign.py [--kills 100]
 

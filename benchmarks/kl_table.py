@@ -1,5 +1,5 @@
 """
-The KL divergence of one update from the policy before it, at the same ``target_kl``, by sb3-contrib's TRPO and by ours.
+Measure the KL divergence of single updates at the same ``target_kl``, by sb3-contrib's TRPO and by ours.
 
     python benchmarks/kl_table.py                   # measure, print the table, write results/kl_table.json
     python benchmarks/kl_table.py --update-readme   # and put the table into the README

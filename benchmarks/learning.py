@@ -1,5 +1,5 @@
 """
-Learning curves: tasks x algorithms x seeds.
+Train for the learning curves: tasks x algorithms x seeds.
 
     python benchmarks/learning.py --tasks HalfCheetah-v5 Ant-v5 --algos sb3_trpo ppo --seeds 0-9
 

@@ -1,5 +1,5 @@
 """
-Monotonic improvement: how often an update makes the policy worse.
+Measure how often an update makes the policy worse.
 
     python benchmarks/monotonic.py --tasks HalfCheetah-v5 --algos sb3_trpo ppo policy_gradient --seeds 0-2
 

@@ -1,5 +1,5 @@
 """
-Sensitivity: the score with one hyperparameter of ours changed, all else as it is.
+Train with one hyperparameter of ours changed, and all else as it is.
 
     python benchmarks/sensitivity.py --tasks HalfCheetah-v5 Hopper-v5 --seeds 0-2
 

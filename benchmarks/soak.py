@@ -1,5 +1,5 @@
 """
-A long training of a cheap task: memory, open files and threads have to stay what they are after the warm-up.
+Train on a cheap task for long, and see that memory, open files and threads stay what they are after the warm-up.
 
     python benchmarks/soak.py [--steps 10000000]
 

@@ -1,5 +1,5 @@
 """
-How fast are an update and ``learn()``, beside sb3-contrib's TRPO, SB3's PPO, Tianshou's and skrl's TRPO?
+Measure an update and ``learn()`` beside sb3-contrib's TRPO, SB3's PPO, Tianshou's and skrl's TRPO.
 
     python benchmarks/speed.py                          # everything, some 25 minutes on a quiet machine
     python benchmarks/speed.py --only defaults wide     # some rows

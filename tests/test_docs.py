@@ -1,6 +1,5 @@
 """
-What the README and docs/ say of this repository is so: snippets run, files and commands exist, tables agree with the
-code.
+What the pages say of this repository is so: snippets run; files, tests, commands and options that they name exist.
 """
 
 import ast
@@ -12,118 +11,193 @@ from pathlib import Path
 import pytest
 
 from sb3_trpo import TRPO
-from sb3_trpo.cli import main
+from sb3_trpo.cli import COMMANDS, main
 
 REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text()
-PAGES = sorted([REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md")])
-
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-# Indented lines are commands; what follows two spaces and a # is a remark.
-COMMAND_LINES = [line.partition("  #")[0].split() for line in re.findall(r"^    (\S.*)$", README, flags=re.MULTILINE)]
-COMMAND_LINES += [span.split() for span in re.findall(r"`((?:make|python|pip|sb3-trpo) [^`]+)`", README)]
-
-
-def test_readme_has_something_to_test():
-    assert len(SNIPPETS) == 1
-    assert {line[0] for line in COMMAND_LINES} == {"make", "python", "pip", "sb3-trpo"}
+PAGES = sorted(
+    [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("benchmarks/*.md")],
+    key=lambda page: page.relative_to(REPOSITORY).as_posix(),
+)
+README = REPOSITORY / "README.md"
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.split("\n")[0])
-def test_snippet_runs(snippet):
+def name(page: Path) -> str:
+    """
+    Name a page.
+
+    :param page: its file
+    :return: its path, from the repository on
+    """
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+def code(page: Path) -> list[str]:
+    """
+    Collect the spans between backticks, as words separated by single spaces.
+
+    :param page: a page
+    :return: the spans, in the page's order
+    """
+    without_blocks = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks)]
+
+
+def snippets(page: Path) -> list[str]:
+    """
+    Collect the blocks of Python.
+
+    :param page: a page
+    :return: their sources
+    """
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """
+    Collect the commands: indented lines, a backslash continuing them, and spans between backticks.
+
+    :param page: a page
+    :return: the words of each command of make, Python and sb3-trpo
+    """
+    text = page.read_text().replace("\\\n", " ")
+    # What follows two spaces and a # is a remark.
+    lines = [line.partition("  #")[0] for line in re.findall(r"^    (\S.*)$", text, flags=re.MULTILINE)]
+    words = [line.split() for line in [*lines, *code(page)]]
+    return [line for line in words if len(line) > 1 and line[0] in ("make", "python", "sb3-trpo")]
+
+
+def each(collect, program: str | None = None) -> list:
+    """
+    Make a parameter of every item of every page.
+
+    :param collect: a function from a page to its items
+    :param program: take commands of this program only
+    :return: parameters of a page and an item
+    """
+    return [
+        pytest.param(page, item, id=f"{name(page)}: {item if isinstance(item, str) else ' '.join(item)}".split("\n")[0])
+        for page in PAGES
+        for item in collect(page)
+        if program is None or item[0] == program
+    ]
+
+
+def options(line: list[str]) -> list[str]:
+    """
+    List the options of a command.
+
+    :param line: the command's words
+    :return: the words that begin with two dashes
+    """
+    return [word.partition("=")[0] for word in line if word.startswith("--")]
+
+
+def test_readme_shows_code_and_every_way_to_run_it():
+    assert snippets(README)
+    assert {line[0] for line in commands(README)} == {"make", "python", "sb3-trpo"}
+
+
+@pytest.mark.parametrize(("page", "snippet"), each(snippets))
+def test_snippet_runs(page, snippet, tmp_path, monkeypatch):
     """As it stands, but for the number of steps, of which an update's worth has to do."""
-    shortened = re.sub(r"\.learn\([\d_]+\)", ".learn(1)", snippet)
-    assert shortened != snippet
-    names = {}
-    exec(compile(ast.parse(shortened), "README.md", "exec"), names)
-    assert type(names["model"]) is TRPO
-    assert names["model"].num_timesteps == names["model"].n_steps
+    monkeypatch.chdir(tmp_path)
+    exec(compile(re.sub(r"\.learn\([\d_]+", ".learn(1", snippet), name(page), "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
-    assert links or page.name != "README.md"
-    missing = [link for link in links if "://" not in link and not (page.parent / link.partition("#")[0]).exists()]
-    assert missing == []
+    assert [link for link in links if "://" not in link and not (page.parent / link.partition("#")[0]).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_paths_that_are_named_exist(page):
+    # A path starts at the repository, or at the page's own folder. What training writes is not there yet.
+    tops = {path.name for path in REPOSITORY.iterdir()} - {"logs", "dist", "build", ".venv"}
+    paths = [span.partition("::")[0] for span in code(page) if re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?(::\w+)?", span)]
+    paths = [path for path in paths if path.partition("/")[0] in tops]
+    assert [path for path in paths if not any((top / path).exists() for top in (REPOSITORY, page.parent))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_tests_that_are_named_exist(page):
-    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text())
-    assert named
-    missing = [
-        (file, test)
-        for file, test in named
-        if not (REPOSITORY / file).exists() or (test and f"\ndef {test}(" not in (REPOSITORY / file).read_text())
-    ]
-    assert missing == []
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text())
+    assert [(file, test) for file, test in named if f"\ndef {test}(" not in (REPOSITORY / file).read_text()] == []
 
 
-def test_every_row_of_the_drop_in_table_names_its_test():
-    rows = [line for line in (REPOSITORY / "docs/drop-in.md").read_text().splitlines() if line.startswith("| ")]
-    without = [row for row in rows[2:] if "tests/" not in row and not re.fullmatch(r"\| \*\*.+\*\* \| \|", row)]
-    assert len(rows) > 30
-    assert without == []
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "docs"], ids=name)
+def test_every_row_of_a_table_of_promises_names_its_proof(page):
+    tables = re.findall(r"(?:^\|.*\n)+", page.read_text(), flags=re.MULTILINE)
+    promises = [table.splitlines() for table in tables if "test" in table.splitlines()[0] or "proved" in table]
+    rows = [row for _, _, *rows in promises for row in rows]
+    assert rows
+    without = [row for row in rows if not re.search(r"tests/|`make |`python benchmarks/", row)]
+    # A row with a bold first cell and empty ones is a heading.
+    assert [row for row in without if not re.fullmatch(r"\| \*\*[^|]+(\| )+\|", row)] == []
 
 
-@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line[0] == "make"], ids=" ".join)
-def test_make_knows_the_command(line):
-    makefile = (REPOSITORY / "Makefile").read_text()
-    target, *variables = line[1:]
-    assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+@pytest.mark.parametrize(("page", "line"), each(commands, "make"))
+def test_make_knows_the_command(page, line):
+    targets = [word for word in line[1:] if "=" not in word and re.fullmatch(r"[\w-]+", word)][:1]
+    variables = [word.partition("=")[0] for word in line[1:] if re.match(r"[A-Z]+=", word)]
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE)
     for variable in variables:
-        assert re.search(rf"^{variable.partition('=')[0]} =", makefile, flags=re.MULTILINE)
+        assert re.search(rf"^{variable} =", MAKEFILE, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line[0] == "sb3-trpo"], ids=" ".join)
-def test_command_line_knows_the_command(line, capsys):
+@pytest.mark.parametrize(("page", "line"), each(commands, "sb3-trpo"))
+def test_command_line_knows_the_command(page, line, capsys):
+    assert line[1] in COMMANDS
     with pytest.raises(SystemExit) as exit_info:
         main([line[1], "--help"])
     assert exit_info.value.code == 0
     parsers_help = capsys.readouterr().out
-    assert [option for option in line if option.startswith("--") and option not in parsers_help] == []
+    assert [option for option in options(line) if option not in parsers_help] == []
 
 
-@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line[0] == "python"], ids=" ".join)
-def test_python_finds_the_command(line):
-    if line[1] == "-m":
-        # What its options do is shown in test_rl_zoo.py, by a run of this command.
-        assert importlib.util.find_spec(line[2]) is not None
+@pytest.mark.parametrize(("page", "line"), each(commands, "python"))
+def test_python_finds_the_command(page, line):
+    if line[1].startswith("-"):
+        # What its options do is tested in rl_zoo/test_plugin.py, by a run of the command.
+        assert line[1] in ("-m", "-c")
+        assert line[1] == "-c" or importlib.util.find_spec(line[2]) is not None
     else:
-        script = (REPOSITORY / line[1]).read_text()
-        assert [option for option in line if option.startswith("--") and option not in script] == []
+        script = REPOSITORY / line[1]
+        assert script.exists()
+        # Scripts share their options, so that these are in the script or in a module beside it.
+        sources = "".join(file.read_text() for file in (REPOSITORY / "benchmarks").rglob("*.py"))
+        assert [option for option in options(line) if f'"{option}"' not in sources] == []
 
 
-def test_extras_exist():
-    extras = re.findall(r"\.\[([\w,]+)\]", README)
-    assert extras
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_extras_exist(page):
     configuration = (REPOSITORY / "setup.cfg").read_text()
-    for extra in ",".join(extras).split(","):
-        assert f"\n{extra} =\n" in configuration
+    named = {
+        extra for extras in re.findall(r"(?:\.|sb3-trpo)\[([\w,]+)\]", page.read_text()) for extra in extras.split(",")
+    }
+    assert {extra for extra in named if f"\n{extra} =\n" not in configuration} == set()
 
 
 def test_table_of_options_agrees_with_the_constructor():
-    table = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", README, flags=re.MULTILINE)
-    options = inspect.signature(TRPO).parameters.values()
-    own = {option.name: option.default for option in options if option.kind is option.KEYWORD_ONLY}
-    assert {name: ast.literal_eval(default) for name, default in table} == own
+    table = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", README.read_text(), flags=re.MULTILINE)
+    parameters = inspect.signature(TRPO).parameters.values()
+    own = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
+    assert {option: ast.literal_eval(default) for option, default in table} == own
 
 
 def test_log_keys_are_logged():
-    named = set(re.findall(r"`(train/\w+)`", README))
-    assert len(named) == 9
     model = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, device="cpu")
     model.learn(128)
+    named = {span for span in code(README) if span.startswith("train/")}
+    assert named
     assert named <= model.logger.name_to_value.keys()
 
 
-def test_reading_guide_names_what_is_there():
-    guide = README.partition("## Reading the code")[2]
-    files = re.findall(r"`(\w+\.py)`", guide)
-    assert len(files) == 8
-    package = REPOSITORY / "sb3_trpo"
-    assert [
-        name for name in files if not any((folder / name).exists() for folder in (package, package / "trust_region"))
-    ] == []
-    assert hasattr(TRPO, re.search(r"`TRPO\.(\w+)`", guide)[1])
+def test_readers_start_at_one_place():
+    module = inspect.getdoc(inspect.getmodule(TRPO))
+    first = re.search(r"Start (?:reading )?at `+(TRPO\.\w+)`", README.read_text())[1]
+    assert f"Start reading at ``{first}``" in module
+    assert callable(getattr(TRPO, first.removeprefix("TRPO.")))

@@ -2,8 +2,10 @@
 What a user installs: few dependencies, typed, complete.
 """
 
+import ast
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +83,53 @@ def test_importing_warns_of_nothing():
     command = [sys.executable, "-W", "error", "-c", "import sb3_trpo, sb3_trpo.cli"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
+
+
+def rooms_from_top_to_bottom() -> list[str]:
+    """
+    Read the table of rooms in CONTRIBUTING.md.
+
+    :return: the names of the rooms, from top to bottom
+    """
+    section = (
+        (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Where a line of code goes")[2].partition("\n## ")[0]
+    )
+    return re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+
+
+def rooms_that_are_imported_by(file: Path) -> set[str]:
+    """
+    Find the rooms that a module imports from, within functions too.
+
+    :param file: a module of the package
+    :return: the names of the rooms
+    """
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            modules.add(node.module)
+        elif isinstance(node, ast.Import):
+            modules.update(name.name for name in node.names)
+    return {module.split(".")[1] for module in modules if module.startswith("sb3_trpo.")}
+
+
+def test_contributing_names_every_room_once():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"} - {
+        "__init__",
+        "__pycache__",
+    }
+    assert sorted(rooms_from_top_to_bottom()) == sorted(rooms)
+
+
+@pytest.mark.parametrize("room", rooms_from_top_to_bottom())
+def test_imports_go_from_top_to_bottom(room):
+    rooms = rooms_from_top_to_bottom()
+    above = set(rooms[: rooms.index(room)])
+    files = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else [*(PACKAGE / room).rglob("*.py")]
+    assert files
+    upwards = {str(file): rooms for file in files if (rooms := rooms_that_are_imported_by(file) & above)}
+    assert upwards == {}
 
 
 # The hooks that pip calls, without pip's isolated environment, which would have to be downloaded.

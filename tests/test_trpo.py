@@ -18,14 +18,12 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 from updates import (
-    action_distributions,
     actor_state,
     changed,
     collect,
     data_pointers,
     log,
-    mean_kl,
-    observations,
+    measure_kl,
     pendulum,
     state,
 )
@@ -37,13 +35,12 @@ from sb3_trpo.trust_region.fisher import Fisher
 
 def train_measured(model: Any) -> float:
     """
-    :param model: with a rollout
-    :return: KL(old ‖ new), as measured from the outside, of an update in which it is what the log says
+    Make an update, and see that its KL is what the log says.
+
+    :param model: a model with a rollout
+    :return: E[KL(old ‖ new)], as measured from the outside
     """
-    obs = observations(model)
-    old = action_distributions(model.policy, obs)
-    model.train()
-    measured = mean_kl(old, model.policy, obs)
+    measured = measure_kl(model)
     assert measured == pytest.approx(log(model)["train/kl_divergence_loss"], rel=1e-3, abs=1e-7)
     return measured
 

@@ -1,5 +1,5 @@
 """
-Does an update make the policy better? The true return J before and after single updates, at several stages of training.
+Measure the true return J before and after single updates, at several stages of training.
 
 J is the mean undiscounted return of the stochastic policy. Before and after an update it is measured on the same
 episodes: same initial states, same noise in the actions, same normalisation statistics, so that the parameters are all

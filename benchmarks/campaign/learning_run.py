@@ -1,5 +1,5 @@
 """
-One training run with evaluations on the way, as the learning benchmarks' protocol says.
+Train once, with evaluations on the way, as the protocol of the learning benchmarks says.
 
 Evaluations happen between two updates: the first time that a rollout starts at or after each multiple of `eval_freq`
 steps. The final policy plays `n_final_episodes`, and the first `n_eval_episodes` of these are the curve's last point.

@@ -51,6 +51,8 @@ class Result:
 
 
 class Status(enum.Enum):
+    """What is known of a run from its files."""
+
     FINISHED = "finished"
     MISSING = "missing"
     BROKEN = "broken"

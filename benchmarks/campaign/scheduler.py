@@ -1,5 +1,5 @@
 """
-Works off the runs of a campaign that are not finished yet, several processes side by side.
+Work off the runs of a campaign that are not finished yet, several processes side by side.
 """
 
 import json

@@ -1,5 +1,5 @@
 """
-Row on one Fisher-vector product of a multilayer perceptron, beside its matrix products alone.
+Measure one Fisher-vector product of a multilayer perceptron, beside its matrix products alone.
 """
 
 import itertools

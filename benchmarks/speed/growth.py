@@ -1,5 +1,5 @@
 """
-Row on how the time of ``train()`` grows with samples and parameters.
+Measure how the time of ``train()`` grows with samples and parameters.
 """
 
 from typing import Any

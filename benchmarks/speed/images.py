@@ -1,5 +1,5 @@
 """
-Row on ``train()`` with images: time, and memory in processes of their own.
+Measure ``train()`` with images: time, and memory in processes of their own.
 """
 
 import json

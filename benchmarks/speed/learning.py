@@ -1,5 +1,5 @@
 """
-Rows on ``learn()``: environment steps per second, everything included.
+Measure ``learn()``: environment steps per second, everything included.
 """
 
 import os

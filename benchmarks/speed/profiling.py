@@ -1,5 +1,5 @@
 """
-Row on where the time of a ``learn()`` iteration goes, ours and sb3-contrib's: before and after.
+Measure where the time of a ``learn()`` iteration goes, ours and sb3-contrib's.
 """
 
 import contextlib

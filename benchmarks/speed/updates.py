@@ -1,5 +1,5 @@
 """
-Rows on ``train()`` of multilayer perceptrons: the whole update, and the policy step alone beside more peers.
+Measure ``train()`` of multilayer perceptrons: the whole update, and the policy step alone beside more peers.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """
-Small environments and policies of every kind that Stable-Baselines3 has, and a TRPO whose updates are measured from the
-outside. Shared by ``test_spaces.py`` and ``test_saved_models.py``.
+Small environments and policies of every kind that Stable-Baselines3 has, and a TRPO that measures its updates from the
+outside.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
-from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
 from torch.nn.utils.parametrizations import spectral_norm
+from updates import action_distributions, mean_kl
 
 from sb3_trpo import TRPO
 
@@ -72,8 +72,10 @@ class SpacesEnv(gym.Env):
 
 def policy_for(observation_space: spaces.Space) -> tuple[str, dict[str, Any]]:
     """
+    Choose the policy for an observation space, with a small network.
+
     :param observation_space: one of ``OBSERVATION_SPACES``
-    :return: the alias of the policy to use, and its arguments, for a small network
+    :return: the policy's alias and its arguments
     """
     if isinstance(observation_space, spaces.Dict):
         return "MultiInputPolicy", {"net_arch": [8], "features_extractor_kwargs": {"cnn_output_dim": 8}}
@@ -84,34 +86,16 @@ def policy_for(observation_space: spaces.Space) -> tuple[str, dict[str, Any]]:
 
 class MeasuredTRPO(TRPO):
     """
-    Notes for each update what it logged as KL, and what torch says of the action distributions before and after it.
+    Note for each update the KL that it has logged, and the KL as torch computes it from the outside.
     """
 
     def train(self) -> None:
         observations = next(self.rollout_buffer.get()).observations
-        before = self._distributions(observations)
+        before = action_distributions(self.policy, observations)
         super().train()
-        measured = _mean_kl(before, self._distributions(observations))
+        measured = mean_kl(before, self.policy, observations)
         log = self.logger.name_to_value
         self.updates = [*getattr(self, "updates", []), (log["train/kl_divergence_loss"], measured)]
-
-    @th.no_grad()
-    def _distributions(self, observations: Any) -> list[Distribution]:
-        self.policy.set_training_mode(False)
-        inner = self.policy.get_distribution(observations).distribution
-        return [_in_float64(item) for item in (inner if isinstance(inner, list) else [inner])]
-
-
-def _in_float64(distribution: Distribution) -> Distribution:
-    if isinstance(distribution, Normal):
-        return Normal(distribution.loc.double(), distribution.scale.double())
-    assert isinstance(distribution, (Categorical, Bernoulli))
-    return type(distribution)(logits=distribution.logits.double())
-
-
-def _mean_kl(old: list[Distribution], new: list[Distribution]) -> float:
-    divergences = [kl_divergence(p, q).reshape(len(p.mean), -1).sum(dim=1) for p, q in zip(old, new, strict=True)]
-    return float(sum(divergences).mean())
 
 
 class Recurrent(nn.Module):

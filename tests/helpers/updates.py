@@ -15,9 +15,11 @@ from sb3_trpo import TRPO
 
 def pendulum(algorithm: type[OnPolicyAlgorithm] = TRPO, /, **kwargs: Any) -> Any:
     """
-    :param algorithm: its class
-    :param kwargs: of the algorithm
-    :return: a model for Pendulum-v1, small enough for an update to take milliseconds, with a rollout
+    Make a model for Pendulum-v1 that has a rollout, and is small enough for an update to take milliseconds.
+
+    :param algorithm: the class of the model
+    :param kwargs: arguments for the class
+    :return: the model
     """
     kwargs = {"n_steps": 256, "batch_size": 64, "n_critic_updates": 2, "seed": 0, "device": "cpu", **kwargs}
     kwargs = {"policy": "MlpPolicy", "env": "Pendulum-v1", "policy_kwargs": {"net_arch": [16, 16]}, **kwargs}
@@ -26,8 +28,10 @@ def pendulum(algorithm: type[OnPolicyAlgorithm] = TRPO, /, **kwargs: Any) -> Any
 
 def with_rollout(model: Any) -> Any:
     """
+    Collect a model's first rollout, so that it is ready for ``train()``.
+
     :param model: an on-policy algorithm
-    :return: the same, ready for ``train()``
+    :return: the same model
     """
     _, callback = model._setup_learn(10**6, None)
     collect(model, callback)
@@ -36,8 +40,10 @@ def with_rollout(model: Any) -> Any:
 
 def collect(model: Any, callback: Any = None) -> None:
     """
-    :param model: after ``with_rollout``
-    :param callback: None is one that does nothing
+    Collect a further rollout.
+
+    :param model: a model after ``with_rollout``
+    :param callback: the callback to use; None uses one that does nothing
     """
     callback = callback or model._init_callback(None)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
@@ -45,16 +51,20 @@ def collect(model: Any, callback: Any = None) -> None:
 
 def observations(model: Any) -> Any:
     """
-    :param model: with a rollout
-    :return: all of its observations, as tensors
+    Read the observations of a rollout.
+
+    :param model: a model with a rollout
+    :return: all observations, as tensors
     """
     return next(iter(model.rollout_buffer.get(batch_size=None))).observations
 
 
 def log(model: Any) -> dict[str, Any]:
     """
-    :param model: after ``train()``
-    :return: what it recorded
+    Read what the last update has logged.
+
+    :param model: a model after ``train()``
+    :return: the value of each key
     """
     return model.logger.name_to_value
 
@@ -62,9 +72,11 @@ def log(model: Any) -> dict[str, Any]:
 @th.no_grad()
 def action_distributions(policy: ActorCriticPolicy, obs: Any) -> list[Distribution]:
     """
-    :param policy: a policy; it may be changed afterwards
+    Copy the action distributions π(·|s) of a policy in evaluation mode, in float64.
+
+    :param policy: the policy, which may be changed afterwards
     :param obs: observations of N states
-    :return: π(·|s) in evaluation mode and float64, one for each sub-action if it is a MultiDiscrete
+    :return: one distribution; for MultiDiscrete actions, one for each sub-action
     """
     was_training = policy.training
     policy.set_training_mode(False)
@@ -75,15 +87,30 @@ def action_distributions(policy: ActorCriticPolicy, obs: Any) -> list[Distributi
 
 def mean_kl(old: list[Distribution], policy: ActorCriticPolicy, obs: Any) -> float:
     """
-    :param old: as ``action_distributions`` gives them
+    Compute E[KL(old ‖ new)] by torch's formula, summed over action dimensions.
+
+    :param old: the distributions before, as ``action_distributions`` gives them
     :param policy: the policy now
     :param obs: the same observations
-    :return: E[KL(old ‖ new)] by torch's formula, summed over action dimensions
+    :return: the mean over states, in nats
     """
     total: Any = 0.0
     for p, q in zip(old, action_distributions(policy, obs), strict=True):
         total = total + kl_divergence(p, q).flatten(1).sum(dim=1)
     return float(total.mean())
+
+
+def measure_kl(model: Any) -> float:
+    """
+    Make one update, and measure its KL divergence from the outside.
+
+    :param model: an on-policy algorithm with a rollout
+    :return: E[KL(old ‖ new)]
+    """
+    obs = observations(model)
+    old = action_distributions(model.policy, obs)
+    model.train()
+    return mean_kl(old, model.policy, obs)
 
 
 def _in_float64(distribution: Any) -> Distribution:
@@ -98,8 +125,10 @@ def _in_float64(distribution: Any) -> Distribution:
 
 def state(model: Any) -> dict[str, th.Tensor]:
     """
-    :param model: with a policy
-    :return: copies of the policy's parameters and buffers and of the optimizer's state, on the CPU
+    Copy the policy's parameters and buffers and the optimizer's state to the CPU.
+
+    :param model: a model with a policy
+    :return: the copies by name
     """
     tensors = {name: tensor.cpu().clone() for name, tensor in model.policy.state_dict().items()}
     names = {id(parameter): name for name, parameter in model.policy.named_parameters()}
@@ -111,8 +140,10 @@ def state(model: Any) -> dict[str, th.Tensor]:
 
 def actor_state(model: Any) -> dict[str, th.Tensor]:
     """
-    :param model: with SB3's MlpPolicy
-    :return: copies of the parameters that its actions depend on
+    Copy the parameters that the actions depend on.
+
+    :param model: a model with SB3's MlpPolicy
+    :return: the copies by name
     """
     critic = ("mlp_extractor.value_net.", "value_net.", "optimizer.")
     return {name: tensor for name, tensor in state(model).items() if not name.startswith(critic)}
@@ -120,9 +151,11 @@ def actor_state(model: Any) -> dict[str, th.Tensor]:
 
 def changed(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> set[str]:
     """
-    :param before: as ``state`` gives it
-    :param after: likewise
-    :return: the names of those that are not the same, bit for bit
+    Name the tensors that are not the same, bit for bit.
+
+    :param before: tensors by name, as ``state`` gives them
+    :param after: the tensors later
+    :return: the names
     """
     return {
         name
@@ -138,15 +171,19 @@ def _is_same(a: th.Tensor, b: th.Tensor) -> bool:
 
 def data_pointers(model: Any) -> list[int]:
     """
-    :param model: with a policy
-    :return: where each parameter lies in memory
+    Tell where each parameter lies in memory.
+
+    :param model: a model with a policy
+    :return: the addresses
     """
     return [parameter.data_ptr() for parameter in model.policy.parameters()]
 
 
 class Crash(BaseCallback):
     """
-    :param at: step at which training ends with an error
+    End training with an error.
+
+    :param at: the step at which to do so
     """
 
     reads_values = False
