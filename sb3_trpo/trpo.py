@@ -231,8 +231,7 @@ class TRPO(SafelySaved, RolloutCollector):
             seed=seed,
             _init_setup_model=False,
         )
-        # The last search direction, for warm starts, (P,). Empty before the first, rather than None, for SB3 loads a
-        # tensor by setting the data of one.
+        # The last search direction, for warm starts, (P,). Empty before the first.
         self.cg_direction = th.zeros(0, device=self.device)
         self._last_noise = None
         self._stepped_env = self._why_not_fast = None
@@ -534,9 +533,4 @@ class TRPO(SafelySaved, RolloutCollector):
             "_last_noise",
             "_stepped_env",
             "_why_not_fast",
-            "cg_direction",
         ]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, _ = super()._get_torch_save_params()
-        return state_dicts, ["cg_direction"]

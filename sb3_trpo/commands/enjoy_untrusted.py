@@ -16,7 +16,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trpo.saved_models.objects import read_object
-from sb3_trpo.saved_models.pickle_reader import RefusedModelError
+from sb3_trpo.saved_models.refused import RefusedModelError
 from sb3_trpo.trpo import TRPO
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
 from sb3_trpo import TRPO
 from sb3_trpo.cli import main
 from sb3_trpo.commands.enjoy_untrusted import read_vec_normalize
-from sb3_trpo.saved_models.pickle_reader import RefusedModelError
+from sb3_trpo.saved_models.refused import RefusedModelError
 
 
 @pytest.fixture(scope="module")

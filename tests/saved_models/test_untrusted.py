@@ -25,7 +25,8 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trpo import TRPO
-from sb3_trpo.saved_models.pickle_reader import RefusedModelError, read_pickle
+from sb3_trpo.saved_models.pickle_reader import read_pickle
+from sb3_trpo.saved_models.refused import RefusedModelError
 
 LOAD_HOSTILE = pathlib.Path(__file__).with_name("load_hostile.py")
 BOX = ACTION_SPACES["Box"]
