@@ -47,6 +47,7 @@ COMMANDS = {
     "train": Command("train a policy, or tune hyperparameters", "rl_zoo3.train", "train"),
     "enjoy": Command("run a trained policy", "rl_zoo3.enjoy", "enjoy"),
     "enjoy-untrusted": Command("run a model of unknown origin", "sb3_trpo.commands.enjoy_untrusted", "main", ()),
+    "migrate": Command("convert files of sb3-contrib's TRPO", "sb3_trpo.commands.migrate", "main", ()),
     "plot-train": Command("plot training returns", "rl_zoo3.plots.plot_train", "plot_train"),
     "all-plots": Command("plot evaluations, make tables", "rl_zoo3.plots.all_plots", "all_plots", ("--algos", "trpo")),
     "plot-from-file": Command("plot what all-plots saved", "rl_zoo3.plots.plot_from_file", "plot_from_file", ()),
@@ -57,6 +58,7 @@ COMMANDS = {
 
 MODULES_THAT_CHECK_ARGUMENTS = (
     "sb3_trpo.validation",
+    "sb3_trpo.commands.migrate",
     "sb3_trpo.envpool",
     "sb3_trpo.checkpoints.checkpoint",
     "sb3_trpo.rl_zoo.plugin",

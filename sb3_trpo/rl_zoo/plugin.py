@@ -30,6 +30,7 @@ except ImportError as error:
     ) from error
 
 from sb3_trpo.rl_zoo.sampler import convert_trpo_params, sample_trpo_params
+from sb3_trpo.saved_models.contrib import own_options, warn_of_contribs_file
 from sb3_trpo.trpo import TRPO
 
 ALGO = "trpo"
@@ -68,6 +69,8 @@ def _default_to_own_hyperparameters(manager_class: type[ExperimentManager]) -> N
         users_file = signature.bind(self, *args, **kwargs).arguments.get("config")
         if self.algo == ALGO and not users_file:
             self.config = str(HYPERPARAMETERS)
+        elif self.algo == ALGO:
+            warn_of_contribs_file(self.config, own_options(TRPO))
 
     init.reads_sb3_trpo_hyperparameters = True  # type: ignore[attr-defined]
     manager_class.__init__ = init  # type: ignore[method-assign]

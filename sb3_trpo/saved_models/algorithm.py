@@ -88,9 +88,9 @@ class SafelySaved(OnPolicyAlgorithm):
         :raises RefusedModelError: (a UserError) if the file is not trusted and holds what it should not
         """
         given = {**(custom_objects or {}), **kwargs}
-        with _readable(cls, path, custom_objects or {}, trusted) as (file, attributes, origin, target_kl):
-            with explain_missing_gym():
-                model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
+        readable = _readable(cls, path, custom_objects or {}, trusted)
+        with readable as (file, attributes, origin, target_kl), explain_missing_gym():
+            model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
         if origin is Origin.CONTRIB:
             saved = target_kl if isinstance(target_kl, (int, float)) else model.target_kl
             warn_of_smaller_steps(saved, given.get("target_kl"), model.action_space, stacklevel=2)

@@ -4,8 +4,8 @@ What reading a file may cost: bounded once, by the size of the file, for all tha
 
 from sb3_trpo.saved_models.refused import RefusedModelError
 
-# Weights hardly shrink, so that SB3's files are not compressed. A file is read about six times over on the way (archive,
-# archive within, tensors that have up to three names); the rest is for those who compressed theirs.
+# Weights hardly shrink, so that SB3's files are not compressed. A file is read about six times over on the way
+# (archive, archive within, tensors that have up to three names); the rest is for those who compressed theirs.
 MAX_RATIO = 20
 # For small files, whose attributes are most of them.
 FREE_BYTES = 1_000_000

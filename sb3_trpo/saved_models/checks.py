@@ -1,6 +1,8 @@
 """
-Checks of what a stranger's model is made of: attributes of their kinds, weights and moments of exactly the shapes and
-types of the policy that the attributes describe.
+Checks of what a stranger's model is made of.
+
+Its attributes are of their kinds, its weights and moments have exactly the shapes and types of the policy that the
+attributes describe.
 """
 
 import math

@@ -3,8 +3,10 @@ What users of sb3-contrib's TRPO bring with them: values of ``target_kl``, and s
 """
 
 import contextlib
+import inspect
+import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from gymnasium import spaces
 
@@ -87,6 +89,47 @@ def _is_adapted(saved: float, given: float, n: int) -> bool:
     return 0.8 * kl_factor(n) * saved <= given <= 1.2 * n * saved
 
 
+def own_options(algorithm_class: type) -> dict[str, object]:
+    """
+    List the options that sb3-contrib's TRPO lacks: those that can be given by name only.
+
+    :param algorithm_class: this package's TRPO
+    :return: their defaults by their names
+    """
+    parameters = inspect.signature(algorithm_class).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def is_contribs_file(text: str, own_options: Collection[str]) -> bool:
+    """
+    Tell whether a file of hyperparameters was written for sb3-contrib's TRPO.
+
+    :param text: the file's
+    :param own_options: the options that sb3-contrib's TRPO lacks
+    :return: whether it has none of them, and says nowhere that it is meant for ``sb3_trpo``
+    """
+    return "sb3_trpo" not in text and not any(option in text for option in own_options)
+
+
+def warn_of_contribs_file(path: str, own_options: Collection[str]) -> None:
+    """
+    Warn that ``target_kl`` means something else in a file of hyperparameters, if it was written for sb3-contrib's TRPO.
+
+    :param path: the file's
+    :param own_options: the options that sb3-contrib's TRPO lacks
+    """
+    if not path.endswith((".yml", ".yaml")) or not is_contribs_file(pathlib.Path(path).read_text(), own_options):
+        return
+    factors = ", ".join(f"{kl_factor(n):.1f} for {n}" for n in (3, 6, 17))
+    warnings.warn(
+        f"{path} seems to be written for sb3-contrib's TRPO, whose target_kl bounds the mean KL divergence of the "
+        f"action dimensions; here it bounds their sum. For steps of about the same length multiply target_kl by "
+        f"{factors} dimensions. `sb3-trpo migrate {path}` does it; a comment with `sb3_trpo` in the file says that it is meant.",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
 def warn_of_methods_not_called(algorithm_class: type, base: type) -> None:
     """
     Warn that a subclass overrides methods of sb3-contrib's TRPO that this package's does not have.
@@ -101,7 +144,8 @@ def warn_of_methods_not_called(algorithm_class: type, base: type) -> None:
                 f"{algorithm_class.__name__} has sb3-contrib's method {name}, which this TRPO never calls: override "
                 f"{instead} instead.",
                 UserWarning,
-                stacklevel=3,
+                # SB3's classes are made by abc, which stands between.
+                stacklevel=4,
             )
 
 

@@ -59,8 +59,8 @@ def explain_take_over(origin: Origin) -> str:
     :return: one sentence
     """
     return (
-        f"This model was saved by {origin.value}: its policy, weights, n_steps, gamma and gae_lambda are taken over; all "
-        f"other hyperparameters are TRPO's defaults."
+        f"This model was saved by {origin.value}: its policy, weights, n_steps, gamma and gae_lambda are taken "
+        f"over; all other hyperparameters are TRPO's defaults."
     )
 
 

@@ -68,8 +68,8 @@ def _fit_module(name: str, own: Mapping[str, Any], given: Mapping[str, Any], exa
         key = min(wrong)
         shapes = [tuple(state[key].shape) if key in state else "none" for state in (own, given)]
         raise UserError(
-            f"The parameters of {name!r} do not fit: {key!r} has shape {shapes[0]} here, but {shapes[1]} among those that "
-            f"were given ({len(wrong)} do not fit). Nothing was changed."
+            f"The parameters of {name!r} do not fit: {key!r} has shape {shapes[0]} here, but {shapes[1]} among those "
+            f"that were given ({len(wrong)} do not fit). Nothing was changed."
         )
     return given
 
@@ -101,8 +101,8 @@ def _fit_optimizer(name: str, optimizer: th.optim.Optimizer, given: Mapping[str,
     if fits:
         return given
     warnings.warn(
-        f"The parameters of {name!r} are of another kind of optimizer, or of a policy that shares other layers: its state "
-        f"begins anew. All weights are taken over.",
+        f"The parameters of {name!r} are of another kind of optimizer, or of a policy that shares other layers: its "
+        f"state begins anew. All weights are taken over.",
         UserWarning,
         stacklevel=4,
     )

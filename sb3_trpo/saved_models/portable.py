@@ -35,7 +35,7 @@ def make_portable(algorithm: AnyAlgorithm) -> AnyAlgorithm:
     """
     twin = copy.copy(algorithm)
     if algorithm.policy_class in _SB3S:
-        twin.policy_class = _SB3S[algorithm.policy_class]  # type: ignore[index]
+        twin.policy_class = _SB3S[algorithm.policy_class]
         twin.policy_kwargs = {SHARE: False, **algorithm.policy_kwargs}
     direction = vars(algorithm).get("cg_direction")
     if isinstance(direction, th.Tensor):
@@ -53,7 +53,7 @@ def undo_portable(algorithm: OnPolicyAlgorithm) -> None:
     """
     if algorithm.policy_class in _OURS and SHARE in algorithm.policy_kwargs:
         # The same network, which says of itself whether its features are shared when it is saved alone.
-        algorithm.policy_class = _OURS[algorithm.policy_class]  # type: ignore[index]
+        algorithm.policy_class = _OURS[algorithm.policy_class]
     direction = vars(algorithm).get("cg_direction")
     if isinstance(direction, np.ndarray):
         vars(algorithm)["cg_direction"] = th.as_tensor(direction, device=algorithm.device)

@@ -75,9 +75,9 @@ def _read(algorithm_class: type, path: ModelPath, replace: Replace) -> tuple[io.
         if isinstance(path, (str, pathlib.Path)):
             file.close()
     members.pop(TRAINING_STATE, None)
-    _check_names(members)
-    data = _read_json(members["data"])
+    data = _read_json(members.get("data", b"{}"))
     replaced = replace(data)
+    _check_names(members)
     attributes = _read_attributes(algorithm_class, data, replaced, budget)
     check_attributes(algorithm_class, attributes)
     names = [name for name in (POLICY, OPTIMIZER, VARIABLES) if name in members]

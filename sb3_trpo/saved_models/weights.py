@@ -1,10 +1,10 @@
 """
 Files of tensors from strangers.
 
-torch's reader with ``weights_only`` runs no code of the file's, but it calls what is on its own list, with any arguments,
-and believes the sizes that a file declares: a tensor may claim more elements than there are, or one element may claim
-to be a billion. So it is not used here: the file is read as data, and every tensor is made anew from bytes that are
-there.
+torch's reader with ``weights_only`` runs no code of the file's, but it calls what is on its own list, with any
+arguments, and believes the sizes that a file declares: a tensor may claim more elements than there are, or one element
+may claim to be a billion. So it is not used here: the file is read as data, and every tensor is made anew from bytes
+that are there.
 """
 
 import io
