@@ -24,9 +24,9 @@ def kl_factor(n: int) -> float:
     Give what to multiply sb3-contrib's ``target_kl`` by, for updates that go as far here: 7 n / (n + 6).
 
     With sb3-contrib, ``target_kl`` bounds the mean of KL over the n action dimensions, here the sum. That would make
-    the factor n, but there damping takes a share of the step that grows with n. The rule is drawn from measurements on
-    MuJoCo tasks with 1 to 17 action dimensions (``benchmarks/kl_factor.py``); single tasks differ from it by up to a
-    third, in both directions.
+    the factor n, but there damping takes a share of the step that grows with n. The rule is drawn from the first updates
+    on nine MuJoCo tasks with 1 to 17 action dimensions (``benchmarks/kl_factor.py``), which differ from it by up to a
+    quarter, in both directions.
 
     :param n: number of action dimensions, at least 1
     :return: the factor, from 1 (for n = 1) to below 7
@@ -124,7 +124,8 @@ def warn_of_contribs_file(path: str, own_options: Collection[str]) -> None:
     warnings.warn(
         f"{path} seems to be written for sb3-contrib's TRPO, whose target_kl bounds the mean KL divergence of the "
         f"action dimensions; here it bounds their sum. For steps of about the same length multiply target_kl by "
-        f"{factors} dimensions. `sb3-trpo migrate {path}` does it; a comment with `sb3_trpo` in the file says that it is meant.",
+        f"{factors} dimensions, as `sb3-trpo migrate {path}` does; a comment with `sb3_trpo` in the file says that its "
+        f"values are meant.",
         UserWarning,
         stacklevel=3,
     )
