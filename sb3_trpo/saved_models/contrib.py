@@ -24,8 +24,8 @@ def kl_factor(n: int) -> float:
     Give what to multiply sb3-contrib's ``target_kl`` by, for updates that go as far here: 7 n / (n + 6).
 
     With sb3-contrib, ``target_kl`` bounds the mean of KL over the n action dimensions, here the sum. That would make
-    the factor n, but there damping takes a share of the step that grows with n. The rule is drawn from the first updates
-    on nine MuJoCo tasks with 1 to 17 action dimensions (``benchmarks/kl_factor.py``), which differ from it by up to a
+    the factor n, but there damping takes a share of the step that grows with n. The rule is drawn from the first
+    updates on nine MuJoCo tasks with 1 to 17 action dimensions (``benchmarks/kl_factor.py``), which differ from it by up to a
     quarter, in both directions.
 
     :param n: number of action dimensions, at least 1

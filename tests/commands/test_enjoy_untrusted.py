@@ -80,3 +80,21 @@ def test_code_does_not_run(folder, tmp_path):
             run(*arguments)
         assert named in str(end.value.code)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(("part", "value"), [("var", -1.0), ("var", np.nan), ("mean", np.inf), ("mean", np.nan)])
+def test_statistics_that_are_none_are_refused(part, value, tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1))
+    getattr(env.obs_rms, part)[0] = value
+    env.save(tmp_path / "file.pkl")
+    with pytest.raises(RefusedModelError, match="not finite, or have a negative variance"):
+        read_vec_normalize(tmp_path / "file.pkl", make_vec_env("Pendulum-v1", 1))
+
+
+@pytest.mark.parametrize(("name", "value"), [("clip_obs", np.nan), ("clip_obs", -1.0), ("epsilon", 0.0)])
+def test_bounds_that_are_none_are_refused(name, value, tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1))
+    setattr(env, name, value)
+    env.save(tmp_path / "file.pkl")
+    with pytest.raises(RefusedModelError, match="must be above 0"):
+        read_vec_normalize(tmp_path / "file.pkl", make_vec_env("Pendulum-v1", 1))

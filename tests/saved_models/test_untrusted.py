@@ -23,8 +23,8 @@ import sb3_contrib
 import torch as th
 from gymnasium import spaces
 from small_models import ACTION_SPACES, OBSERVATION_SPACES, VECTOR, Extractor, SpacesEnv, TwoHeadsPolicy, policy_for
-from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule, constant_fn, get_linear_fn
 
 from sb3_trpo import TRPO
