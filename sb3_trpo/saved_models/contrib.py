@@ -25,8 +25,8 @@ def kl_factor(n: int) -> float:
 
     With sb3-contrib, ``target_kl`` bounds the mean of KL over the n action dimensions, here the sum. That would make
     the factor n, but there damping takes a share of the step that grows with n. The rule is drawn from the first
-    updates on nine MuJoCo tasks with 1 to 17 action dimensions (``benchmarks/kl_factor.py``), which differ from it by up to a
-    quarter, in both directions.
+    updates on nine MuJoCo tasks with 1 to 17 action dimensions (``benchmarks/kl_factor.py``), which differ from it by
+    up to a quarter, in both directions.
 
     :param n: number of action dimensions, at least 1
     :return: the factor, from 1 (for n = 1) to below 7
