@@ -27,7 +27,7 @@ help:
 	@echo 'make test-slow                                                        run the long tests'
 	@echo 'make test-gpu                                                         run the tests on a GPU'
 	@echo 'make test-contrib                                                     run the tests of sb3-contrib on this TRPO'
-	@echo 'make test-versions                                                    run the tests with the oldest and the newest dependencies'
+	@echo 'make test-versions                                                    run the tests on Python 3.10, 3.12 and 3.13, where they are installed'
 	@echo 'make lint                                                             ruff and mypy'
 	@echo 'make format                                                           let ruff format and fix the sources'
 	@echo 'make audit                                                            look up known vulnerabilities of all that constraints.txt pins'

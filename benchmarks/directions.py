@@ -162,8 +162,8 @@ def gradients(model: TRPO, buffers: Sequence[RolloutBuffer], gae_lambda: float) 
         samples = whole_rollout(with_lambda(buffer, gae_lambda))
         batches = model._policy_batches(samples)
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
-        surrogate = Surrogate(actor.distribution, batches, model.ent_coef, model._log_prob())
-        result.append(surrogate.gradient(linearizations))
+        surrogate = Surrogate(actor.distribution, batches, linearizations, model.ent_coef, model._log_prob())
+        result.append(surrogate.gradient)
         scales.append(float(samples.advantages.std()) if model.normalize_advantage else 1.0)
     # An update gives its advantages a standard deviation of 1; in a mean, rollouts are to count by what is in them.
     scale = th.tensor(scales) / float(np.mean(scales))
@@ -206,7 +206,7 @@ def gain(fisher: Fisher, each: th.Tensor, truth: th.Tensor, damping: float, size
             residual_tol=0.02,
             preconditioner=preconditioner,
         )
-        gains.append(float(g.dot(solution.x)) / math.sqrt(fisher.quadratic_form(solution, damping)))
+        gains.append(float(g.dot(solution.x)) / math.sqrt(fisher.quadratic_form(solution.x, solution.product, damping)))
     error = float(np.std(gains, ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
     return float(np.mean(gains)), error
 

@@ -1,10 +1,14 @@
 """
-The build backend that pyproject.toml names: setuptools', with archives that depend on the sources alone.
+Build with setuptools, into archives that depend on the sources alone. pyproject.toml names this build backend.
 
-setuptools reads ``SOURCE_DATE_EPOCH`` (https://reproducible-builds.org/specs/source-date-epoch) for the times in a
-wheel, but not for a source distribution, which has the times and the owner of the files it was made of and the hour of
-its making; and both have the permissions that the builder's umask gave to the files. So where the variable is set, both
-archives are written once more. Where it is not, they are as setuptools makes them.
+setuptools 84.2.1 reads ``SOURCE_DATE_EPOCH`` (https://reproducible-builds.org/specs/source-date-epoch) for the times in
+a wheel. It does not for a source distribution, which keeps the owner and the times of the files and the hour of the
+build; and both archives keep the permissions that the builder's umask gave to the files. So two builds of the same
+sources differ. Where the variable is set, this backend writes both archives a second time, without these traces. Where
+it is not set, they stay as setuptools makes them.
+
+To drop this file one day: let pyproject.toml name ``setuptools.build_meta``, and see whether
+``tests/test_packaging.py::test_builds_depend_on_the_sources_alone`` passes.
 """
 
 import gzip
@@ -39,8 +43,10 @@ __all__ = [
 
 def build_sdist(sdist_directory: str, config_settings: Any = None) -> str:
     """
-    :param sdist_directory: where the archive goes
-    :param config_settings: for setuptools
+    Build the source distribution.
+
+    :param sdist_directory: the folder to write the archive to
+    :param config_settings: settings for setuptools
     :return: the archive's name
     """
     name = build_meta.build_sdist(sdist_directory, config_settings)
@@ -51,9 +57,11 @@ def build_sdist(sdist_directory: str, config_settings: Any = None) -> str:
 
 def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     """
-    :param wheel_directory: where the archive goes
-    :param config_settings: for setuptools
-    :param metadata_directory: what ``prepare_metadata_for_build_wheel`` has made
+    Build the wheel.
+
+    :param wheel_directory: the folder to write the archive to
+    :param config_settings: settings for setuptools
+    :param metadata_directory: the folder that ``prepare_metadata_for_build_wheel`` has made, if it has
     :return: the archive's name
     """
     name = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
@@ -64,17 +72,21 @@ def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_dire
 
 def permissions(mode: int, *, directory: bool = False) -> int:
     """
-    :param mode: of a file as it was found
-    :param directory: whether it is one
-    :return: what git knows of it: whether its owner may execute it
+    Reduce permissions to what git records: whether the owner may execute the file.
+
+    :param mode: the permissions that the file was found with
+    :param directory: whether the file is a folder
+    :return: 0o755 or 0o644
     """
     return 0o755 if directory or mode & 0o100 else 0o644
 
 
 def normalize_sdist(path: Path, epoch: int) -> None:
     """
-    :param path: a source distribution, which is replaced
-    :param epoch: time of all its files, in seconds since 1970
+    Rewrite a source distribution in the order of its names, with one time and no owners.
+
+    :param path: the source distribution, which is replaced
+    :param epoch: the time for all its files, in seconds since 1970
     """
     with tarfile.open(path) as archive:
         members = [(member, archive.extractfile(member)) for member in archive]
@@ -96,7 +108,9 @@ def normalize_sdist(path: Path, epoch: int) -> None:
 
 def normalize_wheel(path: Path) -> None:
     """
-    :param path: a wheel whose times and order are right already; it is replaced
+    Rewrite a wheel with the permissions that git records. Its times and its order are right already.
+
+    :param path: the wheel, which is replaced
     """
     with zipfile.ZipFile(path) as archive:
         contents = [(entry, archive.read(entry)) for entry in archive.infolist()]

@@ -5,7 +5,14 @@ Trust region policy optimization for Stable-Baselines3.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.policies import (
+    BetaCnnPolicy,
+    BetaMultiInputPolicy,
+    BetaPolicy,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+)
 from sb3_trpo.trpo import TRPO
 
 if TYPE_CHECKING:
@@ -13,28 +20,37 @@ if TYPE_CHECKING:
     from sb3_trpo.callbacks.policy_average import PolicyAverage
     from sb3_trpo.checkpoints import Checkpoint, Checkpointable
     from sb3_trpo.envpool import make_envpool_vec_env
+    from sb3_trpo.trust_region.families import register_family
+    from sb3_trpo.trust_region.kl import DistributionFamily
 
 __version__ = "0.1.0"
 
 __all__ = [
     "TRPO",
+    "BetaCnnPolicy",
+    "BetaMultiInputPolicy",
+    "BetaPolicy",
     "Checkpoint",
     "Checkpointable",
     "CnnPolicy",
+    "DistributionFamily",
     "GrowingHorizon",
     "MlpPolicy",
     "MultiInputPolicy",
     "PolicyAverage",
     "make_envpool_vec_env",
+    "register_family",
 ]
 
 # Imported when they are first asked for: training alone needs none of them, and EnvPool is an extra.
 _LAZY = {
     "Checkpoint": "sb3_trpo.checkpoints",
     "Checkpointable": "sb3_trpo.checkpoints",
+    "DistributionFamily": "sb3_trpo.trust_region.kl",
     "GrowingHorizon": "sb3_trpo.callbacks.growing_horizon",
     "PolicyAverage": "sb3_trpo.callbacks.policy_average",
     "make_envpool_vec_env": "sb3_trpo.envpool",
+    "register_family": "sb3_trpo.trust_region.families",
 }
 
 

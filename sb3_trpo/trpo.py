@@ -5,14 +5,14 @@ Start reading at ``TRPO.train``.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -27,34 +27,48 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.policies import (
+    BetaCnnPolicy,
+    BetaMultiInputPolicy,
+    BetaPolicy,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+)
 from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
+from sb3_trpo.rollouts.orphans import end_workers_with_training
 from sb3_trpo.saved_models.algorithm import SafelySaved
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
+from sb3_trpo.trust_region.families import check_family
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_line_search
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
-from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch, Surrogate
+from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch, Surrogate, normalize_advantages
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.clipped_actions import log_prob_of_executed
-from sb3_trpo.update.critic import CriticFit, CriticSettings, fit_critic
+from sb3_trpo.update.critic import CriticFit, CriticSettings, TrustRegion, fit_critic, shuffle_rows
 from sb3_trpo.update.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.update.samples import chunks, select, whole_rollout
 from sb3_trpo.update.std_bounds import std_bounds
-from sb3_trpo.update.transaction import NonFiniteError, Transaction, check_before_rollout, no_distribution_checks
+from sb3_trpo.update.training_mode import find_fixed_statistics
+from sb3_trpo.update.transaction import NonFiniteError, Transaction, check_before_rollout, skip_distribution_checks
 from sb3_trpo.validation import (
+    SUPPORTED_SPACES,
     check_environment,
     check_hyperparameters,
     check_observation_encoding,
+    check_policy_and_env,
+    check_ready_to_train,
     check_real,
     check_spaces,
+    explain_unknown_arguments,
 )
 
-# What the rollout buffers give.
-Rollout: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
+# What the rollout buffers give: named tuples of tensors with a row for each state.
+Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -134,12 +148,19 @@ class TRPO(SafelySaved, RolloutCollector):
         than the space says, ends training with an error; observations that the policy's network can handle are none
     """
 
+    # The action spaces that the algorithm takes; a subclass may take fewer.
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = SUPPORTED_SPACES
+
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
+        "BetaPolicy": BetaPolicy,
+        "BetaCnnPolicy": BetaCnnPolicy,
+        "BetaMultiInputPolicy": BetaMultiInputPolicy,
     }
 
+    @explain_unknown_arguments
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -208,19 +229,20 @@ class TRPO(SafelySaved, RolloutCollector):
         self.ent_coef, self.max_grad_norm = ent_coef, max_grad_norm  # type: ignore[assignment]
         self.use_sde, self.sde_sample_freq = use_sde, sde_sample_freq
         check_hyperparameters(self)
+        check_policy_and_env(policy, env, is_complete=_init_setup_model)
 
         super().__init__(
             policy,
             env,
             learning_rate=learning_rate,
-            n_steps=n_steps,
+            n_steps=self.n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=0.0,  # the critic has a loss of its own
             max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
             use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
+            sde_sample_freq=self.sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,
@@ -235,6 +257,7 @@ class TRPO(SafelySaved, RolloutCollector):
         self.cg_direction = th.zeros(0, device=self.device)
         self._last_noise = None
         self._stepped_env = self._why_not_fast = None
+        self._said = set()
         # What adaptive KL multiplies target_kl by.
         self.kl_scale = 1.0
         self._advice = Advice()
@@ -243,7 +266,7 @@ class TRPO(SafelySaved, RolloutCollector):
 
         if self.env is not None:
             check_environment(self, self.env)
-            self._advice.on_setup(n_steps * self.n_envs, self.action_space)
+            self._advice.on_setup(self.n_steps * self.n_envs, self.action_space)
         if _init_setup_model:
             self._setup_model()
 
@@ -254,26 +277,24 @@ class TRPO(SafelySaved, RolloutCollector):
         Whatever goes wrong on the way, the policy is put back to what it was before. Training then goes on after an
         error of the numbers (not finite, singular, out of memory); any other error is a bug, and is raised.
         """
-        self.policy.set_training_mode(False)
-        # The last rollout may go beyond the steps that were asked for, where a linear schedule is negative.
-        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
-        self._update_learning_rate(self.policy.optimizer)
+        self._begin_update()
         try:
-            with no_distribution_checks(), Transaction(self.policy) as transaction:
+            with skip_distribution_checks(), Transaction(self.policy) as transaction:
                 samples = self._rollout_samples()
                 policy_step = self._improve_policy(samples)
-                critic_fit = self._fit_critic(samples, policy_step.parameters)
+                critic_fit = self._fit_critic(samples, policy_step)
                 transaction.check_finite()
         except (ArithmeticError, RuntimeError) as error:
             self._report_failure(error)
         else:
             self._n_failures = 0
             self._report(policy_step, critic_fit)
+            self._advise_on_modules(samples, critic_fit)
             self._prepare_next(policy_step)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _improve_policy(self, samples: Rollout) -> PolicyStep:
+    def _improve_policy(self, samples: Samples) -> PolicyStep:
         """
         One step of the paper's algorithm (section 6 and appendix C).
 
@@ -284,10 +305,10 @@ class TRPO(SafelySaved, RolloutCollector):
         actor = Actor(self.policy, self._action_distribution, self._is_builtin("_action_distribution"))
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
 
-        surrogate = Surrogate(actor.distribution, batches, self.ent_coef, self._log_prob())
+        # L(θ) and KL(θ_old ‖ θ), with g = ∇L(θ_old)
+        surrogate = Surrogate(actor.distribution, batches, linearizations, self.ent_coef, self._log_prob())
         fisher = self._fisher(actor, linearizations, samples)
-        # g = ∇L(θ_old)
-        g = surrogate.gradient(linearizations)
+        g = surrogate.gradient
         # x ≈ (F + λI)⁻¹ g
         solution = self._search_direction(fisher, g)
         # θ = θ_old + √(2δ / xᵀFx) x, and back from there until KL ≤ δ and L has improved
@@ -295,9 +316,11 @@ class TRPO(SafelySaved, RolloutCollector):
         result = self._line_search(surrogate, fisher.parameters, full_step)
         return PolicyStep(fisher.parameters, surrogate, float(g.norm()), solution, float(g.dot(full_step)), result)
 
-    def _action_distribution(self, samples: Rollout) -> Distribution:
+    # ---- Extension points: what a policy with masks, memory or data of its own says in other words ----
+
+    def _action_distribution(self, samples: Samples) -> Distribution:
         """
-        The only thing that the policy step asks of the policy.
+        Evaluate the policy: the only thing that the policy step asks of it.
 
         :param samples: rollout samples of N states
         :return: π(·|s) for each of them
@@ -306,41 +329,137 @@ class TRPO(SafelySaved, RolloutCollector):
 
     def _log_prob(self) -> LogProb:
         """
-        :return: what gives ln π(a|s) to the surrogate, from action distributions and actions
+        Make what gives ln π(a|s) to the surrogate.
+
+        :return: the function from action distributions and actions
         """
         return log_prob_of_executed(self.policy)
 
-    def _values(self, samples: Rollout) -> th.Tensor:
+    def _values(self, samples: Samples) -> th.Tensor:
         """
+        Evaluate the critic.
+
         :param samples: rollout samples of N states
         :return: V(s), (N, 1)
         """
         return self.policy.predict_values(samples.observations)
 
-    def _is_builtin(self, method: str) -> bool:
-        return getattr(type(self), method) is getattr(TRPO, method)
-
-    def _rollout_samples(self) -> Rollout:
+    def _rollout_samples(self) -> Samples:
         """
+        Read the rollout buffer.
+
         :return: the whole rollout, as tensors
         """
         return whole_rollout(self.rollout_buffer)
 
-    def _policy_batches(self, samples: Rollout) -> list[PolicyBatch]:
+    def _chunks(self, samples: Samples) -> Sequence[Samples]:
         """
+        Split samples into chunks, which are evaluated one after the other to bound the memory.
+
+        :param samples: rollout samples
+        :return: chunks of about ``fisher_chunk_size`` states
+        """
+        return chunks(samples, self.fisher_chunk_size)
+
+    def _every(self, samples: Samples, step: int) -> Samples:
+        """
+        Take a part of the samples that stands for all.
+
+        :param samples: rollout samples
+        :param step: k
+        :return: every k-th of them
+        """
+        return select(samples, slice(None, None, step))
+
+    def _draw_minibatches(self, samples: Samples, batch_size: int) -> Sequence[th.Tensor]:
+        """
+        Draw the critic's minibatches for one epoch.
+
+        :param samples: the rollout
+        :param batch_size: samples of a minibatch
+        :return: for each minibatch the rows of the samples that are in it, in order
+        """
+        return shuffle_rows(samples, batch_size)
+
+    def _policy_batch(self, chunk: Samples) -> PolicyBatch:
+        """
+        Say which actions were taken in a chunk's states, and how good they were.
+
+        :param chunk: rollout samples of which ``_action_distribution`` makes N distributions
+        :return: the chunk with N actions and N advantages
+        """
+        actions = chunk.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        return PolicyBatch(chunk, actions, chunk.advantages)
+
+    def _make_policy(self) -> ActorCriticPolicy:
+        """
+        Make the policy.
+
+        :return: the policy, new
+        """
+        return self.policy_class(  # type: ignore[return-value]
+            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
+        )
+
+    def _make_rollout_buffer(self) -> RolloutBuffer:
+        """
+        Make the rollout buffer.
+
+        :return: the buffer, empty
+        """
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer
+        return self.rollout_buffer_class(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
+    def _is_builtin(self, method: str) -> bool:
+        """
+        Tell whether an extension point is as it is here: neither a subclass's nor set on the instance.
+
+        :param method: its name
+        :return: whether it is
+        """
+        return method not in vars(self) and getattr(type(self), method) is getattr(TRPO, method)
+
+    # ---- The steps of an update ----
+
+    def _begin_update(self) -> None:
+        """
+        Bring policy, progress and learning rate to where an update begins.
+
+        :raises UserError: if there is no rollout or no logger, as in a training loop of the user's own
+        """
+        check_ready_to_train(self)
+        self.policy.set_training_mode(False)
+        # The last rollout may go beyond the steps that were asked for, where a linear schedule is negative.
+        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+        self._now("learning_rate", self.lr_schedule)
+        self._update_learning_rate(self.policy.optimizer)
+
+    def _policy_batches(self, samples: Samples) -> list[PolicyBatch]:
+        """
+        Normalise the advantages, and split the rollout.
+
         :param samples: the rollout
         :return: states, actions and advantages, in chunks
         """
-        advantages = samples.advantages
-        if self.normalize_advantage:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        actions = samples.actions
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.long().flatten()
-        parts = chunks(samples._replace(actions=actions, advantages=advantages), self.fisher_chunk_size)
-        return [PolicyBatch(part, part.actions, part.advantages) for part in parts]
+        batches = [self._policy_batch(chunk) for chunk in self._chunks(samples)]
+        if not self.normalize_advantage:
+            return batches
+        return normalize_advantages(batches)
 
-    def _fisher(self, actor: Actor, linearizations: Linearizations, samples: Rollout) -> Fisher:
+    def _fisher(self, actor: Actor, linearizations: Linearizations, samples: Samples) -> Fisher:
         """
         :param actor: makes linearisations
         :param linearizations: of all samples
@@ -349,8 +468,8 @@ class TRPO(SafelySaved, RolloutCollector):
         :raises ValueError: if there is no parameter to move
         """
         if self.sub_sampling_factor > 1 or actor.hides_features:
-            thinned = select(samples, slice(None, None, self.sub_sampling_factor))
-            linearizations = Linearizations(actor.linearize_for_fisher, chunks(thinned, self.fisher_chunk_size))
+            thinned = self._every(samples, self.sub_sampling_factor)
+            linearizations = Linearizations(actor.linearize_for_fisher, self._chunks(thinned))
         fisher = Fisher(linearizations)
         if len(fisher.parameters) == 0:
             raise ValueError("Every parameter that the policy's actions depend on is frozen: none can be trained.")
@@ -396,7 +515,7 @@ class TRPO(SafelySaved, RolloutCollector):
         :param solution: x
         :return: √(2δ / xᵀFx) x, where ½ (step)ᵀF(step) = δ; zeros if no step can be told, (P,)
         """
-        curvature = fisher.quadratic_form(solution, self.cg_damping)
+        curvature = fisher.quadratic_form(solution.x, solution.product, self.cg_damping)
         if not 0.0 < curvature < math.inf:
             return th.zeros_like(solution.x)
         return solution.x * math.sqrt(2.0 * self._max_kl() / curvature)
@@ -425,9 +544,18 @@ class TRPO(SafelySaved, RolloutCollector):
         max_std = math.inf if self.max_std is None else self._now("max_std", self.max_std)
         return std_bounds(self.policy, self._now("min_std", self.min_std), max_std, self._max_kl())
 
-    def _fit_critic(self, samples: Rollout, actor_parameters: FlatParameters) -> CriticFit:
+    def _fit_critic(self, samples: Samples, step: PolicyStep) -> CriticFit:
         settings = CriticSettings(self.n_critic_updates, int(self.batch_size), self.max_grad_norm or None)
-        return fit_critic(self.policy, self._values, samples, actor_parameters, settings, self._is_builtin("_values"))
+        return fit_critic(
+            self.policy,
+            self._values,
+            samples,
+            step.parameters,
+            settings,
+            self._is_builtin("_values"),
+            self._draw_minibatches,
+            TrustRegion(lambda: step.surrogate.evaluate()[0], self._max_kl()),
+        )
 
     def _max_kl(self) -> float:
         """
@@ -471,6 +599,16 @@ class TRPO(SafelySaved, RolloutCollector):
         self._advice.on_policy_step(step.solution.residual, step.line_search.success)
         self._advice.on_critic_step(critic_fit.mean_loss, float(np.square(returns).mean()))
 
+    def _advise_on_modules(self, samples: Samples, critic_fit: CriticFit) -> None:
+        """
+        :param samples: the rollout
+        :param critic_fit: of the critic
+        """
+        self._advice.on_held_parameters(critic_fit.held)
+        if not self._advice.has_observed("statistics"):
+            chunk = self._chunks(samples)[0]
+            self._advice.on_statistics(find_fixed_statistics(self.policy, lambda: self._action_distribution(chunk)))
+
     def _report_failure(self, error: Exception) -> None:
         """
         :param error: why the update was undone
@@ -510,20 +648,29 @@ class TRPO(SafelySaved, RolloutCollector):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfTRPO:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with end_workers_with_training(self.env):
+            return super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
 
     def _setup_model(self) -> None:
         # Once more, for a loaded model's arguments come later than the constructor.
         check_hyperparameters(self)
         check_observation_encoding(self)
-        super()._setup_model()
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.rollout_buffer = self._make_rollout_buffer()
+        self.policy = self._make_policy().to(self.device)
+        check_family(self.policy)
+        self._maybe_recommend_cpu()
+        self._advice.on_policy(self.policy)
         check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)
 
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+    @classmethod
+    def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         # An environment of the old Gym has spaces of another kind, which SB3 converts.
         if isinstance(env, (gym.Env, VecEnv)):
-            check_spaces(env.observation_space, env.action_space)
+            check_spaces(env.observation_space, env.action_space, cls.supported_action_spaces)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _excluded_save_params(self) -> list[str]:
@@ -533,4 +680,5 @@ class TRPO(SafelySaved, RolloutCollector):
             "_last_noise",
             "_stepped_env",
             "_why_not_fast",
+            "_said",
         ]

@@ -2,15 +2,25 @@
 Checks of what the user gave: one sentence that names the argument, its value and what is allowed.
 """
 
+import difflib
+import functools
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar, ParamSpec, Protocol
 
+import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
+
+P = ParamSpec("P")
 
 
 class UserError(ValueError):
@@ -18,21 +28,71 @@ class UserError(ValueError):
 
 
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+# Arguments of Stable-Baselines3's other algorithms.
+ELSEWHERE = {
+    "n_epochs": "the critic's epochs are n_critic_updates; the policy takes one step per update",
+    "clip_range": "nothing is clipped, target_kl bounds the step",
+    "clip_range_vf": "the critic has a loss of its own",
+    "vf_coef": "the critic has a loss of its own",
+    "rms_prop_eps": "policy_kwargs has optimizer_class and optimizer_kwargs",
+    "use_rms_prop": "policy_kwargs has optimizer_class and optimizer_kwargs",
+}
+# Counts and sizes are numbers that arrays can have.
+MAX_INTEGER = 2**63 - 1
 FLATTEN = "gymnasium.wrappers.FlattenObservation makes it a vector"
 RESHAPE = "gymnasium.wrappers.TransformAction can reshape it"
+SHIFT = "gymnasium.wrappers.TransformAction can shift it"
+ROUND = "let gymnasium.wrappers.TransformAction round the actions of a Box of floats"
 
 
-def check_hyperparameters(algorithm: Any) -> None:
+class Hyperparameters(Protocol):
+    """An algorithm with TRPO's arguments as attributes."""
+
+    n_steps: int
+    batch_size: int
+    gamma: float
+    gae_lambda: float
+    learning_rate: float | Schedule
+    target_kl: float | Schedule
+    min_std: float | Schedule
+    max_std: float | Schedule | None
+    noise_correlation: float
+    normalize_advantage: bool
+    cg_max_steps: int
+    cg_damping: float
+    cg_residual_tol: float
+    cg_progress_tol: float
+    cg_warm_start: bool
+    adaptive_kl: bool
+    preconditioner: str | None
+    fisher_chunk_size: int | None
+    sub_sampling_factor: int
+    line_search_shrinking_factor: float
+    line_search_max_iter: int
+    n_critic_updates: int
+    ent_coef: float
+    max_grad_norm: float
+    use_sde: bool
+    sde_sample_freq: int
+    env_timeout: float | None
+    check_env_outputs: bool
+
+
+def check_hyperparameters(algorithm: Hyperparameters) -> None:
     """
+    Check the arguments, and bring numbers out of config files (1.0, NumPy's) into the form that they are used in.
+
     :param algorithm: a TRPO, with its arguments as attributes
     :raises UserError: naming the first argument that is not allowed
     """
     for name in ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
-        check_integer(name, getattr(algorithm, name), minimum=1)
-    check_integer("n_critic_updates", algorithm.n_critic_updates, minimum=0)
-    check_integer("sde_sample_freq", algorithm.sde_sample_freq, minimum=-1)
+        setattr(algorithm, name, as_integer(name, getattr(algorithm, name), minimum=1))
+    algorithm.n_critic_updates = as_integer("n_critic_updates", algorithm.n_critic_updates, minimum=0)
+    algorithm.sde_sample_freq = as_integer("sde_sample_freq", algorithm.sde_sample_freq, minimum=-1)
     if algorithm.fisher_chunk_size is not None:
-        check_integer("fisher_chunk_size", algorithm.fisher_chunk_size, minimum=1)
+        algorithm.fisher_chunk_size = as_integer("fisher_chunk_size", algorithm.fisher_chunk_size, minimum=1)
+    for name in ("normalize_advantage", "cg_warm_start", "adaptive_kl", "use_sde", "check_env_outputs"):
+        check_choice(name, getattr(algorithm, name), (True, False))
     # With a rate of 0 the critic stays as it is; RL Zoo loads models so that are only to be watched.
     check_schedule("learning_rate", algorithm.learning_rate, "at least 0", lambda x: x >= 0)
     check_schedule("target_kl", algorithm.target_kl, "above 0", lambda x: x > 0)
@@ -54,8 +114,84 @@ def check_hyperparameters(algorithm: Any) -> None:
     check_choice("preconditioner", algorithm.preconditioner, ("kfac", None))
 
 
-def check_environment(algorithm: Any, env: VecEnv) -> None:
+def check_policy_and_env(policy: object, env: object, is_complete: bool) -> None:
     """
+    Check that policy and environment are what they are called.
+
+    :param policy: the argument of this name
+    :param env: the argument of this name
+    :param is_complete: whether the model is made at once, and so needs an environment
+    :raises UserError: if one of them is something else that is often taken for it
+    """
+    if not isinstance(policy, (str, type)):
+        raise UserError(
+            f"policy is an object of {type(policy).__name__}, but must be a name such as 'MlpPolicy', or a class of "
+            "policies: the algorithm makes the object."
+        )
+    if isinstance(env, type):
+        raise UserError(
+            f"env is the class {env.__name__}, but must be an environment: an object of the class, or an id."
+        )
+    if isinstance(env, gym.vector.VectorEnv):
+        raise UserError(
+            f"env is Gymnasium's {type(env).__name__}, but Stable-Baselines3 has vector environments of its own: make "
+            "them with stable_baselines3.common.env_util.make_vec_env(id, n_envs)."
+        )
+    if env is None and is_complete:
+        raise UserError("env is None, but must be an environment, or the id of one such as 'Pendulum-v1'.")
+
+
+def check_ready_to_train(algorithm: OnPolicyAlgorithm) -> None:
+    """
+    Check that there is what ``train`` needs, which a training loop of the user's own may lack.
+
+    :param algorithm: the algorithm
+    :raises UserError: if it has no logger, or its rollout buffer is not full
+    """
+    # SB3 has no public way to ask whether there is one.
+    if getattr(algorithm, "_logger", None) is None:
+        raise UserError(
+            "train() needs a logger, but this model has none yet: give it one with set_logger(configure(None, [])), "
+            "from stable_baselines3.common.logger; learn() would make one."
+        )
+    buffer = algorithm.rollout_buffer
+    if not buffer.full:
+        raise UserError(
+            f"train() needs a full rollout buffer, but this one has {buffer.pos} of {buffer.buffer_size} steps: add "
+            "n_steps of them, then compute_returns_and_advantage."
+        )
+
+
+def explain_unknown_arguments(init: Callable[P, None]) -> Callable[P, None]:
+    """
+    Let a constructor say what an argument that it does not know is called here.
+
+    :param init: the constructor
+    :return: the same, with an error that helps
+    """
+    known = inspect.signature(init).parameters
+
+    @functools.wraps(init)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        unknown = [name for name in kwargs if name not in known]
+        if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            raise TypeError(_explain_argument(unknown[0], list(known)))
+        init(*args, **kwargs)
+
+    return checked
+
+
+def _explain_argument(name: str, known: Sequence[str]) -> str:
+    if name in ELSEWHERE:
+        return f"TRPO has no argument {name!r}: {ELSEWHERE[name]}."
+    near = difflib.get_close_matches(name, known, n=2)
+    return f"TRPO has no argument {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ".")
+
+
+def check_environment(algorithm: Hyperparameters, env: VecEnv) -> None:
+    """
+    Check that a rollout of these environments can be used.
+
     :param algorithm: a TRPO, with its arguments as attributes
     :param env: the training environments
     :raises UserError: if the algorithm can't work with them
@@ -76,32 +212,68 @@ def check_environment(algorithm: Any, env: VecEnv) -> None:
         )
 
 
-def check_integer(name: str, value: Any, minimum: int) -> None:
+def check_integer(name: str, value: object, minimum: int) -> None:
     """
+    Check a whole number.
+
     :param name: the argument's name
     :param value: the argument
     :param minimum: the least that is allowed
     :raises UserError: if it is not an integer, or less
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
-        raise UserError(f"{name} is {value!r}, but must be an integer of at least {minimum}.")
+    as_integer(name, value, minimum)
+
+
+def as_integer(name: str, value: Any, minimum: int) -> int:
+    """
+    Check a whole number, which may be written as one of floating point.
+
+    :param name: the argument's name
+    :param value: the argument
+    :param minimum: the least that is allowed
+    :return: the number
+    :raises UserError: if it is not an integer, or less
+    """
+    is_whole = isinstance(value, Integral) or (isinstance(value, Real) and _is_finite(value) and float(value) % 1 == 0)
+    if isinstance(value, (bool, np.bool_)) or not is_whole or not minimum <= int(value) <= MAX_INTEGER:
+        raise UserError(f"{name} is {_short(value)}, but must be an integer of at least {minimum}.")
+    return int(value)
 
 
 def check_real(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> None:
     """
+    Check a number.
+
     :param name: the argument's name
     :param value: the argument
     :param allowed: in words, after "must be"
     :param is_allowed: the same as a test, for finite numbers
     :raises UserError: if it is not a finite number, or not allowed
     """
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and is_allowed(float(value))):
-        raise UserError(f"{name} is {value!r}, but must be {allowed}.")
+    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if not (is_number and _is_finite(value) and is_allowed(float(value))):
+        raise UserError(f"{name} is {_short(value)}, but must be {allowed}.")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # A whole number beyond all floats.
+        return False
+
+
+def _short(value: object) -> str:
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_schedule(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> None:
     """
+    Check a number, or a schedule by the number that it starts with.
+
     :param name: the argument's name
     :param value: a number, or a schedule that starts with one
     :param allowed: in words, after "must be a number"
@@ -114,8 +286,10 @@ def check_schedule(name: str, value: Any, allowed: str, is_allowed: Callable[[fl
         check_real(name, value, f"a number {allowed}, or a schedule", is_allowed)
 
 
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """
+    Check a choice.
+
     :param name: the argument's name
     :param value: the argument
     :param choices: what is allowed
@@ -125,29 +299,60 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise UserError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
 
 
-def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+def check_spaces(
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    action_kinds: tuple[type[spaces.Space], ...] = SUPPORTED_SPACES,
+) -> None:
     """
-    :param observation_space: the environment's
-    :param action_space: the environment's
-    :raises UserError: if rollout buffers and policies have no place for them
+    Check that rollout buffers and policies have a place for observations and actions.
+
+    :param observation_space: the environment's observation space
+    :param action_space: the environment's action space
+    :param action_kinds: the action spaces that the algorithm takes
+    :raises UserError: if they have none
     """
-    _check_kind("action space", action_space)
+    _check_kind("action space", action_space, action_kinds)
     _check_dimensions("action space", action_space, RESHAPE)
     if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) > 1:
         _refuse("action space", action_space, f"must have one dimension: {RESHAPE}")
+    # SB3's policies count actions from 0, and give numbers of floating point for a Box.
+    if np.any(getattr(action_space, "start", 0)):
+        _refuse("action space", action_space, f"must start at 0: {SHIFT}")
+    if isinstance(action_space, spaces.Box) and not np.issubdtype(action_space.dtype, np.floating):
+        _refuse("action space", action_space, f"must not be of integers: take MultiDiscrete, or {ROUND}")
     for what, space in _parts(observation_space):
-        _check_kind(what, space)
+        _check_kind(what, space, SUPPORTED_SPACES)
         _check_dimensions(what, space, FLATTEN)
 
 
-def check_observation_encoding(algorithm: Any) -> None:
+class HasPolicyClass(Protocol):
+    """An algorithm that knows its spaces and the class of its policy."""
+
+    policy_class: Any
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]]
+    policy_kwargs: dict[str, Any]
+    observation_space: spaces.Space
+
+
+def check_observation_encoding(algorithm: HasPolicyClass) -> None:
     """
-    :param algorithm: a TRPO, with its arguments and spaces as attributes
-    :raises UserError: if it has one of SB3's policies, and this can't take what SB3 makes of an observation
+    Check that SB3's policies can take what SB3 makes of an observation; a user's own policy is the user's business.
+
+    :param algorithm: the algorithm, before it makes its policy
+    :raises UserError: if they can't
     """
     if algorithm.policy_class not in algorithm.policy_aliases.values():
         return
     is_default = "features_extractor_class" not in algorithm.policy_kwargs
+    if is_default and th.get_default_dtype() != th.float32:
+        raise UserError(
+            f"torch's default_dtype is {th.get_default_dtype()}, but Stable-Baselines3 makes observations float32: "
+            "call torch.set_default_dtype(torch.float32) before the model is made."
+        )
+    takes_dict = issubclass(algorithm.policy_class, MultiInputActorCriticPolicy)
+    if is_default and takes_dict and not isinstance(algorithm.observation_space, spaces.Dict):
+        _refuse("observation space", algorithm.observation_space, "MultiInputPolicy takes a Dict: use 'MlpPolicy'")
     for what, space in _parts(algorithm.observation_space):
         if np.any(getattr(space, "start", 0)):
             _refuse(what, space, f"must start at 0: {FLATTEN}")
@@ -165,9 +370,9 @@ def _parts(observation_space: spaces.Space) -> Iterator[tuple[str, spaces.Space]
         yield f"observation space {name!r}", space
 
 
-def _check_kind(what: str, space: spaces.Space) -> None:
-    if not isinstance(space, SUPPORTED_SPACES):
-        names = ", ".join(kind.__name__ for kind in SUPPORTED_SPACES)
+def _check_kind(what: str, space: spaces.Space, kinds: tuple[type[spaces.Space], ...]) -> None:
+    if not isinstance(space, kinds):
+        names = ", ".join(kind.__name__ for kind in kinds)
         also = ", or a Dict of these" if what == "observation space" else ""
         _refuse(what, space, f"must be one of {names}{also}")
 

@@ -153,22 +153,32 @@ def test_builds_have_the_time_that_was_asked_for_and_no_owner(distributions):
         assert {file.date_time for file in archive.infolist()} == {time.gmtime(EPOCH)[:6]}
 
 
+def package_files() -> set[str]:
+    """
+    List the files of the package in the checkout.
+
+    :return: their paths, from the repository on
+    """
+    files = (file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    names = {file.relative_to(REPOSITORY).as_posix() for file in files}
+    assert {"sb3_trpo/py.typed", "sb3_trpo/rl_zoo/hyperparams/trpo.yml"} <= names
+    return names
+
+
 def test_wheel_holds_the_whole_package_and_nothing_else(distributions):
     (wheel,) = distributions.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         (entry_points,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
         assert "sb3-trpo = sb3_trpo.cli:main" in archive.read(entry_points).decode()
-    files = (file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    assert names == {file.relative_to(REPOSITORY).as_posix() for file in files}
-    assert {"sb3_trpo/py.typed", "sb3_trpo/rl_zoo/hyperparams/trpo.yml"} <= names
+    assert names == package_files()
 
 
 def test_source_distribution_holds_the_package_and_no_tests(distributions):
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "setup.cfg", "sb3_trpo/py.typed", "sb3_trpo/rl_zoo/hyperparams/trpo.yml"} <= names
+    assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", *package_files()} <= names
     assert not {name for name in names if name.startswith(("tests", "benchmarks"))}
 
 

@@ -29,7 +29,7 @@ def test_the_names_are_sb3s() -> None:
     assert MlpPolicy is sb3_policies.ActorCriticPolicy is ActorCriticPolicy
     assert issubclass(CnnPolicy, ActorCriticCnnPolicy)
     assert issubclass(MultiInputPolicy, MultiInputActorCriticPolicy)
-    assert set(TRPO.policy_aliases) == {"MlpPolicy", "CnnPolicy", "MultiInputPolicy"}
+    assert {"MlpPolicy", "CnnPolicy", "MultiInputPolicy"} <= set(TRPO.policy_aliases)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -62,7 +62,7 @@ OURS = (
     (FastRollout, "_fill_in", POLICY),
     (sb3_trpo.TRPO, "collect_rollouts", BOOKKEEPING),
     (sb3_trpo.TRPO, "train", OTHER),
-    (Surrogate, "gradient", GRADIENT),
+    (Surrogate, "__init__", GRADIENT),
     (trpo, "kronecker_preconditioner", PRECONDITIONER),
     (Fisher, "__matmul__", FISHER),
     (trpo, "conjugate_gradient", CG),

@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_trpo.checkpoints.training_state import restore_training, save_training
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.saved_models.archive import read_archive, write_archive
-from sb3_trpo.saved_models.atomic import replaced_file
+from sb3_trpo.saved_models.atomic import atomic_write
 from sb3_trpo.saved_models.untrusted import TRAINING_STATE
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.validation import check_integer
@@ -112,7 +112,7 @@ class Checkpoint(BaseCallback):
         state = {"note": self.note, "log_folder": self.logger.get_dir(), "state": save_training(self.model, self._root)}
         with zipfile.ZipFile(model_file, "a") as archive:
             archive.writestr(TRAINING_STATE, pack(state))
-        with replaced_file(self.path, "zip") as file:
+        with atomic_write(self.path, "zip") as file:
             file.write(model_file.getvalue())
         self._is_own = True
         if self.verbose > 0:

@@ -30,26 +30,47 @@ class PlainMlp:
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
-        The network as SB3 evaluates it, bit for bit.
+        Evaluate the network, bit for bit as SB3 does.
 
         :param x: inputs, (N, n_in)
         :return: outputs, (N, n_out)
         """
+        return self.outputs(self.latent(x))
+
+    def latent(self, x: th.Tensor) -> th.Tensor:
+        """
+        Evaluate the network up to the inputs of its last layer, bit for bit as SB3 does.
+
+        :param x: inputs, (N, n_in)
+        :return: what SB3 calls the latent, (N, n)
+        """
         for i, activation in enumerate(self.activations):
             x = activation.apply(th.addmm(self._biases[i], x, self._transposed[i]))
-        return th.addmm(self._biases[-1], x, self._transposed[-1])
+        return x
+
+    def outputs(self, latent: th.Tensor) -> th.Tensor:
+        """
+        Evaluate the last layer, bit for bit as SB3 does.
+
+        :param latent: the inputs of the last layer, (N, n)
+        :return: outputs, (N, n_out)
+        """
+        return th.addmm(self._biases[-1], latent, self._transposed[-1])
 
     def on_columns(self) -> "ColumnMlp":
         """
-        :return: the network with its parameters as they are now, which knows its derivatives
+        Give the network, with its parameters as they are now, in the form that knows its derivatives.
+
+        :return: the network on columns
         """
         return ColumnMlp(to_matrices(self.parameters), self.activations)
 
 
 class LayerInputs:
     """
-    What enters the layers of a network on columns, and what the derivatives of its activations are told from; the views
-    that derivatives need are made once.
+    What enters the layers of a network on columns, and what the derivatives of its activations are told from.
+
+    The views that derivatives need are made once.
 
     :param columns: [x; 1], (n_in + 1, N)
     :param widths: width of each layer but the last
@@ -72,7 +93,7 @@ class LayerInputs:
         self.tangents = [matrix[width + 1 :] for matrix, width in zip(self.stacked, widths, strict=True)]
         self.homogeneous = [columns, *(matrix[: width + 1] for matrix, width in zip(self.stacked, widths, strict=True))]
         self.transposed = [matrix.t() for matrix in self.homogeneous]
-        # Without the ones; the first is never asked for.
+        # Without the ones.
         self.hidden = [matrix[:-1] for matrix in self.homogeneous]
         self._activations = activations
         # M_i h_{i-1}, in the place of the activation's result where its derivative is told by that.
@@ -150,6 +171,8 @@ class ColumnMlp:
         self, columns: th.Tensor, out: LayerInputs | None = None, with_tangents: bool = False
     ) -> LayerInputs:
         """
+        Evaluate the network up to the inputs of its last layer.
+
         :param columns: [x; 1], (n_in + 1, N)
         :param out: of as many columns, to be overwritten; None makes new ones
         :param with_tangents: whether new ones are to have a place for ``jvp``
@@ -168,6 +191,8 @@ class ColumnMlp:
 
     def outputs(self, inputs: LayerInputs) -> th.Tensor:
         """
+        Evaluate the last layer.
+
         :param inputs: ``layer_inputs``
         :return: (n_out, N)
         """
@@ -175,6 +200,8 @@ class ColumnMlp:
 
     def scaled_error(self, inputs: LayerInputs, targets: th.Tensor, scale: float) -> th.Tensor:
         """
+        Evaluate the last layer, less targets.
+
         :param inputs: ``layer_inputs``
         :param targets: (n_out, N)
         :param scale: c
@@ -184,7 +211,9 @@ class ColumnMlp:
 
     def jvp(self, inputs: LayerInputs, tangents: Sequence[th.Tensor]) -> th.Tensor:
         """
-        Directional derivative of the outputs: J v. A layer's own tangent and what comes up from below,
+        Compute the directional derivative of the outputs, J v.
+
+        A layer's own tangent and what comes up from below,
         M_i' h_{i-1} + W_i h_{i-1}', are one matrix product [M_i' W_i] [h_{i-1}; h_{i-1}'].
 
         :param inputs: ``layer_inputs`` of the point, with a place for tangents
@@ -198,23 +227,26 @@ class ColumnMlp:
             out = th.cat([weight, bias.unsqueeze(1), self._weights[i + 1]], dim=1).mm(inputs.stacked[i])
         return out
 
-    def backward(self, inputs: LayerInputs, grad: th.Tensor) -> list[th.Tensor]:
+    def backward(self, inputs: LayerInputs, grad: th.Tensor, on_latent: th.Tensor | None = None) -> list[th.Tensor]:
         """
-        Gradients with respect to each layer's output.
+        Propagate a gradient back to each layer's output.
 
         :param inputs: ``layer_inputs`` of the point
-        :param grad: gradient with respect to the last layer's, (n_out, N)
+        :param grad: gradient with respect to the last layer's output, (n_out, N)
+        :param on_latent: gradient with respect to what enters the last layer, on another way than through that, (n, N)
         :return: first layer to last, each (the layer's width, N)
         """
         grads = [grad]
         for i in range(len(self.activations), 0, -1):
             on_hidden = self._weights_transposed[i].mm(grads[-1])
+            if on_latent is not None and i == len(self.activations):
+                on_hidden.add_(on_latent)
             grads.append(self.activations[i - 1].backward(on_hidden, inputs.kept(i - 1), on_hidden))
         return grads[::-1]
 
     def vjp(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor]) -> None:
         """
-        Gradient with respect to the matrices: Jᵀ u.
+        Compute the gradient with respect to the matrices, Jᵀ u.
 
         :param inputs: ``layer_inputs`` of the point
         :param grad: u, (n_out, N)
@@ -223,22 +255,33 @@ class ColumnMlp:
         for grad_i, input_i, out_i in zip(self.backward(inputs, grad), inputs.transposed, out, strict=True):
             th.mm(grad_i, input_i, out=out_i)
 
-    def vjp_in_pieces(self, inputs: LayerInputs, grad: th.Tensor, out: Sequence[th.Tensor]) -> None:
+    def vjp_in_pieces(
+        self,
+        inputs: LayerInputs,
+        grad: th.Tensor,
+        out: Sequence[th.Tensor],
+        on_latent: th.Tensor | None = None,
+    ) -> None:
         """
-        The same, by weights and biases. For many samples it is faster: a matrix product into 64 columns takes a fifth
-        less than one into 65. For few it is slower, for it takes twice as many calls.
+        Compute Jᵀ u by weights and biases.
+
+        For many samples it is faster: a matrix product into 64 columns takes a
+        fifth less than one into 65. For few it is slower, for it takes twice as many calls.
 
         :param inputs: ``layer_inputs`` of the point
         :param grad: u, (n_out, N)
         :param out: where the result goes: weight (m, n) and bias (m,) of each layer in turn
+        :param on_latent: see ``backward``
         """
-        for i, grad_i in enumerate(self.backward(inputs, grad)):
+        for i, grad_i in enumerate(self.backward(inputs, grad, on_latent)):
             th.mm(grad_i, inputs.transposed[i][:, :-1], out=out[2 * i])
             th.sum(grad_i, dim=1, out=out[2 * i + 1])
 
 
 def to_matrices(pieces: Sequence[th.Tensor]) -> list[th.Tensor]:
     """
+    Join the weight and the bias of each layer.
+
     :param pieces: weight (m, n) and bias (m,) of each layer in turn, or something shaped as these
     :return: a matrix [W b] for each layer, (m, n + 1), copies
     """
@@ -249,7 +292,7 @@ def to_matrices(pieces: Sequence[th.Tensor]) -> list[th.Tensor]:
 @th.no_grad()
 def write_matrices_(pieces: Sequence[th.Tensor], matrices: Sequence[th.Tensor]) -> None:
     """
-    The reverse of ``to_matrices``.
+    Write matrices back into weights and biases: the reverse of ``to_matrices``.
 
     :param pieces: to be written
     :param matrices: a matrix [W b] for each layer
@@ -261,6 +304,8 @@ def write_matrices_(pieces: Sequence[th.Tensor], matrices: Sequence[th.Tensor]) 
 
 def to_columns(x: th.Tensor) -> th.Tensor:
     """
+    Turn rows into columns with a last row of ones.
+
     :param x: (N, n)
     :return: [xᵀ; 1], (n + 1, N)
     """

@@ -30,7 +30,7 @@ _ACTOR = ("extract_features", "get_distribution", "_get_action_dist_from_latent"
 _CRITIC = ("extract_features", "predict_values")
 _MLP_EXTRACTOR = ("forward", "forward_actor", "forward_critic")
 # What SB3's features extractors are made of: it gives the same for the same input, in evaluation mode and in training.
-_FEATURES = (
+ALWAYS_SAME = (
     FlattenExtractor,
     CombinedExtractor,
     NatureCNN,
@@ -105,10 +105,24 @@ def why_features_change(extractor: nn.Module, moved: Iterable[nn.Parameter], is_
         if touched:
             return f"a {type(module).__name__} in the features extractor {touched}"
         # 3. What may differ between training and evaluation (dropout), or learn without parameters (a running mean).
-        is_known = type(module) in _FEATURES and is_as_written(type(module), type(module), "forward")
+        is_known = type(module) in ALWAYS_SAME and is_as_written(type(module), type(module), "forward")
         if not is_known and not is_counted_on:
             return f"the features extractor has a {type(module).__name__}"
     return ""
+
+
+def actor_modules(policy: nn.Module) -> list[nn.Module] | None:
+    """
+    Give the modules that the action distribution comes from.
+
+    :param policy: a policy
+    :return: the modules, plain or not; None if ``get_distribution`` is not SB3's, so that they can't be told
+    """
+    try:
+        checked = _check_methods(policy, _ACTOR)
+    except _NotPlainError:
+        return None
+    return [checked.pi_features_extractor, checked.mlp_extractor.policy_net, checked.action_net]
 
 
 def extract_features(policy: BasePolicy, obs: PyTorchObs, extractor: nn.Module) -> th.Tensor:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
+from sb3_trpo.rollouts.steps import statistics_of
 from sb3_trpo.validation import UserError
 
 Observations: TypeAlias = Any  # an array with a row for each environment, or a dictionary of such
@@ -34,13 +35,13 @@ class OutputChecks:
         self._when = when
         self._can_handle = can_handle
         self._is_on = is_on
-        self._normalizers = [layer for layer in _layers(env) if isinstance(layer, VecNormalize)]
+        self._normalizers = [layer for layer in _layers(env) if isinstance(layer, VecNormalize) and layer.training]
         self._before: list[tuple[RunningMeanStd, Any, Any, Any]] = []
 
     def remember_statistics(self) -> None:
         """Note what VecNormalize's statistics are before a step."""
         # SB3 replaces the arrays and never writes into them, so that references will do.
-        self._before = [(s, s.mean, s.var, s.count) for n in self._normalizers for s in _statistics(n)]
+        self._before = [(s, s.mean, s.var, s.count) for n in self._normalizers for s in statistics_of(n)]
 
     def check_step(
         self, obs: Observations, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
@@ -77,7 +78,7 @@ class OutputChecks:
 
     def _are_statistics_finite(self) -> bool:
         for normalizer in self._normalizers:
-            for statistics in _statistics(normalizer):
+            for statistics in statistics_of(normalizer):
                 if not math.isfinite(np.add.reduce(statistics.var, axis=None)):
                     return False
         return True
@@ -95,6 +96,11 @@ class OutputChecks:
         _raise_if_not_finite("reward", rewards, self._when())
         # 3. An observation that is not finite may be meant, if the policy knows what to do with it.
         self._check_observations(obs)
+
+    def keep_statistics_finite(self) -> None:
+        """Put VecNormalize's statistics back to what they were if they are no longer finite."""
+        if not self._are_statistics_finite():
+            self._restore_statistics()
 
     def _restore_statistics(self) -> None:
         for statistics, mean, var, count in self._before:
@@ -216,15 +222,6 @@ def innermost(env: VecEnv) -> VecEnv:
     """
     *_, last = _layers(env)
     return last
-
-
-def _statistics(normalizer: VecNormalize) -> list[RunningMeanStd]:
-    if not normalizer.training:
-        return []
-    if not normalizer.norm_obs:
-        return [normalizer.ret_rms]
-    of_obs = normalizer.obs_rms
-    return [*(of_obs.values() if isinstance(of_obs, dict) else [of_obs]), normalizer.ret_rms]
 
 
 def _parts(obs: Observations) -> list[tuple[str, np.ndarray]]:

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost, is_finite
+from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost
 from sb3_trpo.rollouts.failures import Failures, limit_waiting
 from sb3_trpo.rollouts.fast_rollout import FastRollout, why_not_fast
 from sb3_trpo.rollouts.guard import CopyingGuard, PausingCallback, StepGuard
@@ -40,6 +40,8 @@ class RolloutCollector(OnPolicyAlgorithm):
     # The environments of the last rollout, and why they were not stepped by the fast path; None before the first.
     _stepped_env: VecEnv | None
     _why_not_fast: str | None
+    # The warnings that were given in this training.
+    _said: set[str]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -61,14 +63,20 @@ class RolloutCollector(OnPolicyAlgorithm):
         self._stepped_env = env
         why_not = self._choose_path(rollout_buffer, n_rollout_steps)
         guard = (CopyingGuard if why_not else StepGuard)(
-            env, lambda: self.num_timesteps, self._can_handle, self.check_env_outputs
+            env, lambda: self.num_timesteps, self._can_handle, self.check_env_outputs, self._said
         )
         noise = noise_of_rollout(self, env.num_envs)
-        with guard.watch(self.env_timeout, self._last_obs), keep_noise(noise, self):
-            if not why_not:
-                return FastRollout(self, guard, callback, rollout_buffer, noise).collect()
-            with use_noise(noise, self.policy, lambda: guard.is_acting):
-                return self._run_loop(guard, PausingCallback(callback, guard), rollout_buffer, n_rollout_steps)
+        try:
+            with guard.watch(self.env_timeout, self._last_obs), keep_noise(noise, self):
+                if not why_not:
+                    return FastRollout(self, guard, callback, rollout_buffer, noise).collect()
+                with use_noise(noise, self.policy, lambda: guard.is_acting):
+                    return self._run_loop(guard, PausingCallback(callback, guard), rollout_buffer, n_rollout_steps)
+        except BaseException:
+            if guard.is_stepping:
+                # An environment may have ended its episode and not begun the next: only a reset helps.
+                self._last_obs = None
+            raise
 
     def _run_loop(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -103,22 +111,26 @@ class RolloutCollector(OnPolicyAlgorithm):
                 self.logger.info(f"Rollouts are collected {way}.")
         return reason
 
-    @th.no_grad()
     def _can_handle(self, obs: Observations) -> bool:
         """
-        Tell whether the policy makes finite actions and values of observations that are not finite.
+        Tell whether the policy can act on, and learn from, observations that are not finite.
 
         :param obs: observations of N states
-        :return: whether it does
+        :return: whether it makes finite actions and values of them, with finite gradients
         """
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         try:
-            tensor = obs_as_tensor(obs, self.device)
-            actions = self.policy.get_distribution(tensor).get_actions(deterministic=True)
-            values = self.policy.predict_values(tensor)
+            with th.enable_grad():
+                tensor = obs_as_tensor(obs, self.device)
+                distribution = self.policy.get_distribution(tensor)
+                actions = distribution.get_actions(deterministic=True).detach()
+                total = distribution.log_prob(actions).sum() + self.policy.predict_values(tensor).sum()
+            # An infinity that an activation has swallowed comes back in the gradient.
+            gradients = th.autograd.grad(total, parameters, allow_unused=True)
         except Exception:
             # Whatever a network comes to, with numbers that it is not made for.
             return False
-        return is_finite(actions.float().cpu().numpy()) and is_finite(values.cpu().numpy())
+        return all(bool(x.isfinite().all()) for x in (actions, total, *gradients) if x is not None)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         return ShowingCallback(super()._init_callback(callback, progress_bar), self)
@@ -130,6 +142,7 @@ class RolloutCollector(OnPolicyAlgorithm):
                 "set_env(env), or load it with env=."
             )
         self._stepped_env = self._why_not_fast = None
+        self._said = set()
         with self._explain_reset(self.env):
             return super()._setup_learn(*args, **kwargs)
 
@@ -163,4 +176,5 @@ class RolloutCollector(OnPolicyAlgorithm):
             except Exception as error:
                 failures.explain(error)
                 raise
+        checks.keep_statistics_finite()
         checks.check_reset(self._last_obs)

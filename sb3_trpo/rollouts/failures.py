@@ -141,19 +141,23 @@ class WaitingWatch:
 
     :param env: the environments below all wrappers
     :param when: says the moment in words
+    :param said: the warnings that were given already in this training
     """
 
-    def __init__(self, env: VecEnv, when: Callable[[], str]) -> None:
+    def __init__(self, env: VecEnv, when: Callable[[], str], said: set[str]) -> None:
         self.n_begun = 0
         self.n_done = 0
-        self.has_warned = False
+        # Of the present step, in the order of the environments; None where they are not stepped one by one.
+        self.n_answered: int | None = None
+        self._said = said
         self._env = env
         self._when = when
         self._is_over = threading.Event()
 
     def __enter__(self) -> "WaitingWatch":
         # A thread that sleeps costs nothing at a step, where an alarm that is set and taken back would.
-        threading.Thread(target=self._watch, daemon=True, name="sb3_trpo waiting watch").start()
+        if "waiting" not in self._said:
+            threading.Thread(target=self._watch, daemon=True, name="sb3_trpo waiting watch").start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,7 +167,7 @@ class WaitingWatch:
         seen = 0
         while not self._is_over.wait(SECONDS_TO_A_WARNING):
             if self.n_begun > self.n_done and self.n_begun == seen:
-                self.has_warned = True
+                self._said.add("waiting")
                 warnings.warn(
                     f"{self._who()} not answered for {SECONDS_TO_A_WARNING:g} seconds, {self._when()}. Training waits; "
                     "env_timeout=SECONDS would end it with an error. (This is said once.)",
@@ -174,8 +178,9 @@ class WaitingWatch:
 
     def _who(self) -> str:
         env = self._env
-        if isinstance(env, SubprocVecEnv) and not env.closed:
-            silent = [str(i) for i, remote in enumerate(env.remotes) if not remote.poll(0)]
+        if isinstance(env, SubprocVecEnv) and not env.closed and self.n_answered is not None:
+            waited_for = range(self.n_answered, env.num_envs)
+            silent = [str(i) for i in waited_for if not env.remotes[i].poll(0)]
             if silent:
                 return f"Environment {', '.join(silent)} of {env.num_envs} {'has' if len(silent) == 1 else 'have'}"
         return "The environments have"

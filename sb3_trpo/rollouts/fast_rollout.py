@@ -21,8 +21,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
@@ -107,9 +108,16 @@ class FastRollout:
         self.features = th.from_numpy(self.features_array)
         # The actor's outputs and the actions at each step, for the log-probabilities.
         self.outputs: list[th.Tensor] = []
+        # What entered the network's last layer, where the noise depends on it (gSDE).
+        self.latents: list[th.Tensor] = []
+        self.is_noise_of_state = isinstance(self.policy.action_dist, StateDependentNoiseDistribution)
         self.actions: list[th.Tensor] = []
         # Step, environment and last observation of truncated episodes.
         self.truncations: list[tuple[int, int, Observations]] = []
+        # What callbacks have read, by the step: the buffer is to have the same.
+        self.read_values: dict[int, th.Tensor] = {}
+        self.read_log_probs: dict[int, th.Tensor] = {}
+        self.action_shape = (self.n_envs, *(algorithm.action_space.shape or ()))
 
     @th.no_grad()
     def collect(self) -> bool:
@@ -121,12 +129,16 @@ class FastRollout:
         algorithm, buffer, callback, guard = self.algorithm, self.buffer, self.callback, self.guard
         self.policy.set_training_mode(False)
         buffer.reset()
+        if algorithm.use_sde:
+            self.policy.reset_noise(self.n_envs)
         callback.on_rollout_start()
-        to_env = _make_action_converter(algorithm.action_space)
+        to_env = _make_action_converter(algorithm.action_space, self.policy)
         scope = self._scope()
         obs: Observations = algorithm._last_obs
         dones = np.zeros(self.n_envs, dtype=bool)
         for n_steps in range(buffer.buffer_size):
+            if algorithm.use_sde and algorithm.sde_sample_freq > 0 and n_steps % algorithm.sde_sample_freq == 0:
+                self.policy.reset_noise(self.n_envs)
             actions = self._act(obs)
             clipped_actions = to_env(actions)
             new_obs, rewards, dones, infos = guard.step(clipped_actions)
@@ -134,7 +146,7 @@ class FastRollout:
 
             shown_infos = Lazy(functools.partial(copy.deepcopy, infos)) if guard.shares_infos else infos
             scope.update(
-                self._lazy_tensors(obs, self.actions[-1]),
+                self._lazy_tensors(n_steps, obs),
                 n_steps=n_steps,
                 actions=actions,
                 clipped_actions=clipped_actions,
@@ -187,36 +199,42 @@ class FastRollout:
             features = self.features
         else:
             features = self._extract(obs, self.policy.pi_features_extractor)
-        outputs = self.actor.forward(features)
+        latent = self.actor.latent(features)
+        outputs = self.actor.outputs(latent)
         try:
-            actions = self.sample(outputs)
+            actions = self.sample(outputs, latent)
         except (RuntimeError, ValueError):
             finite = outputs.isfinite().all(dim=1)
             if not bool(finite.all()):
                 self.guard.refuse_actions(int(finite.int().argmin()))
             raise
         self.outputs.append(outputs)
+        if self.is_noise_of_state:
+            # Without hidden layers it is the features, whose place is used again at the next step.
+            self.latents.append(latent.clone() if latent is features else latent)
         self.actions.append(actions)
-        return actions.cpu().numpy()
+        return actions.cpu().numpy().reshape(self.action_shape)
 
-    def _lazy_tensors(self, obs: Observations, actions: th.Tensor) -> ShownLocals:
+    def _lazy_tensors(self, step: int, obs: Observations) -> ShownLocals:
         """
         Show a step's tensors by their names in SB3's loop.
 
+        :param step: the number of the step
         :param obs: observations, (n_envs, ...)
-        :param actions: actions, (n_envs, ...)
         :return: the tensors, computed when they are read
         """
-        policy = self.policy
+        policy, actions = self.policy, self.actions[-1]
         obs_tensor = Lazy(lambda: obs_as_tensor(obs, self.algorithm.device))
 
         @th.no_grad()
         def values() -> th.Tensor:
-            return policy.predict_values(obs_tensor.read())
+            self.read_values[step] = policy.predict_values(obs_tensor.read())
+            return self.read_values[step]
 
         @th.no_grad()
         def log_probs() -> th.Tensor:
-            return policy.get_distribution(obs_tensor.read()).log_prob(actions)
+            self.read_log_probs[step] = policy.get_distribution(obs_tensor.read()).log_prob(actions)
+            return self.read_log_probs[step]
 
         return ShownLocals(obs_tensor=obs_tensor, values=Lazy(values), log_probs=Lazy(log_probs))
 
@@ -278,9 +296,12 @@ class FastRollout:
         buffer.full = n_steps == buffer.buffer_size
         if n_steps == 0:
             return
-        log_probs = self._log_probs(th.cat(self.outputs[:n_steps]), th.cat(self.actions[:n_steps]))
+        log_probs = self._log_probs(n_steps)
         buffer.values[:n_steps] = self._values(_rows(buffer.observations, n_steps)).reshape(n_steps, -1)
         buffer.log_probs[:n_steps] = log_probs.cpu().numpy().reshape(n_steps, -1)
+        for rows, read in ((buffer.values, self.read_values), (buffer.log_probs, self.read_log_probs)):
+            for step, tensor in read.items():
+                rows[step] = tensor.cpu().numpy().flatten()
         if self.truncations:
             steps, envs, terminal_obs = zip(*self.truncations, strict=True)
             # The rest of a truncated episode's return is what the critic expects of it (SB3 issue #633).
@@ -305,18 +326,22 @@ class FastRollout:
     def _extract(self, obs: Observations, extractor: th.nn.Module) -> th.Tensor:
         return extract_features(self.policy, obs_as_tensor(obs, self.algorithm.device), extractor)
 
-    def _log_probs(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    def _log_probs(self, n_steps: int) -> th.Tensor:
         """
         Compute ln π(a|s).
 
-        :param outputs: outputs of the actor's network, (N, ·)
-        :param actions: actions as sampled, N rows
-        :return: logarithms, (N,)
+        :param n_steps: the number of steps in the buffer
+        :return: logarithms, (n_steps · n_envs,)
         """
-        distribution = self.policy.action_dist
-        if isinstance(distribution, DiagGaussianDistribution):
-            return distribution.proba_distribution(outputs, self.policy.log_std).log_prob(actions)
-        return distribution.proba_distribution(outputs).log_prob(actions)
+        distribution, outputs = self.policy.action_dist, th.cat(self.outputs[:n_steps])
+        if isinstance(distribution, StateDependentNoiseDistribution):
+            latents = th.cat(self.latents[:n_steps])
+            distribution = distribution.proba_distribution(outputs, self.policy.log_std, latents)
+        elif isinstance(distribution, DiagGaussianDistribution):
+            distribution = distribution.proba_distribution(outputs, self.policy.log_std)
+        else:
+            distribution = distribution.proba_distribution(outputs)
+        return distribution.log_prob(th.cat(self.actions[:n_steps]))
 
 
 def _rows(observations: Observations, n_steps: int) -> Observations:
@@ -338,16 +363,19 @@ def _batch(observations: tuple[Observations, ...]) -> Observations:
     return np.stack(observations)
 
 
-def _make_action_converter(action_space: spaces.Space) -> Callable[[np.ndarray], np.ndarray]:
+def _make_action_converter(action_space: spaces.Space, policy: ActorCriticPolicy) -> Callable[[np.ndarray], np.ndarray]:
     """
     Make what is done to actions before the environment gets them.
 
     :param action_space: the algorithm's action space
+    :param policy: the policy that acts
     :return: the function from actions as sampled to actions for the environment
     """
     shape = (-1, *(action_space.shape or ()))
     if not isinstance(action_space, spaces.Box):
         return lambda actions: actions.reshape(shape)
+    if policy.squash_output:
+        return lambda actions: policy.unscale_action(actions.reshape(shape))
     low, high = action_space.low, action_space.high
 
     def clip(actions: np.ndarray) -> np.ndarray:

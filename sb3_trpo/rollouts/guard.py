@@ -30,6 +30,7 @@ class StepGuard(VecEnvWrapper):
     :param count_steps: gives the number of steps that were finished
     :param can_handle: whether the policy makes finite actions and values of observations that are not finite
     :param checks_outputs: whether observations and rewards that are not finite are an error
+    :param said: the warnings that were given already in this training
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class StepGuard(VecEnvWrapper):
         count_steps: Callable[[], int],
         can_handle: Callable[[Observations], bool],
         checks_outputs: bool,
+        said: set[str],
     ) -> None:
         # Not ``VecEnvWrapper.__init__``, which asks the environments for attributes: some answer with an error.
         self.venv = env
@@ -47,15 +49,16 @@ class StepGuard(VecEnvWrapper):
         self.class_attributes: dict[str, Any] = {}
         # Whether the loop is neither in a step nor in a callback: then it is the policy that is at work.
         self.is_acting = True
-        self._is_stepping = False
+        # Whether a step has begun that has not come to its end, perhaps never will.
+        self.is_stepping = False
         self._count_steps = count_steps
         self._failures = Failures(innermost(env), self._in_this_step)
-        self._watch = WaitingWatch(innermost(env), self._in_this_step)
+        self._watch = WaitingWatch(innermost(env), self._in_this_step, said)
         self._checks = OutputChecks(env, self._after_steps, can_handle, checks_outputs)
-        self._step, self.shares_infos = make_step(env, self._failures.blame)
+        self._step, self.shares_infos = make_step(env, self._failures.blame, self._watch)
 
     def _after_steps(self) -> str:
-        return f"after {self._count_steps() + (self.num_envs if self._is_stepping else 0)} steps"
+        return f"after {self._count_steps() + (self.num_envs if self.is_stepping else 0)} steps"
 
     def _in_this_step(self) -> str:
         return f"after {self._count_steps() + self.num_envs} steps"
@@ -83,7 +86,7 @@ class StepGuard(VecEnvWrapper):
         if actions.dtype.kind == "f" and not math.isfinite(np.vdot(actions, actions)):
             self._check_actions(actions)
         self._checks.remember_statistics()
-        self._is_stepping, self.is_acting = True, False
+        self.is_stepping, self.is_acting = True, False
         self._watch.n_begun += 1
         try:
             obs, rewards, dones, infos = self._step(actions)
@@ -92,7 +95,7 @@ class StepGuard(VecEnvWrapper):
             raise
         self._watch.n_done += 1
         self._checks.check_step(obs, rewards, dones, infos)
-        self._is_stepping, self.is_acting = False, True
+        self.is_stepping, self.is_acting = False, True
         return obs, rewards, dones, infos
 
     def _check_actions(self, actions: np.ndarray) -> None:

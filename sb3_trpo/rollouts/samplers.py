@@ -10,12 +10,14 @@ from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.rollouts.noise import CorrelatedNoise
 
-Sampler = Callable[[th.Tensor], th.Tensor]
+# From the actor network's outputs, (N, ·), and what entered its last layer, (N, n).
+Sampler = Callable[[th.Tensor, th.Tensor], th.Tensor]
 
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int, noise: CorrelatedNoise | None) -> Sampler:
@@ -25,7 +27,7 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, noise: CorrelatedNoise 
     :param policy: the policy, of a kind in ``SAMPLERS``
     :param n_envs: the number of environments
     :param noise: the noise of Gaussian actions; None for independent noise
-    :return: the function from outputs, (n_envs, ·), to actions
+    :return: the function from outputs, (n_envs, ·), and what entered the last layer, (n_envs, n), to actions
     """
     return SAMPLERS[type(policy.action_dist)](policy, n_envs, noise)
 
@@ -33,14 +35,25 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, noise: CorrelatedNoise 
 def _gaussian(policy: ActorCriticPolicy, n_envs: int, noise: CorrelatedNoise | None) -> Sampler:
     std = policy.log_std.detach().exp().expand(n_envs, -1)
     if noise is not None:
-        return lambda mean: mean + noise() * std
+        return lambda mean, _: mean + noise() * std
     fresh = th.empty_like(std, memory_format=th.contiguous_format)
     # What torch's Normal.rsample does.
-    return lambda mean: mean + fresh.normal_() * std
+    return lambda mean, _: mean + fresh.normal_() * std
+
+
+def _state_dependent(policy: ActorCriticPolicy, *_: object) -> Sampler:
+    distribution = policy.action_dist
+    assert isinstance(distribution, StateDependentNoiseDistribution)
+
+    def sample(mean: th.Tensor, latent: th.Tensor) -> th.Tensor:
+        actions = mean + distribution.get_noise(latent)
+        return actions if distribution.bijector is None else distribution.bijector.forward(actions)
+
+    return sample
 
 
 def _categorical(*_: object) -> Sampler:
-    return _sample_category
+    return lambda logits, _: _sample_category(logits)
 
 
 def _sample_category(logits: th.Tensor) -> th.Tensor:
@@ -53,15 +66,16 @@ def _multi_categorical(policy: ActorCriticPolicy, *_: object) -> Sampler:
     distribution = policy.action_dist
     assert isinstance(distribution, MultiCategoricalDistribution)
     sizes = list(distribution.action_dims)
-    return lambda logits: th.stack([_sample_category(part) for part in logits.split(sizes, dim=1)], dim=1)
+    return lambda logits, _: th.stack([_sample_category(part) for part in logits.split(sizes, dim=1)], dim=1)
 
 
 def _bernoulli(*_: object) -> Sampler:
-    return lambda logits: th.bernoulli(logits.sigmoid())
+    return lambda logits, _: th.bernoulli(logits.sigmoid())
 
 
 SAMPLERS: dict[type, Callable[[ActorCriticPolicy, int, CorrelatedNoise | None], Sampler]] = {
     DiagGaussianDistribution: _gaussian,
+    StateDependentNoiseDistribution: _state_dependent,
     CategoricalDistribution: _categorical,
     MultiCategoricalDistribution: _multi_categorical,
     BernoulliDistribution: _bernoulli,

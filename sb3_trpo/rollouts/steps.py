@@ -10,7 +10,7 @@ stepped by its own ``step``. As they step the environments one by one, they can 
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -24,22 +24,29 @@ Step = Callable[[np.ndarray], VecEnvStepReturn]
 Blame = Callable[[Exception, int], NoReturn]
 
 
-def make_step(env: VecEnv, blame: Blame) -> tuple[Step, bool]:
+class Progress(Protocol):
+    """Who wants to know how many environments have answered in the present step."""
+
+    n_answered: int | None
+
+
+def make_step(env: VecEnv, blame: Blame, progress: Progress) -> tuple[Step, bool]:
     """
     Find the quickest way to do what ``env.step`` does.
 
     :param env: the environments, with their wrappers
     :param blame: told of an environment's exception, and of the environment's number
+    :param progress: told of answers, where they come one by one
     :return: the way, and whether the infos that it gives belong to the environments: who keeps one has to copy it
     """
     if is_untouched(env, DummyVecEnv):
         return functools.partial(_step_dummy, env, blame), True  # type: ignore[arg-type]
     if is_untouched(env, SubprocVecEnv):
-        return functools.partial(_step_subproc, env, blame), False  # type: ignore[arg-type]
+        return functools.partial(_step_subproc, env, blame, progress), False  # type: ignore[arg-type]
     if is_untouched(env, VecNormalize) and _has_known_statistics(env):  # type: ignore[arg-type]
         assert isinstance(env, VecNormalize)
         if is_untouched(env.venv, DummyVecEnv, SubprocVecEnv):
-            inner, shares_infos = make_step(env.venv, blame)
+            inner, shares_infos = make_step(env.venv, blame, progress)
         else:
             # Not its ``step``: SB3's wrappers call the two halves.
             inner, shares_infos = functools.partial(_step_in_halves, env.venv), False
@@ -48,8 +55,21 @@ def make_step(env: VecEnv, blame: Blame) -> tuple[Step, bool]:
 
 
 def _has_known_statistics(env: VecNormalize) -> bool:
-    of_obs = list(env.obs_rms.values()) if isinstance(env.obs_rms, dict) else [env.obs_rms] if env.norm_obs else []
-    return all(is_untouched(statistics, RunningMeanStd) for statistics in [*of_obs, env.ret_rms])
+    return all(is_untouched(statistics, RunningMeanStd) for statistics in statistics_of(env))
+
+
+def statistics_of(env: VecNormalize) -> list[RunningMeanStd]:
+    """
+    Return the running statistics that a normalisation uses.
+
+    :param env: the normalised environments
+    :return: the observations' statistics, if observations are normalised, and those of the returns
+    """
+    if not env.norm_obs:
+        # It has none.
+        return [env.ret_rms]
+    of_obs = env.obs_rms
+    return [*(of_obs.values() if isinstance(of_obs, dict) else [of_obs]), env.ret_rms]
 
 
 def _step_in_halves(env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
@@ -91,10 +111,11 @@ def _write(buffers: dict[Any, np.ndarray], i: int, obs: Any) -> None:
 def _copied(buffers: dict[Any, np.ndarray]) -> VecEnvObs:
     if None in buffers:
         return buffers[None].copy()
-    return {key: buffer.copy() for key, buffer in buffers.items()}
+    # An OrderedDict, as SB3 has it.
+    return type(buffers)((key, buffer.copy()) for key, buffer in buffers.items())
 
 
-def _step_subproc(env: SubprocVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvStepReturn:
+def _step_subproc(env: SubprocVecEnv, blame: Blame, progress: Progress, actions: np.ndarray) -> VecEnvStepReturn:
     """``SubprocVecEnv.step``, which names the environment whose process has ended or whose numbers do not fit."""
     results: list[Any] = []
     n_sent = 0
@@ -103,9 +124,11 @@ def _step_subproc(env: SubprocVecEnv, blame: Blame, actions: np.ndarray) -> VecE
             remote.send(("step", action))
             n_sent += 1
         env.waiting = True
+        progress.n_answered = 0
         # Not in one go: how many have answered is told.
         for remote in env.remotes:
             results.append(remote.recv())
+            progress.n_answered += 1
         env.waiting = False
     except Exception as error:
         blame(error, len(results) if n_sent == env.num_envs else n_sent)
@@ -172,15 +195,15 @@ def _step_normalized(env: VecNormalize, inner: Step, actions: np.ndarray) -> Vec
 def _normalized(env: VecNormalize, obs: Any) -> Any:
     if not env.norm_obs:
         # SB3 gives a copy.
-        return {key: part.copy() for key, part in obs.items()} if isinstance(obs, dict) else np.array(obs)
+        return copy.deepcopy(obs)
     if not isinstance(obs, dict):
         return env._normalize_obs(obs, env.obs_rms).astype(np.float32)  # type: ignore[arg-type]
-    normalized = {}
+    normalized = type(obs)()
     for key, part in obs.items():
         if key in (env.norm_obs_keys or ()):
             normalized[key] = env._normalize_obs(part, env.obs_rms[key]).astype(np.float32)
         else:
-            normalized[key] = part.copy()
+            normalized[key] = copy.deepcopy(part)
     return normalized
 
 

@@ -13,7 +13,7 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
-from sb3_trpo.saved_models.atomic import replaced_file
+from sb3_trpo.saved_models.atomic import atomic_write
 from sb3_trpo.saved_models.contrib import explain_missing_gym, warn_of_methods_not_called, warn_of_smaller_steps
 from sb3_trpo.saved_models.foreign import LEFT_OVER, explain_take_over, take_over
 from sb3_trpo.saved_models.origin import ModelPath, Origin, origin_of, read_data
@@ -51,7 +51,7 @@ class SafelySaved(OnPolicyAlgorithm):
         """
         portable = make_portable(self)
         if isinstance(path, (str, pathlib.Path)):
-            with replaced_file(path, "zip") as file:
+            with atomic_write(path, "zip") as file:
                 super(SafelySaved, portable).save(file, exclude, include)
         else:
             super(SafelySaved, portable).save(path, exclude, include)

@@ -1,70 +1,187 @@
 """
 Files that are replaced as a whole: whoever looks, and whenever the writer is killed, there is the old file or the new
 one, never a part of either.
+
+Where the file system does not allow that, files are written as ``open`` writes them; ``atomic_write`` says when.
 """
 
 import contextlib
-import io
+import errno
 import os
 import pathlib
+import re
 import secrets
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from typing import IO
 
 # Temporary files of writers that were killed are removed by the next one, if they are so old that nobody writes them.
 ABANDONED_AFTER_SECONDS = 3600.0
 # Of the name in that of the temporary file: file systems allow 255 bytes, a character can take four.
 NAME_CHARACTERS = 40
+# What a file system answers where there can't be another file beside this one: forbidden, read-only, a path too long.
+NO_ROOM_BESIDE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+# What it answers if it has no notion of writing through to the disk, as network shares do.
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+# Lists of who may read and write, beyond the mode.
+ACCESS_LIST = "system.posix_acl_access"
 
 
 @contextlib.contextmanager
-def replaced_file(path: str | pathlib.Path, suffix: str) -> Iterator[io.BufferedWriter]:
+def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[IO[bytes]]:
     """
-    A file that takes its place when the block has ended; an exception in the block leaves the old file.
+    Open a file that takes its place when the block has ended; an exception in the block leaves the old file.
 
-    :param path: of the file; as in SB3, a missing folder is made, and a folder of that name is not overwritten
-    :param suffix: for a path that has none, without its dot
+    As in SB3, a missing folder is made, and a folder of that name is not overwritten. As with ``open``, links are
+    followed, and permissions and owner stay. A file with several names (hard links), and one that no other file can be
+    put beside, is written in its place when the block has ended: an exception in the block still leaves the old file,
+    but the death of the process while the bytes are copied does not. Pipes and devices are written directly.
+
+    :param path: the file
+    :param suffix: the ending of a path that has none, without its dot
     :return: the file, open for writing
+    :raises OSError: if ``open`` would not write the file either
     """
-    target = _resolve(pathlib.Path(path), suffix)
+    target = saved_path(path, suffix)
+    if target != _with_suffix(pathlib.Path(path), suffix).resolve():
+        warnings.warn(f"Path '{path}' is a folder. Will save instead to {target}", stacklevel=3)
+    if not target.parent.exists():
+        warnings.warn(f"Path '{target.parent}' does not exist. Will create it.", stacklevel=3)
+        target.parent.mkdir(exist_ok=True, parents=True)
     if target.exists() and not target.is_file():
-        # A pipe or a device can't be replaced.
         with target.open("wb") as file:
             yield file
         return
+    if target.exists():
+        # An error here is the one of ``open``; nothing is written.
+        target.open("ab").close()
     _remove_abandoned(target)
-    temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
+    file, temporary = _open_temporary(target)
+    with file:
+        try:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
+            if temporary is None or not _replace(target, file, temporary):
+                _copy(file, target)
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
 
 
-def _resolve(path: pathlib.Path, suffix: str) -> pathlib.Path:
+def saved_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
     """
-    :param path: as the user gave it
-    :param suffix: for a path that has none
+    Tell where a file of that name is saved.
+
+    :param path: the path as the user gave it
+    :param suffix: the ending of a path that has none, without its dot
     :return: the file that SB3's ``open_path`` would write; what a symbolic link points to, rather than the link
+    :raises OSError: if symbolic links go round in a circle
     """
-    if path.suffix == "":
-        path = path.with_name(f"{path.name}.{suffix}")
-    if path.is_dir():
-        warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=4)
-        return _resolve(path.with_name(f"{path.name}_2"), suffix)
-    if not path.parent.exists():
-        warnings.warn(f"Path '{path.parent}' does not exist. Will create it.", stacklevel=4)
-        path.parent.mkdir(exist_ok=True, parents=True)
-    return path.resolve()
+    file = _with_suffix(pathlib.Path(path), suffix)
+    while file.is_dir():
+        file = file.with_name(f"{file.name}_2")
+    try:
+        return file.resolve()
+    except RuntimeError as error:
+        # Of Python before 3.13.
+        raise OSError(errno.ELOOP, "Symbolic links go round in a circle", str(path)) from error
+
+
+def _with_suffix(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    return path.with_name(f"{path.name}.{suffix}") if path.suffix == "" else path
+
+
+def _open_temporary(target: pathlib.Path) -> tuple[IO[bytes], pathlib.Path | None]:
+    """
+    Open a file to write to before the target is touched.
+
+    :param target: the file to be written
+    :return: the open file; its path, if it can take the target's place
+    """
+    if not target.exists() or target.stat().st_nlink == 1:
+        temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}.sb3_trpo.tmp")
+        try:
+            return temporary.open("x+b"), temporary
+        except OSError as error:
+            if error.errno not in NO_ROOM_BESIDE:
+                raise
+    return tempfile.TemporaryFile(), None
+
+
+def _replace(target: pathlib.Path, file: IO[bytes], temporary: pathlib.Path) -> bool:
+    """
+    Put the temporary file in the target's place.
+
+    :param target: the file to be replaced
+    :param file: the temporary file, still open
+    :param temporary: its path
+    :return: whether that is done; it can't be where the old file's owner would change, or may not be removed
+    """
+    # The bytes first, then the name: otherwise a power failure could leave the new name without the new bytes.
+    _sync(file.fileno())
+    if target.exists() and not _copy_access(target, temporary):
+        return False
+    if os.name != "posix":
+        # Windows does not rename open files.
+        file.close()
+    try:
+        temporary.replace(target)
+    except PermissionError:
+        if file.closed:
+            raise
+        return False
+    _sync_folder(target.parent)
+    return True
+
+
+def _copy_access(target: pathlib.Path, temporary: pathlib.Path) -> bool:
+    """
+    Give the temporary file the owner and the permissions of the target.
+
+    :param target: the file to be replaced
+    :param temporary: the file to replace it
+    :return: whether that could be done
+    """
+    old, new = target.stat(), temporary.stat()
+    try:
+        if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+            os.chown(temporary, old.st_uid, old.st_gid)
+        shutil.copymode(target, temporary)
+        if hasattr(os, "listxattr") and ACCESS_LIST in os.listxattr(target):
+            os.setxattr(temporary, ACCESS_LIST, os.getxattr(target, ACCESS_LIST))
+    except OSError:
+        return False
+    return True
+
+
+def _copy(file: IO[bytes], target: pathlib.Path) -> None:
+    """
+    Write the target in its place; an error (a full disk) brings the old content back.
+
+    :param file: the new content
+    :param target: the file to be written
+    """
+    file.seek(0)
+    # Not "wb", which would free the old content's place on the disk, so that it might not fit again.
+    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    with open(descriptor, "r+b") as place:
+        old = place.read()
+        try:
+            _overwrite(place, file.read())
+        except BaseException:
+            _overwrite(place, old)
+            raise
+
+
+def _overwrite(place: IO[bytes], content: bytes) -> None:
+    place.seek(0)
+    place.write(content)
+    place.truncate()
+    place.flush()
+    _sync(place.fileno())
 
 
 def _prefix(target: pathlib.Path) -> str:
@@ -72,22 +189,34 @@ def _prefix(target: pathlib.Path) -> str:
 
 
 def _remove_abandoned(target: pathlib.Path) -> None:
-    prefix = _prefix(target)
-    for file in target.parent.iterdir():
-        if file.name.startswith(prefix) and file.suffix == ".tmp":
-            # Another writer may be doing the same.
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - file.stat().st_mtime > ABANDONED_AFTER_SECONDS:
-                    file.unlink()
+    # Only names that we give, digit by digit: others are the user's.
+    pattern = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{16}\.sb3_trpo\.tmp")
+    # A folder may be closed to readers; another writer may be doing the same.
+    with contextlib.suppress(OSError):
+        for file in target.parent.iterdir():
+            if pattern.fullmatch(file.name) and time.time() - file.stat().st_mtime > ABANDONED_AFTER_SECONDS:
+                file.unlink()
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
     """
-    The new name is on disk only when its folder is.
+    Write a folder through to the disk: a new name is there only when its folder is.
 
-    :param folder: of a file that was renamed
+    :param folder: the folder of a file that was renamed
     """
-    if os.name == "posix":
+    if os.name != "posix":
+        return
+    # The file is in its place already. Where folders can't be opened or synced, a power failure may bring the old file
+    # back, whole.
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

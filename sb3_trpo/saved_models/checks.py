@@ -18,7 +18,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 
 from sb3_trpo.saved_models.budget import check_integer_size
 from sb3_trpo.saved_models.refused import RefusedModelError
-from sb3_trpo.update.transaction import no_distribution_checks
+from sb3_trpo.update.transaction import skip_distribution_checks
 from sb3_trpo.validation import check_real
 
 REQUIRED = ("policy_class", "policy_kwargs", "observation_space", "action_space", "lr_schedule", "n_steps", "n_envs")
@@ -140,7 +140,7 @@ def check_buffer(attributes: State) -> None:
 
 def _make_without_memory(attributes: State) -> ActorCriticPolicy:
     policy_class = type("Shapes", (attributes["policy_class"],), {"device": property(lambda _: th.device("meta"))})
-    with th.device("meta"), no_distribution_checks():
+    with th.device("meta"), skip_distribution_checks():
         policy: ActorCriticPolicy = policy_class(
             attributes["observation_space"],
             attributes["action_space"],

@@ -18,7 +18,14 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.policies import (
+    BetaCnnPolicy,
+    BetaMultiInputPolicy,
+    BetaPolicy,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+)
 from sb3_trpo.saved_models.budget import Budget, check_integer_size
 from sb3_trpo.saved_models.pickle_reader import Call, Name, read_pickle
 from sb3_trpo.saved_models.refused import RefusedModelError
@@ -276,6 +283,9 @@ CLASSES: dict[str, type] = {
         MlpPolicy,
         CnnPolicy,
         MultiInputPolicy,
+        BetaPolicy,
+        BetaCnnPolicy,
+        BetaMultiInputPolicy,
         torch_layers.FlattenExtractor,
         torch_layers.NatureCNN,
         torch_layers.CombinedExtractor,

@@ -4,7 +4,6 @@ The Fisher information of a policy, as a product with vectors.
 
 import torch as th
 
-from sb3_trpo.trust_region.conjugate_gradient import Solution
 from sb3_trpo.trust_region.linearization import Linearizations
 
 CANCELLATION = 1e-2
@@ -38,15 +37,16 @@ class Fisher:
         assert total is not None
         return total.div_(n_samples)
 
-    def quadratic_form(self, solution: Solution, damping: float) -> float:
+    def quadratic_form(self, x: th.Tensor, damped_product: th.Tensor, damping: float) -> float:
         """
-        :param solution: x of (F + λ I) x = b
+        Compute xᵀ F x from a product with F + λ I that is at hand, as it is after solving for x.
+
+        :param x: (P,)
+        :param damped_product: (F + λ I) x, (P,)
         :param damping: λ
         :return: xᵀ F x
         """
-        x = solution.x
-        damped = float(x.dot(solution.product))
+        damped = float(x.dot(damped_product))
         undamped = damped - damping * float(x.dot(x))
-        # The solver knows A x without a further product; but where damping is nearly all of it, the difference has too
-        # few digits left.
+        # Where damping is nearly all of it, the difference has too few digits left: there one more product is worth it.
         return undamped if undamped > CANCELLATION * damped else float(x.dot(self @ x))

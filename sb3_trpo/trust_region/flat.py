@@ -1,5 +1,5 @@
 """
-The actor's parameters θ as one vector.
+The actor's parameters θ as one real vector.
 
 The vector is a copy. Making every parameter a view of one vector instead would save that copy, a few microseconds, but
 would move the parameters' storage, to which compiled policies, optimizers and shared memory hold on.
@@ -13,55 +13,74 @@ from torch import nn
 
 class FlatParameters:
     """
-    :param parameters: at least one, each of them once
+    θ: tensors of any shape, seen as one vector of P real numbers.
+
+    A complex parameter counts as its real and imaginary parts, side by side. Parameters of different precisions share a
+    vector of the highest.
+
+    :param tensors: the parameters, at least one, each of them once
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = tuple(parameters)
-        self._sizes = [parameter.numel() for parameter in self.parameters]
+    def __init__(self, tensors: Sequence[nn.Parameter]) -> None:
+        self.tensors = tuple(tensors)
+        self._shapes = [_real(tensor.detach()).shape for tensor in self.tensors]
+        self._sizes = [shape.numel() for shape in self._shapes]
 
     def __len__(self) -> int:
         return sum(self._sizes)
 
     def __iter__(self) -> Iterator[nn.Parameter]:
-        return iter(self.parameters)
+        return iter(self.tensors)
 
     def vector(self) -> th.Tensor:
         """
-        :return: a copy of the parameters, (P,)
+        Copy the parameters into a vector.
+
+        :return: θ, (P,)
         """
-        return flatten(self.parameters)
+        return flatten(self.tensors)
 
     def write_(self, vector: th.Tensor) -> None:
         """
-        Set the parameters, in place: their storage stays where it is.
+        Set the parameters in place: their storage stays where it is.
 
         :param vector: (P,)
         """
         with th.no_grad():
-            for parameter, values in zip(self.parameters, self.split(vector), strict=True):
-                parameter.copy_(values)
+            for tensor, values in zip(self.tensors, self.split(vector), strict=True):
+                _real(tensor).copy_(values)
 
     def split(self, vector: th.Tensor) -> list[th.Tensor]:
         """
+        Cut a vector into a piece for each parameter.
+
         :param vector: (P,)
-        :return: views of it, shaped as the parameters
+        :return: views of it, shaped as the parameters; for a complex one with one more axis, of real and imaginary part
         """
         pieces = vector.split(self._sizes)
-        return [piece.view(parameter.shape) for piece, parameter in zip(pieces, self.parameters, strict=True)]
+        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
     def flatten_gradients(self, gradients: Sequence[th.Tensor | None]) -> th.Tensor:
         """
+        Put gradients into one vector.
+
         :param gradients: one for each parameter; None, as autograd has it, for one that the result does not depend on
         :return: (P,)
         """
-        pairs = zip(self.parameters, gradients, strict=True)
-        return flatten([th.zeros_like(p) if gradient is None else gradient for p, gradient in pairs])
+        pairs = zip(self.tensors, gradients, strict=True)
+        return flatten([th.zeros_like(tensor) if gradient is None else gradient for tensor, gradient in pairs])
 
 
 def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
     """
-    :param tensors: at least one
-    :return: their elements in one vector, a copy
+    Put the elements of tensors into one vector.
+
+    :param tensors: at least one; a complex one counts as its real and imaginary parts
+    :return: a copy of their elements
     """
-    return th.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    return th.cat([_real(tensor.detach()).reshape(-1) for tensor in tensors])
+
+
+def _real(tensor: th.Tensor) -> th.Tensor:
+    # A gradient of a complex parameter is conjugated lazily, and that has no real view.
+    return th.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -18,9 +18,9 @@ _SEED = 0
 @dataclass(frozen=True)
 class KroneckerFactor:
     """
-    A Kronecker factor E[rows rowsᵀ], by its eigenvectors.
+    A matrix rowsᵀ rows / total, by its eigenvectors.
 
-    :param values: eigenvalues, but for those that are taken as zero, (k,)
+    :param values: the eigenvalues, but for those that are taken as zero, (k,)
     :param basis: their eigenvectors, (n, k)
     """
 
@@ -35,26 +35,34 @@ class KroneckerFactor:
     @classmethod
     def of(cls, rows: th.Tensor, total: float, with_ones: bool = False) -> "KroneckerFactor":
         """
+        Decompose rowsᵀ rows / total, by the cheapest way for its shape.
+
         :param rows: (R, n)
         :param total: what the sum over rows is divided by
         :param with_ones: whether each row goes on with a 1
-        :return: the factor rowsᵀ rows / total
+        :return: the factor
         """
         size = rows.shape[1] + with_ones
+        # 1. Small: all eigenvectors, from the matrix itself.
         if size <= MAX_EXACT_SIZE and size <= len(rows):
             values, basis = th.linalg.eigh(_gram_matrix(rows, with_ones) / total)
             return cls(values.clamp(min=0), basis)
+        # 2. Few rows: the matrix has no more directions than these, which a singular value decomposition finds without
+        #    squaring their lengths.
         if len(rows) <= MAX_EXACT_SIZE:
             if with_ones:
                 rows = th.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
             return cls(*_nonzero_eigenpairs(rows.t() / total**0.5))
+        # 3. Large.
         return cls(*_leading_eigenpairs(rows, total, with_ones))
 
 
 def _nonzero_eigenpairs(root: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
+    Decompose root rootᵀ.
+
     :param root: (n, k), k the smaller
-    :return: eigenvalues of root rootᵀ that are not zero, and their eigenvectors, orthonormal to rounding
+    :return: the eigenvalues that are not zero, and their eigenvectors, orthonormal to rounding
     """
     basis, singular, _ = th.linalg.svd(root, full_matrices=False)
     kept = singular > th.finfo(singular.dtype).eps * len(singular) * singular[0]
@@ -63,15 +71,16 @@ def _nonzero_eigenpairs(root: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
 
 def _leading_eigenpairs(rows: th.Tensor, total: float, with_ones: bool) -> tuple[th.Tensor, th.Tensor]:
     """
-    Nyström's approximation S Q (Qᵀ S Q)⁻¹ Qᵀ S of S = rowsᵀ rows / total from random directions Q (Tropp et al. 2017,
+    Approximate S = rowsᵀ rows / total by Nyström's S Q (Qᵀ S Q)⁻¹ Qᵀ S with random directions Q (Tropp et al. 2017,
     https://arxiv.org/abs/1706.05736, algorithm 3): one pass over the rows in k directions, where S itself takes n.
 
     :param rows: (R, n)
-    :param total: a divisor
+    :param total: what the sum over rows is divided by
     :param with_ones: whether each row goes on with a 1
     :return: up to k = ``N_LEADING`` eigenvalues and their eigenvectors
     """
     size = rows.shape[1] + with_ones
+    # A generator of its own, so that the random numbers that training sees do not depend on the preconditioner.
     generator = th.Generator().manual_seed(_SEED)
     directions = th.linalg.qr(th.randn(size, N_LEADING, generator=generator).to(rows)).Q
     projections = rows @ directions[: rows.shape[1]]
@@ -92,8 +101,10 @@ def _leading_eigenpairs(rows: th.Tensor, total: float, with_ones: bool) -> tuple
 
 def _gram_matrix(rows: th.Tensor, with_ones: bool) -> th.Tensor:
     """
+    Compute rowsᵀ rows, without a copy of the rows for the ones.
+
     :param rows: (R, n)
-    :param with_ones: whether each row goes on with a 1, which needs no copy of the rows
+    :param with_ones: whether each row goes on with a 1
     :return: rowsᵀ rows
     """
     products = rows.t() @ rows

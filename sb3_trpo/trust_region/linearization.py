@@ -1,23 +1,27 @@
 """
 The distribution parameters z(θ) of a batch of states, linearised at the current θ.
 
-Everything that TRPO needs to know about the policy's networks are the products of the Jacobian J = ∂z/∂θ with vectors,
-from either side: the surrogate's gradient is one Jᵀu, a Fisher-vector product one Jv and one Jᵀu, the Kronecker factors
-one Jᵀu. ``GraphLinearization`` takes them from autograd, for any policy; ``MlpLinearization`` has them written out.
+All that TRPO needs to know about the policy's networks is the product of the Jacobian J = ∂z/∂θ with a vector, from
+either side: the surrogate's gradient is one Jᵀu, a Fisher-vector product one Jv and one Jᵀu, the Kronecker factors one
+Jᵀu. ``GraphLinearization`` takes them from autograd, for any policy; ``MlpLinearization`` has them written out.
 """
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
+from sb3_trpo.trust_region.families import family_and_z
 from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.kl import Parameters, family_of
+from sb3_trpo.trust_region.kl import DistributionParameters
+
+# What a policy is evaluated on: rollout samples, or whatever else it takes.
+SamplesT = TypeVar("SamplesT")
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,10 @@ class LayerPass:
     :param weight: the layer's, (m, ...)
     :param bias: the layer's, (m,), or None if it is not among the parameters
     :param convolution: the layer, if it is one
-    :param inputs: what entered it, (N, ..., n) or, for a convolution, (N, channels, height, width)
-    :param cotangents: gradient with respect to what left it, (N, ..., m) or (N, m, height, width)
+    :param inputs: what entered it, (..., n) or, for a convolution, (..., channels, height, width)
+    :param cotangents: gradient with respect to what left it, (..., m) or (..., m, height, width)
+    :param n_states: the number of states N that this is the whole of; the leading axes need not count them: a branch of
+        the network may see some states only, or each state in several rows
     """
 
     weight: th.Tensor
@@ -37,10 +43,15 @@ class LayerPass:
     convolution: nn.Conv2d | None
     inputs: th.Tensor
     cotangents: th.Tensor
+    n_states: int
 
 
 class Linearization(ABC):
     """
+    z(θ) ≈ z + J (θ − θ_old) for a batch of N states.
+
+    ``distribution`` is π(·|s), differentiable; ``z`` has its parameters, tensors of shape (N, ·), in ``family``.
+
     :param distribution: π(·|s) for a batch of states, differentiable
     :param parameters: θ
     """
@@ -48,10 +59,9 @@ class Linearization(ABC):
     def __init__(self, distribution: Distribution, parameters: FlatParameters) -> None:
         # A policy uses one distribution object for everything, and sets it anew at each evaluation.
         self.distribution = copy.copy(distribution)
-        self.family = family_of(distribution)
+        self.family, z = family_and_z(distribution)
         self.parameters = parameters
-        # z, each (N, ·)
-        self.z: Parameters = tuple(tensor.detach() for tensor in self.family.parameters(distribution.distribution))
+        self.z: DistributionParameters = tuple(tensor.detach() for tensor in z)
 
     def __len__(self) -> int:
         return len(self.z[0])
@@ -59,43 +69,53 @@ class Linearization(ABC):
     @abstractmethod
     def gradient(self, objective: th.Tensor) -> th.Tensor:
         """
+        Differentiate a function of the action distributions.
+
         :param objective: a scalar computed from ``distribution``
         :return: its gradient in θ, (P,)
         """
 
     @abstractmethod
-    def jvp(self, v: th.Tensor) -> Parameters:
+    def jvp(self, v: th.Tensor) -> DistributionParameters:
         """
+        Multiply by the Jacobian: how z changes along v.
+
         :param v: (P,)
         :return: J v, shaped as z
         """
 
     @abstractmethod
-    def vjp(self, u: Parameters) -> th.Tensor:
+    def vjp(self, u: DistributionParameters) -> th.Tensor:
         """
+        Multiply by the transposed Jacobian: the gradient of u · z.
+
         :param u: shaped as z
         :return: Jᵀ u, (P,)
         """
 
     @abstractmethod
-    def vjp_pieces(self, u: Parameters, positions: Sequence[int]) -> list[th.Tensor]:
+    def vjp_pieces(self, u: DistributionParameters, positions: Sequence[int]) -> list[th.Tensor]:
         """
+        Compute what ``vjp`` has for some of the parameters.
+
         :param u: shaped as z
-        :param positions: of parameters in θ, at least one
-        :return: what Jᵀ u has for these parameters, shaped as they are
+        :param positions: where in θ these parameters stand, at least one
+        :return: a piece of Jᵀ u for each, as ``FlatParameters.split`` has them
         """
 
     @abstractmethod
-    def layer_passes(self, u: Parameters, every: int = 1) -> Iterator[LayerPass]:
+    def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
         """
-        :param u: shaped as z, to be propagated backward
+        Go through the layers that have Kronecker factors: those whose weights are among the parameters and that were
+        called exactly once. No two of them share a parameter.
+
+        :param u: shaped as z, propagated backward
         :param every: k; only every k-th state is wanted, if leaving out the others saves time
-        :return: the layers whose weights are among the parameters and that were called exactly once; no two of them
-            share a parameter
+        :return: what went through each of the layers
         """
 
 
-class Linearizations:
+class Linearizations(Generic[SamplesT]):
     """
     The linearisations of the chunks of a batch. One is kept; several are made anew each time, to bound the memory.
 
@@ -103,7 +123,7 @@ class Linearizations:
     :param chunks: the batch, in chunks
     """
 
-    def __init__(self, linearize: Callable[[Any], Linearization], chunks: Sequence[Any]) -> None:
+    def __init__(self, linearize: Callable[[SamplesT], Linearization], chunks: Sequence[SamplesT]) -> None:
         self._linearize = linearize
         self.chunks = chunks
         self._kept: Linearization | None = None
@@ -116,7 +136,9 @@ class Linearizations:
 
     def first(self) -> Linearization:
         """
-        :return: the first chunk's linearisation
+        Linearise the first chunk.
+
+        :return: its linearisation
         """
         if self._kept is not None:
             return self._kept

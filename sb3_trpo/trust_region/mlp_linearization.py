@@ -3,6 +3,7 @@ The linearisation of a plain network, written out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
@@ -10,29 +11,48 @@ from torch import nn
 
 from sb3_trpo.networks.mlp import PlainMlp, to_columns
 from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.kl import Parameters
+from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
+
+
+class Cotangents(NamedTuple):
+    """
+    A gradient with respect to what z is computed from.
+
+    :param outputs: of the network, (N, n_out)
+    :param latent: of what enters the network's last layer, (N, n), where z depends on that in another way as well
+    :param log_std: of log σ, shaped as it is
+    """
+
+    outputs: th.Tensor
+    latent: th.Tensor | None = None
+    log_std: th.Tensor | None = None
 
 
 class MlpLinearization(Linearization):
     """
     A plain network that gives mean actions or logits, with or without a state-independent log σ.
 
-    θ is the network's parameters, then log σ. Logits count as the network gives them, before torch normalises them: J v
-    may differ by a shift of all logits of an action, to which the metric is blind (M 1 = 0, 1ᵀM = 0).
+    θ is the network's parameters, then log σ. Logits count as the network gives them, before torch normalises or masks
+    them: J v may differ by a shift of all logits of an action, and for those that are masked, to both of which the
+    metric is blind (M 1 = 0, 1ᵀM = 0, and M is 0 where the probability is).
 
     :param mlp: the network
     :param features: its inputs, (N, n_in)
-    :param distribution_of: maps the network's outputs to an action distribution, differentiably
+    :param distribution_of: maps the network's outputs, and what entered its last layer, to an action distribution,
+        differentiably
     :param parameters: θ
     :param log_std: log σ, (action dimensions,), or None
     """
+
+    # Whether z depends on the inputs of the last layer, on another way than through that layer.
+    uses_latent: ClassVar[bool] = False
 
     def __init__(
         self,
         mlp: PlainMlp,
         features: th.Tensor,
-        distribution_of: Callable[[th.Tensor], Distribution],
+        distribution_of: Callable[[th.Tensor, th.Tensor], Distribution],
         parameters: FlatParameters,
         log_std: nn.Parameter | None,
     ) -> None:
@@ -43,46 +63,74 @@ class MlpLinearization(Linearization):
             self._inputs = self._mlp.layer_inputs(to_columns(features), with_tangents=True)
             self._outputs = self._mlp.outputs(self._inputs).t()
         self._outputs.requires_grad_()
-        super().__init__(distribution_of(self._outputs), parameters)
+        self._latent = self._inputs.hidden[-1].t()
+        self._latent.requires_grad_(self.uses_latent)
+        super().__init__(distribution_of(self._outputs, self._latent), parameters)
 
     def gradient(self, objective: th.Tensor) -> th.Tensor:
-        leaves = [self._outputs] if self._log_std is None else [self._outputs, self._log_std]
-        on_outputs, *on_log_std = th.autograd.grad(objective, leaves, retain_graph=True)
-        return self._pull_back(on_outputs, on_log_std)
+        leaves = {"outputs": self._outputs}
+        if self.uses_latent:
+            leaves["latent"] = self._latent
+        if self._log_std is not None:
+            leaves["log_std"] = self._log_std
+        # gSDE may detach the latent.
+        gradients = th.autograd.grad(objective, list(leaves.values()), retain_graph=True, allow_unused=self.uses_latent)
+        return self._pull_back(Cotangents(**dict(zip(leaves, gradients, strict=True))))
 
     @th.no_grad()
-    def jvp(self, v: th.Tensor) -> Parameters:
+    def jvp(self, v: th.Tensor) -> DistributionParameters:
         tangents = self.parameters.split(v)
         on_outputs = self._mlp.jvp(self._inputs, tangents[: len(self._layers)]).t()
-        return (on_outputs,) if self._log_std is None else (on_outputs, self.z[1] * tangents[-1])
+        on_latent = self._inputs.tangents[-1].t() if self._inputs.tangents else None
+        return self._tangents(on_outputs, on_latent, None if self._log_std is None else tangents[-1])
 
     @th.no_grad()
-    def vjp(self, u: Parameters) -> th.Tensor:
-        return self._pull_back(u[0], [] if self._log_std is None else [self._on_log_std(u)])
+    def vjp(self, u: DistributionParameters) -> th.Tensor:
+        return self._pull_back(self._cotangents(u))
 
     @th.no_grad()
-    def vjp_pieces(self, u: Parameters, positions: Sequence[int]) -> list[th.Tensor]:
+    def vjp_pieces(self, u: DistributionParameters, positions: Sequence[int]) -> list[th.Tensor]:
         if list(positions) == [len(self._layers)]:
             # log σ alone, which needs no pass through the network.
-            return [self._on_log_std(u)]
+            on_log_std = self._cotangents(u).log_std
+            assert on_log_std is not None
+            return [on_log_std]
         pieces = self.parameters.split(self.vjp(u))
         return [pieces[i] for i in positions]
 
-    def _on_log_std(self, u: Parameters) -> th.Tensor:
-        return (u[1] * self.z[1]).sum(dim=0)
-
     @th.no_grad()
-    def layer_passes(self, u: Parameters, every: int = 1) -> Iterator[LayerPass]:
-        inputs = self._inputs.every(every)
-        for i, cotangents in enumerate(self._mlp.backward(inputs, u[0][::every].t())):
+    def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
+        inputs, (on_outputs, on_latent, _) = self._inputs.every(every), self._cotangents(u)
+        latent_columns = None if on_latent is None else on_latent[::every].t()
+        for i, cotangents in enumerate(self._mlp.backward(inputs, on_outputs[::every].t(), latent_columns)):
             weight, bias = self._layers[2 * i : 2 * i + 2]
-            yield LayerPass(weight, bias, None, inputs.transposed[i][:, :-1], cotangents.t())
+            rows = inputs.transposed[i][:, :-1]
+            yield LayerPass(weight, bias, None, rows, cotangents.t(), len(rows))
+
+    def _tangents(
+        self, on_outputs: th.Tensor, on_latent: th.Tensor | None, log_std: th.Tensor | None
+    ) -> DistributionParameters:
+        """
+        :param on_outputs: directional derivative of the network's outputs, (N, n_out)
+        :param on_latent: likewise of what enters the last layer, (N, n); None if that does not depend on θ
+        :param log_std: the direction in log σ, if there is one
+        :return: that of z
+        """
+        return (on_outputs,) if log_std is None else (on_outputs, self.z[1] * log_std)
+
+    def _cotangents(self, u: DistributionParameters) -> Cotangents:
+        """
+        :param u: shaped as z
+        :return: what u is for the network's outputs and for log σ
+        """
+        return Cotangents(u[0]) if self._log_std is None else Cotangents(u[0], None, (u[1] * self.z[1]).sum(dim=0))
 
     @th.no_grad()
-    def _pull_back(self, on_outputs: th.Tensor, on_log_std: Sequence[th.Tensor]) -> th.Tensor:
-        gradient = th.empty(len(self.parameters), dtype=on_outputs.dtype, device=on_outputs.device)
+    def _pull_back(self, on: Cotangents) -> th.Tensor:
+        gradient = th.empty(len(self.parameters), dtype=on.outputs.dtype, device=on.outputs.device)
         pieces = self.parameters.split(gradient)
-        self._mlp.vjp_in_pieces(self._inputs, on_outputs.t(), out=pieces)
-        for piece, value in zip(pieces[len(self._layers) :], on_log_std, strict=True):
-            piece.copy_(value)
+        on_latent = None if on.latent is None else on.latent.t()
+        self._mlp.vjp_in_pieces(self._inputs, on.outputs.t(), out=pieces, on_latent=on_latent)
+        if on.log_std is not None:
+            pieces[-1].copy_(on.log_std)
         return gradient

@@ -2,14 +2,17 @@
 A Kronecker-factored preconditioner for conjugate gradient on the Fisher information.
 """
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch as th
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.nn.functional import unfold
 
 from sb3_trpo.trust_region.conjugate_gradient import Operator
-from sb3_trpo.trust_region.kl import Parameters
+from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.kronecker_factor import KroneckerFactor
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 
@@ -24,15 +27,63 @@ class PreconditionerError(Exception):
     """The factors can't be inverted."""
 
 
+def kronecker_preconditioner(linearization: Linearization, damping: float) -> Operator:
+    """
+    Approximate (F + λ I)⁻¹ by K-FAC (Martens & Grosse 2015; for convolutions Grosse & Martens 2016).
+
+    Each linear layer's block of F is taken as A ⊗ G, where A = E[ããᵀ] for its inputs with a 1 for the bias, and
+    G = E[gMgᵀ] for the derivatives g of z with respect to its outputs. M = R Rᵀ enters through one backward pass with
+    R ε, ε independent signs: an estimate of G without bias.
+
+    A parameter of any other kind (log σ, a normalisation's gain, a recurrent cell) gets its mean curvature, from the
+    same signs. So does that of a layer whose block cannot be had: one that saw no sample, for example.
+
+    :param linearization: the policy's, on a sample of states
+    :param damping: λ
+    :return: r -> P⁻¹ r
+    :raises PreconditionerError: if there is a parameter whose curvature is not finite, or not above 0
+    """
+    parameters = linearization.parameters
+    u = linearization.family.metric_root(linearization.z, _signs(linearization.z))
+    every = max(1, len(linearization) // N_FACTOR_SAMPLES)
+    position = {id(parameter): i for i, parameter in enumerate(parameters)}
+    layer_blocks = list(_layer_blocks(linearization.layer_passes(u, every), position, damping))
+    covered = {i for block in layer_blocks for i in (block.weight, block.bias)}
+    rest = [i for i in range(len(position)) if i not in covered]
+    blocks: list[_Block] = [*layer_blocks, *_scalar_blocks(linearization, u, rest, damping)]
+
+    def solve(residual: th.Tensor) -> th.Tensor:
+        solution = th.empty_like(residual)
+        pieces, solution_pieces = parameters.split(residual), parameters.split(solution)
+        for block in blocks:
+            block.solve(pieces, solution_pieces)
+        return solution
+
+    return solve
+
+
+class _Block(Protocol):
+    """The inverse of a block of P."""
+
+    def solve(self, pieces: list[th.Tensor], solution: list[th.Tensor]) -> None:
+        """
+        Multiply by it.
+
+        :param pieces: r, in pieces shaped as the parameters
+        :param solution: where the block's pieces of P⁻¹ r go
+        """
+
+
 class _LayerBlock:
     """
     (A ⊗ G + λ I)⁻¹ for one layer, exactly, from the eigenvectors of A and G.
 
-    :param weight: where the weight lies in θ
-    :param bias: where the bias lies in θ, or None
+    :param weight: where the weight stands in θ
+    :param bias: where the bias stands in θ, or None
     :param inputs: A, of size n, which counts the bias
     :param outputs: G, of size m
     :param damping: λ
+    :raises PreconditionerError: if the matrix can't be inverted
     """
 
     def __init__(
@@ -52,6 +103,8 @@ class _LayerBlock:
     def solve(self, pieces: list[th.Tensor], solution: list[th.Tensor]) -> None:
         weight = pieces[self.weight].flatten(1)
         matrix = weight if self.bias is None else th.cat([weight, pieces[self.bias].unsqueeze(1)], dim=1)
+        # θ may be of a higher precision than this layer.
+        matrix = matrix.to(self.inside.dtype)
         rotated = self.outputs.basis.t() @ matrix @ self.inputs.basis
         result = self.outputs.basis @ rotated.mul_(self.inside) @ self.inputs.basis.t()
         if self.outside > 0:
@@ -63,10 +116,12 @@ class _LayerBlock:
 
 def _check_curvature(curvature: th.Tensor, damping: float, is_complete: bool) -> None:
     """
+    Refuse a matrix that can't be inverted.
+
     :param curvature: eigenvalues of A ⊗ G + λ I; none, if all rows of a factor are zero
     :param damping: λ
     :param is_complete: whether they are all there are, rather than all but those that are λ
-    :raises PreconditionerError: if the matrix can't be inverted
+    :raises PreconditionerError: if one of them is not finite, or not above 0
     """
     bounds = th.stack(curvature.aminmax()) if curvature.numel() else curvature.new_full((2,), damping)
     smallest, largest = bounds.tolist()
@@ -74,14 +129,105 @@ def _check_curvature(curvature: th.Tensor, damping: float, is_complete: bool) ->
         # Without damping, eigenvalues this small are rounding errors. With it λ is exact, however small: where inputs
         # are not normalised, so that the largest is 10⁸ λ, plain conjugate gradient needs help the most.
         smallest = smallest - th.finfo(curvature.dtype).eps * largest if is_complete else 0.0
-    if not (smallest > 0.0 and largest < float("inf")):
+    if not (smallest > 0.0 and largest < math.inf):
         raise PreconditionerError("the Kronecker factors of a layer are singular or not finite")
+
+
+def _layer_blocks(layers: Iterator[LayerPass], position: dict[int, int], damping: float) -> Iterator[_LayerBlock]:
+    """
+    Make the blocks of those layers that can have one.
+
+    :param layers: what went through each layer
+    :param position: where in θ a parameter stands, by its id
+    :param damping: λ
+    :return: a block for each of these layers
+    """
+    for layer in layers:
+        try:
+            block = _layer_block(layer, position, damping)
+        except (PreconditionerError, LinAlgError):
+            # Its parameters are then parameters of any other kind.
+            continue
+        if block is not None:
+            yield block
+
+
+def _layer_block(layer: LayerPass, position: dict[int, int], damping: float) -> _LayerBlock | None:
+    inputs, cotangents, share = _rows(layer)
+    if len(inputs) == 0 or len(inputs) != len(cotangents):
+        return None
+    # 1. A sums over the rows of each state and G averages over them: inputs and derivatives are taken to be independent
+    #    of each other and from row to row.
+    # 2. Whether the rows of a state are positions of a convolution, tokens, or whether it has none, is all the same.
+    input_factor = KroneckerFactor.of(inputs, layer.n_states * share, with_ones=layer.bias is not None)
+    output_factor = KroneckerFactor.of(cotangents, len(cotangents))
+    bias = None if layer.bias is None else position[id(layer.bias)]
+    return _LayerBlock(position[id(layer.weight)], bias, input_factor, output_factor, damping)
+
+
+def _rows(layer: LayerPass) -> tuple[th.Tensor, th.Tensor, float]:
+    """
+    Bring a layer's pass into rows, one for each time that its weight was multiplied with something.
+
+    :param layer: what went through it
+    :return: inputs (R, n) and cotangents (R, m); and the share of all rows that these are, for of very many some stand
+        for all
+    """
+    fan_out, fan_in = len(layer.weight), math.prod(layer.weight.shape[1:])
+    inputs, cotangents = layer.inputs, layer.cotangents
+    if layer.convolution is not None:
+        # One image may come without an axis for it.
+        inputs, cotangents = (x.unsqueeze(0) if x.dim() == 3 else x for x in (inputs, cotangents))
+    elif inputs.dim() == 1:
+        inputs, cotangents = inputs.unsqueeze(0), cotangents.unsqueeze(0)
+    n_samples = len(inputs)
+    has_shape = len(cotangents) == n_samples and cotangents.shape[1 if layer.convolution else -1] == fan_out
+    if inputs.numel() == 0 or not has_shape:
+        # No sample went through the layer; or a hook of the user's has changed what left it.
+        return inputs.new_empty(0, fan_in), cotangents.new_empty(0, fan_out), 0.0
+    n_positions = cotangents[0].numel() // fan_out
+    max_samples = max(1, MAX_FACTOR_ELEMENTS // max(1, fan_in * n_positions))
+    inputs, cotangents = _thinned(inputs, max_samples), _thinned(cotangents, max_samples)
+    share = len(inputs) / n_samples
+    if layer.convolution is not None:
+        conv = layer.convolution
+        assert not isinstance(conv.padding, str)
+        patches = unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+        inputs = patches.transpose(1, 2)
+        cotangents = cotangents.flatten(2).transpose(1, 2)
+    return _decomposable(inputs.reshape(-1, fan_in)), _decomposable(cotangents.reshape(-1, fan_out)), share
+
+
+def _decomposable(rows: th.Tensor) -> th.Tensor:
+    # torch has no eigenvectors in half precision.
+    return rows.float() if rows.dtype in (th.float16, th.bfloat16) else rows
+
+
+def _thinned(rows: th.Tensor, max_rows: int) -> th.Tensor:
+    """
+    Take rows at equal distances.
+
+    :param rows: (N, ...), neighbours alike, as in a rollout
+    :param max_rows: how many the result may have
+    :return: one row of each few
+    """
+    return rows[:: -(-len(rows) // max_rows)]
+
+
+def _signs(z: DistributionParameters) -> DistributionParameters:
+    # A generator of its own, so that the random numbers that training sees do not depend on the preconditioner.
+    generator = th.Generator().manual_seed(_SEED)
+    return tuple(
+        (th.randint(0, 2, tensor.shape, generator=generator, dtype=th.int8) * 2 - 1).to(tensor) for tensor in z
+    )
 
 
 @dataclass(frozen=True)
 class _ScalarBlock:
     """
-    :param piece: where a parameter of no known layer lies in θ
+    The inverse of a block that is a multiple of the identity.
+
+    :param piece: where a parameter of no known layer stands in θ
     :param inverse: 1 / (its mean curvature + λ)
     """
 
@@ -92,104 +238,25 @@ class _ScalarBlock:
         th.mul(pieces[self.piece], self.inverse, out=solution[self.piece])
 
 
-def kronecker_preconditioner(linearization: Linearization, damping: float) -> Operator:
+def _scalar_blocks(
+    linearization: Linearization, u: DistributionParameters, rest: Sequence[int], damping: float
+) -> Iterator[_ScalarBlock]:
     """
-    K-FAC (Martens & Grosse 2015; for convolutions Grosse & Martens 2016) as an approximation of (F + λ I)⁻¹.
+    Give each of some parameters its mean curvature. As ε is independent from state to state, (Jᵀ R ε)² / N has the mean
+    diag F.
 
-    Each linear layer's block of F is taken as A ⊗ G, where A = E[ããᵀ] for its inputs with a 1 for the bias, and
-    G = E[gMgᵀ] for the derivatives g of z with respect to its outputs. M = R Rᵀ enters through one backward pass with
-    R ε, ε independent signs: an estimate of G without bias. The signs come from a generator of their own, so that the
-    random numbers that training sees don't depend on the preconditioner. A parameter of any other kind (log σ, a
-    normalisation's gain, a recurrent cell) gets its mean curvature, from the same signs.
-
-    :param linearization: of a sample of states
-    :param damping: λ
-    :return: r -> P⁻¹ r
-    :raises PreconditionerError: if the factors are singular or not finite
-    """
-    parameters = linearization.parameters
-    u = linearization.family.metric_root(linearization.z, _signs(linearization.z))
-    every = max(1, len(linearization) // N_FACTOR_SAMPLES)
-    position = {id(parameter): i for i, parameter in enumerate(parameters)}
-    try:
-        blocks: list[_LayerBlock | _ScalarBlock] = [
-            _layer_block(layer, position, damping) for layer in linearization.layer_passes(u, every)
-        ]
-    except LinAlgError as error:
-        raise PreconditionerError(str(error)) from error
-    covered = {block.weight for block in blocks} | {block.bias for block in blocks}  # type: ignore[union-attr]
-    rest = [i for i in range(len(position)) if i not in covered]
-    if rest:
-        blocks += _scalar_blocks(linearization, u, rest, damping)
-
-    def solve(residual: th.Tensor) -> th.Tensor:
-        solution = th.empty_like(residual)
-        pieces, solution_pieces = parameters.split(residual), parameters.split(solution)
-        for block in blocks:
-            block.solve(pieces, solution_pieces)
-        return solution
-
-    return solve
-
-
-def _thinned(rows: th.Tensor, max_rows: int) -> th.Tensor:
-    """
-    :param rows: (N, ...), neighbours alike, as in a rollout
-    :param max_rows: of the result
-    :return: every so-manieth row
-    """
-    return rows[:: -(-len(rows) // max_rows)]
-
-
-def _signs(z: Parameters) -> Parameters:
-    generator = th.Generator().manual_seed(_SEED)
-    return tuple(
-        (th.randint(0, 2, tensor.shape, generator=generator, dtype=th.int8) * 2 - 1).to(tensor) for tensor in z
-    )
-
-
-def _layer_block(layer: LayerPass, position: dict[int, int], damping: float) -> _LayerBlock:
-    inputs, cotangents, n_samples = _positions(layer)
-    # For convolutions, A sums over positions and G averages over them: inputs and derivatives are taken to be
-    # independent of each other and from position to position.
-    input_factor = KroneckerFactor.of(inputs, n_samples, with_ones=layer.bias is not None)
-    output_factor = KroneckerFactor.of(cotangents, len(cotangents))
-    bias = None if layer.bias is None else position[id(layer.bias)]
-    return _LayerBlock(position[id(layer.weight)], bias, input_factor, output_factor, damping)
-
-
-def _positions(layer: LayerPass) -> tuple[th.Tensor, th.Tensor, int]:
-    """
-    :param layer: with inputs and cotangents of N samples
-    :return: inputs (N T, n) and cotangents (N T, m) of the T positions at which the layer is applied to each sample,
-        and N, which may be less than there were
-    """
-    inputs, cotangents, conv = layer.inputs, layer.cotangents, layer.convolution
-    fan_in = layer.weight[0].numel()
-    n_positions = cotangents[0].numel() // len(layer.weight)
-    max_samples = max(1, MAX_FACTOR_ELEMENTS // (fan_in * n_positions))
-    inputs, cotangents = _thinned(inputs, max_samples), _thinned(cotangents, max_samples)
-    n_samples = len(inputs)
-    if conv is not None:
-        assert not isinstance(conv.padding, str)
-        patches = unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
-        inputs = patches.transpose(1, 2)
-        cotangents = cotangents.flatten(2).transpose(1, 2)
-    return inputs.reshape(-1, fan_in), cotangents.reshape(-1, len(layer.weight)), n_samples
-
-
-def _scalar_blocks(linearization: Linearization, u: Parameters, rest: list[int], damping: float) -> list[_ScalarBlock]:
-    """
-    :param linearization: of N states
+    :param linearization: the policy's, on N states
     :param u: R ε
-    :param rest: positions of parameters in θ
+    :param rest: where in θ these parameters stand
     :param damping: λ
-    :return: a block each; as ε is independent from state to state, (Jᵀ R ε)² / N has the mean diag F
+    :return: a block for each
     """
-    blocks = []
+    if not rest:
+        return
     for i, piece in zip(rest, linearization.vjp_pieces(u, rest), strict=True):
+        if piece.numel() == 0:
+            continue
         curvature = float(piece.square().mean()) / len(linearization) + damping
-        if not 0.0 < curvature < float("inf"):
+        if not 0.0 < curvature < math.inf:
             raise PreconditionerError(f"the curvature of a parameter of shape {tuple(piece.shape)} is {curvature}")
-        blocks.append(_ScalarBlock(i, 1.0 / curvature))
-    return blocks
+        yield _ScalarBlock(i, 1.0 / curvature)

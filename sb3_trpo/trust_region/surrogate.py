@@ -3,20 +3,23 @@ The surrogate objective that a trust-region step improves, and the KL divergence
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Generic
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.trust_region.kl import Parameters, family_of
-from sb3_trpo.trust_region.linearization import Linearizations
+from sb3_trpo.trust_region.families import family_and_z
+from sb3_trpo.trust_region.kl import DistributionParameters
+from sb3_trpo.trust_region.linearization import Linearizations, SamplesT
 
 LogProb = Callable[[Distribution, th.Tensor], th.Tensor]
 
 
 def log_prob_of_sampled(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
     """
+    Give each action the density, or probability, that the distribution itself gives it.
+
     :param distribution: of N states
     :param actions: (N, ...)
     :return: ln π(a|s), (N,)
@@ -25,7 +28,7 @@ def log_prob_of_sampled(distribution: Distribution, actions: th.Tensor) -> th.Te
 
 
 @dataclass(frozen=True)
-class PolicyBatch:
+class PolicyBatch(Generic[SamplesT]):
     """
     States with the actions taken there, and how good these were.
 
@@ -34,7 +37,7 @@ class PolicyBatch:
     :param advantages: (N,)
     """
 
-    samples: Any
+    samples: SamplesT
     actions: th.Tensor
     advantages: th.Tensor
 
@@ -42,24 +45,39 @@ class PolicyBatch:
         return len(self.advantages)
 
 
+def normalize_advantages(batches: Sequence[PolicyBatch[SamplesT]]) -> list[PolicyBatch[SamplesT]]:
+    """
+    Give the advantages of all batches together mean 0 and standard deviation 1.
+
+    :param batches: chunks of the data
+    :return: the same with other advantages
+    """
+    advantages = th.cat([batch.advantages for batch in batches]) if len(batches) > 1 else batches[0].advantages
+    mean, std = advantages.mean(), advantages.std()
+    return [replace(batch, advantages=(batch.advantages - mean) / (std + 1e-8)) for batch in batches]
+
+
 class Surrogate:
     """
-    L(θ) = E[π_θ(a|s) / π_old(a|s) A(s, a)] + c E[H(π_θ(·|s))] (TRPO paper, eq. 14, with an entropy bonus), and
-    E[KL(π_old(·|s) ‖ π_θ(·|s))].
+    L(θ) and the KL divergence from π_old, where π_old is the policy when this is made:
 
-    π_old is the policy at the time of ``gradient``, not the log-probabilities in the rollout buffer: these went through
-    batches of another size, and rounding would show in the ratio.
+        L(θ) = E[π_θ(a|s) / π_old(a|s) A(s, a)] + c E[H(π_θ(·|s))],    E[KL(π_old(·|s) ‖ π_θ(·|s))]
+
+    (TRPO paper, eq. 14, with an entropy bonus). What is known at θ_old is there at once: ``gradient``, ∇L, (P,);
+    ``objective``, L; ``entropy``, E[H]. ``evaluate`` gives the rest at any other θ.
 
     :param distribution_of: evaluates the policy on a batch's samples
     :param batches: chunks of the data
+    :param linearizations: the linearisations of the same chunks, at θ_old
     :param ent_coef: c
     :param log_prob: ln π(a|s) from action distributions and actions, (N,)
     """
 
     def __init__(
         self,
-        distribution_of: Callable[[Any], Distribution],
-        batches: Sequence[PolicyBatch],
+        distribution_of: Callable[[SamplesT], Distribution],
+        batches: Sequence[PolicyBatch[SamplesT]],
+        linearizations: Linearizations[SamplesT],
         ent_coef: float,
         log_prob: LogProb = log_prob_of_sampled,
     ) -> None:
@@ -68,47 +86,42 @@ class Surrogate:
         self._batches = batches
         self._ent_coef = ent_coef
         self._n_samples = sum(map(len, batches))
-        self._old: list[tuple[Parameters, th.Tensor]] = []
-        self._old_entropy = th.zeros(())
-        # At θ_old: L, and the entropy in it.
-        self.objective = 0.0
-        self.entropy = 0.0
+        # For each chunk: z_old and ln π_old(a|s). π_old is evaluated here, by the arithmetic that evaluates π_θ: the
+        # log-probabilities in the rollout buffer went through batches of another size, and their rounding would show in
+        # the ratio.
+        self._old: list[tuple[DistributionParameters, th.Tensor]] = []
 
-    def gradient(self, linearizations: Linearizations) -> th.Tensor:
-        """
-        :param linearizations: of the batches, at θ_old
-        :return: ∇L at θ_old, (P,)
-        """
-        self._old = []
         gradient: th.Tensor | None = None
         entropy = advantage = th.zeros(())
-        for batch, linearization in zip(self._batches, linearizations, strict=True):
-            log_prob = self._log_prob(linearization.distribution, batch.actions)
-            old_log_prob = log_prob.detach()
+        for batch, linearization in zip(batches, linearizations, strict=True):
+            new_log_prob = log_prob(linearization.distribution, batch.actions)
+            old_log_prob = new_log_prob.detach()
             self._old.append((linearization.z, old_log_prob))
-            change = _ratio_change(log_prob, old_log_prob)
+            change = _ratio_change(new_log_prob, old_log_prob)
             gain = (change * batch.advantages).sum()
-            batch_entropy = _entropy(linearization.distribution, log_prob, change)
-            part = linearization.gradient((gain + self._ent_coef * batch_entropy) / self._n_samples)
+            batch_entropy = _entropy(linearization.distribution, new_log_prob, change)
+            part = linearization.gradient((gain + ent_coef * batch_entropy) / self._n_samples)
             gradient = part if gradient is None else gradient.add_(part)
             entropy = entropy + batch_entropy.detach()
             advantage = advantage + batch.advantages.sum()
         assert gradient is not None
         self._old_entropy = entropy
+        self.gradient = gradient
         self.entropy = float(entropy) / self._n_samples
-        self.objective = float(advantage) / self._n_samples + self._ent_coef * self.entropy
-        return gradient
+        self.objective = float(advantage) / self._n_samples + ent_coef * self.entropy
 
     @th.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """
-        :return: E[KL(π_old ‖ π_θ)] in nats and L(θ) − L(θ_old), at the policy as it is
+        Measure how far the policy, as it is now, has come from π_old.
+
+        :return: E[KL(π_old ‖ π_θ)] in nats and L(θ) − L(θ_old)
         """
         kl = gain = entropy = th.zeros(())
         for batch, (z_old, old_log_prob) in zip(self._batches, self._old, strict=True):
             distribution = self._distribution_of(batch.samples)
-            family = family_of(distribution)
-            kl = kl + family.kl_divergence(z_old, family.parameters(distribution.distribution)).sum()
+            family, z = family_and_z(distribution)
+            kl = kl + family.kl_divergence(z_old, z).sum()
             log_prob = self._log_prob(distribution, batch.actions)
             change = _ratio_change(log_prob, old_log_prob)
             gain = gain + (change * batch.advantages).sum()
@@ -122,6 +135,8 @@ class Surrogate:
 
 def _ratio_change(log_prob: th.Tensor, old_log_prob: th.Tensor) -> th.Tensor:
     """
+    Compute how much more, or less, likely each action has become.
+
     :return: π_θ/π_old − 1, (N,)
     """
     # The improvement is small against the advantages: subtracting 1 first keeps its digits.
@@ -130,10 +145,12 @@ def _ratio_change(log_prob: th.Tensor, old_log_prob: th.Tensor) -> th.Tensor:
 
 def _entropy(distribution: Distribution, log_prob: th.Tensor, ratio_change: th.Tensor) -> th.Tensor:
     """
-    :return: the entropy, summed over the states
+    Sum the entropy over the states.
+
+    :return: the entropy, a scalar
     """
     entropy = distribution.entropy()
     if entropy is None:
-        # A squashed Gaussian's has no closed form; −ln π of the actions, reweighted to π_θ, is an estimate of it.
+        # A squashed Gaussian has no closed form; −ln π of the actions, reweighted to π_θ, is an estimate of it.
         entropy = -((1.0 + ratio_change) * log_prob)
     return entropy.sum()

@@ -1,10 +1,10 @@
 """
-Which of its linearisations a policy gets.
+The actor: z(θ) of a policy on batches of states, by the fastest way that its networks allow.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 import torch as th
 from stable_baselines3.common.distributions import (
@@ -16,110 +16,162 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.networks.mlp import to_columns
 from sb3_trpo.networks.plain_policy import extract_features, plain_actor
 from sb3_trpo.trust_region.flat import FlatParameters
-from sb3_trpo.trust_region.graph_linearization import GraphLinearization, twice_differentiable
+from sb3_trpo.trust_region.graph_linearization import GraphLinearization, use_twice_differentiable_kernels
+from sb3_trpo.trust_region.gsde_linearization import GsdeLinearization
 from sb3_trpo.trust_region.linearization import Linearization
 from sb3_trpo.trust_region.mlp_linearization import MlpLinearization
 
-# Distributions that the network's outputs, and perhaps log σ, determine.
-_PLAIN = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+# Distributions that the network's outputs determine, and those that take log σ, too.
+_OF_OUTPUTS = (CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+_WITH_LOG_STD = (DiagGaussianDistribution, StateDependentNoiseDistribution)
 
 
-class Actor:
+class States(Protocol):
+    """
+    Rollout samples, as far as an actor is concerned.
+    """
+
+    @property
+    def observations(self) -> PyTorchObs:
+        """Of N states."""
+
+
+StatesT = TypeVar("StatesT", bound=States)
+
+
+class Actor(Generic[StatesT]):
     """
     z(θ) of a policy, for the duration of one update.
 
-    :param policy: in evaluation mode
-    :param distribution_of: evaluates the policy on rollout samples
-    :param is_builtin: whether ``distribution_of`` is nothing but the policy's ``get_distribution``
+    :param policy: the policy, in evaluation mode
+    :param distribution_of: evaluates the policy on a chunk of rollout samples
+    :param is_builtin: whether ``distribution_of`` is nothing but the policy's ``get_distribution``, or what
+        ``distribution_from`` makes of its network's outputs
+    :param distribution_from: makes the action distribution from the network's outputs, (N, n_out), differentiably, and
+        from the samples that they belong to, such as their action masks; None is the policy's own distribution
     """
 
     def __init__(
-        self, policy: ActorCriticPolicy, distribution_of: Callable[[Any], Distribution], is_builtin: bool
+        self,
+        policy: ActorCriticPolicy,
+        distribution_of: Callable[[StatesT], Distribution],
+        is_builtin: bool,
+        distribution_from: Callable[[th.Tensor, StatesT], Distribution] | None = None,
     ) -> None:
         self._policy = policy
         self._distribution_of = distribution_of
+        self._distribution_from = distribution_from
         self._parameters: FlatParameters | None = None
-        self._mlp = plain_actor(policy) if is_builtin and type(policy.action_dist) in _PLAIN else None
-        # A policy with a Gaussian of its own need not have this parameter.
-        has_log_std = self._mlp is not None and type(policy.action_dist) is DiagGaussianDistribution
-        self._log_std = policy.log_std if has_log_std else None
-        if self._mlp is not None:
-            parameters: list[Any] = [*self._mlp.parameters, *self._more_parameters()]
-            if all(parameter.requires_grad for parameter in parameters):
-                self._parameters = FlatParameters(parameters)
-            else:
-                # With a frozen layer the Jacobian has fewer columns; that is autograd's business.
-                self._mlp = None
+        self._log_std: nn.Parameter | None = None
+        kind = type(policy.action_dist)
+        is_known = distribution_from is not None or kind in _OF_OUTPUTS or kind in _WITH_LOG_STD
+        self._mlp = plain_actor(policy) if is_builtin and is_known else None
+        if self._mlp is None:
+            return
+        if distribution_from is None and kind in _WITH_LOG_STD:
+            # A policy with a distribution of its own need not have this parameter.
+            self._log_std = policy.log_std
+        parameters = [*self._mlp.parameters, *([] if self._log_std is None else [self._log_std])]
+        if all(parameter.requires_grad for parameter in parameters):
+            self._parameters = FlatParameters(parameters)  # type: ignore[arg-type]
+        else:
+            # With a frozen layer the Jacobian has fewer columns; that is autograd's business.
+            self._mlp = None
 
-    def _more_parameters(self) -> list[nn.Parameter]:
-        return [] if self._log_std is None else [self._log_std]
-
-    def linearize(self, samples: Any) -> Linearization:
+    def linearize(self, samples: StatesT) -> Linearization:
         """
+        Linearise z(θ) at the present θ.
+
         :param samples: a chunk of rollout samples
-        :return: z(θ) on it, linearised at the present θ
+        :return: the linearisation on these
         """
         if self._mlp is None:
             linearization = GraphLinearization(lambda: self._distribution_of(samples), self._policy, self._parameters)
             self._parameters = linearization.parameters
             return linearization
         assert self._parameters is not None
-        features = self._features(samples)
-        return MlpLinearization(self._mlp, features, self._distribution_from, self._parameters, self._log_std)
+        features, action_dist = self._features(samples), self._policy.action_dist
+        if self._distribution_from is None and isinstance(action_dist, StateDependentNoiseDistribution):
+            assert self._log_std is not None
+            return GsdeLinearization(self._mlp, features, action_dist, self._parameters, self._log_std)
+
+        def distribution_of(outputs: th.Tensor, latent: th.Tensor) -> Distribution:
+            return self._make_distribution(outputs, latent, samples)
+
+        return MlpLinearization(self._mlp, features, distribution_of, self._parameters, self._log_std)
 
     @property
     def hides_features(self) -> bool:
         """
         Whether ``linearize`` lacks a part of J: unless told to learn features for it, gSDE treats those that its noise
-        depends on as constants.
+        depends on as constants, and autograd does so in every product.
         """
         action_dist = self._policy.action_dist
-        return isinstance(action_dist, StateDependentNoiseDistribution) and not action_dist.learn_features
+        return (
+            self._mlp is None
+            and isinstance(action_dist, StateDependentNoiseDistribution)
+            and not action_dist.learn_features
+        )
 
-    def linearize_for_fisher(self, samples: Any) -> Linearization:
+    def linearize_for_fisher(self, samples: StatesT) -> Linearization:
         """
-        As ``linearize``, with all that z depends on. That gSDE's features are not trained for their noise is a matter
-        of the gradient; KL changes with the noise whatever moves it.
+        Linearise z(θ) with all that it depends on.
+
+        That gSDE's features are not trained for their noise is a matter of the gradient; KL changes with the noise
+        whatever moves it.
 
         :param samples: a chunk of rollout samples
-        :return: z(θ) on it, linearised at the present θ
+        :return: the linearisation on these
         """
-        with _no_hidden_features(self._policy.action_dist):
+        if not self.hides_features:
+            return self.linearize(samples)
+        with _show_features(self._policy.action_dist):
             return self.linearize(samples)
 
     @th.no_grad()
-    def distribution(self, samples: Any) -> Distribution:
+    def distribution(self, samples: StatesT) -> Distribution:
         """
+        Evaluate the policy at the present θ, by the same arithmetic as in ``linearize``.
+
         :param samples: a chunk of rollout samples
-        :return: π(·|s) at the present θ, by the same arithmetic as in ``linearize``
+        :return: π(·|s)
         """
         if self._mlp is None:
-            with twice_differentiable(self._policy):
+            with use_twice_differentiable_kernels(self._policy):
                 return self._distribution_of(samples)
         network = self._mlp.on_columns()
-        return self._distribution_from(network.outputs(network.layer_inputs(to_columns(self._features(samples)))).t())
+        inputs = network.layer_inputs(to_columns(self._features(samples)))
+        return self._make_distribution(network.outputs(inputs).t(), inputs.hidden[-1].t(), samples)
 
     @th.no_grad()
-    def _features(self, samples: Any) -> th.Tensor:
+    def _features(self, samples: StatesT) -> th.Tensor:
         return extract_features(self._policy, samples.observations, self._policy.pi_features_extractor)
 
-    def _distribution_from(self, outputs: th.Tensor) -> Distribution:
-        return self._policy.action_dist.proba_distribution(outputs, *self._more_parameters())
+    def _make_distribution(self, outputs: th.Tensor, latent: th.Tensor, samples: StatesT) -> Distribution:
+        if self._distribution_from is not None:
+            return self._distribution_from(outputs, samples)
+        action_dist = self._policy.action_dist
+        if self._log_std is None:
+            return action_dist.proba_distribution(outputs)
+        if isinstance(action_dist, StateDependentNoiseDistribution):
+            return action_dist.proba_distribution(outputs, self._log_std, latent)
+        return action_dist.proba_distribution(outputs, self._log_std)
 
 
 @contextlib.contextmanager
-def _no_hidden_features(action_dist: Distribution) -> Iterator[None]:
+def _show_features(action_dist: Distribution) -> Iterator[None]:
     """
-    :param action_dist: which is differentiable in all that it is given while this is open
+    Make gSDE differentiable in all that it is given, while this is open.
+
+    :param action_dist: the distribution with state-dependent noise
     """
-    if not isinstance(action_dist, StateDependentNoiseDistribution):
-        yield
-        return
+    assert isinstance(action_dist, StateDependentNoiseDistribution)
     learn_features, action_dist.learn_features = action_dist.learn_features, True
     try:
         yield

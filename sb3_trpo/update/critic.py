@@ -5,41 +5,54 @@ Only parameters that the action distribution does not depend on are moved: the t
 and a critic step on shared parameters would change it again behind its back.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Generic, TypeAlias
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from sb3_trpo.networks.mlp import ColumnMlp, LayerInputs, PlainMlp, to_matrices, write_matrices_
-from sb3_trpo.networks.plain_policy import extract_features, plain_critic, why_features_change
-from sb3_trpo.trust_region.flat import flatten
-from sb3_trpo.update.samples import chunks, select
+from sb3_trpo.networks.mlp import ColumnMlp, LayerInputs, PlainMlp
+from sb3_trpo.networks.plain_policy import actor_modules, extract_features, plain_critic, why_features_change
+from sb3_trpo.update.flat_adam import FlatAdam, is_flat_adam
+from sb3_trpo.update.samples import RolloutT, chunks, select
+from sb3_trpo.update.training_mode import train_critic
+from sb3_trpo.update.transaction import Transaction
 
 # Up to this size, features are put into an epoch's order all at once; beyond, that copy would take too much memory.
 MAX_SHUFFLED_ELEMENTS = 2**22
+# What rounding may add to KL from one evaluation of the same policy to the next, where a GPU sums in any order.
+KL_ROUNDING = 1e-6
+
+# Gives, for each minibatch of one epoch, the rows of the samples that are in it.
+DrawRows: TypeAlias = Callable[[RolloutT, int], Sequence[th.Tensor]]
 
 
 @dataclass(frozen=True)
 class CriticFit:
     """
+    What the fit did.
+
     :param losses: mean squared error of each minibatch, before the step that it led to, (number of steps,)
+    :param held: names of parameters that were to be moved but were not, for the policy moved with them
     """
 
     losses: th.Tensor
+    held: tuple[str, ...] = ()
 
     @property
     def mean_loss(self) -> float:
+        """Mean over the minibatches; 0 if there was none."""
         return float(self.losses.mean()) if len(self.losses) else 0.0
 
 
 @dataclass(frozen=True)
 class CriticSettings:
     """
+    How the critic is fitted.
+
     :param n_epochs: passes over the data
     :param batch_size: samples of a minibatch
     :param max_grad_norm: the gradient is scaled down to this Euclidean norm; None leaves it as it is
@@ -50,68 +63,209 @@ class CriticSettings:
     max_grad_norm: float | None
 
 
+def shuffle_rows(samples: RolloutT, batch_size: int) -> Sequence[th.Tensor]:
+    """
+    Draw the minibatches of one epoch: every sample once, in random order.
+
+    :param samples: the rollout
+    :param batch_size: samples of a minibatch
+    :return: for each minibatch the rows of the samples that are in it
+    """
+    returns = samples.returns
+    return th.randperm(len(returns), device=returns.device).split(batch_size)
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """
+    The bound on the policy's change in the whole update.
+
+    :param measure_kl: measures E[KL(π_old ‖ π)] of the policy as it is
+    :param max_kl: δ
+    """
+
+    measure_kl: Callable[[], float]
+    max_kl: float
+
+    def is_left(self) -> bool:
+        """
+        Say whether the policy, as it is, is outside.
+
+        :return: whether KL is more than δ, or not a number
+        """
+        return not self.measure_kl() <= self.max_kl * (1.0 + KL_ROUNDING)
+
+
+@dataclass(frozen=True)
+class _Regression(Generic[RolloutT]):
+    """
+    What the critic is fitted to, and how: the arguments of ``fit_critic`` of the same names.
+    """
+
+    policy: ActorCriticPolicy
+    predict_values: Callable[[RolloutT], th.Tensor]
+    samples: RolloutT
+    settings: CriticSettings
+    is_builtin: bool
+    draw_rows: DrawRows[RolloutT]
+    trust_region: TrustRegion | None
+
+    def epochs(self) -> Iterator[Sequence[th.Tensor]]:
+        """
+        Draw the minibatches, epoch by epoch.
+
+        :return: for each epoch, the rows of its minibatches
+        """
+        for _ in range(self.settings.n_epochs):
+            yield self.draw_rows(self.samples, self.settings.batch_size)
+
+    def minibatches(self) -> Iterator[RolloutT]:
+        """
+        Select the minibatches, one by one.
+
+        :return: the samples of each
+        """
+        for epoch in self.epochs():
+            for rows in epoch:
+                yield select(self.samples, rows)
+
+
 def fit_critic(
     policy: ActorCriticPolicy,
-    predict_values: Callable[[Any], th.Tensor],
-    samples: Any,
+    predict_values: Callable[[RolloutT], th.Tensor],
+    samples: RolloutT,
     actor_parameters: Iterable[nn.Parameter],
     settings: CriticSettings,
     is_builtin: bool,
+    draw_rows: DrawRows[RolloutT] = shuffle_rows,
+    trust_region: TrustRegion | None = None,
 ) -> CriticFit:
     """
     Minimise E[(V(s) − R)²] over the critic's own parameters by minibatches, with the policy's optimizer.
 
-    :param policy: whose critic it is
-    :param predict_values: values of samples, (N, 1)
+    A parameter may move the policy without a gradient that tells (an encoder whose output the actor detaches). If the
+    policy has left the trust region after the fit, the fit is done again without such parameters.
+
+    :param policy: in evaluation mode; whose critic it is
+    :param predict_values: gives the values of samples, (N, 1)
     :param samples: the rollout: N states, as ``predict_values`` takes them, and their returns R, (N,)
-    :param actor_parameters: not to be moved
-    :param settings: see there
+    :param actor_parameters: the parameters not to be moved
+    :param settings: how to fit
     :param is_builtin: whether ``predict_values`` is nothing but the policy's
-    :return: the losses
+    :param draw_rows: draws the minibatches of an epoch
+    :param trust_region: the bound on the policy's change; None if it is not to be looked after
+    :return: the losses, and the parameters that were left out
     """
-    returns = samples.returns
     fixed = {id(parameter) for parameter in actor_parameters}
     free = [p for p in policy.parameters() if p.requires_grad and id(p) not in fixed]
-    network = plain_critic(policy) if is_builtin else None
-    if network is not None and _features_stay(policy, free) and _is_flat_adam(policy.optimizer, network, free):
-        parts = chunks(samples, None)
-        columns = _feature_columns(policy, parts)
-        returns = th.cat([part.returns for part in parts])
-        return _fit_plain(network, policy.optimizer, columns, returns, settings)
-    with _TrainingMode(policy, free):
-        return _fit_any(predict_values, free, policy.optimizer, samples, returns, settings)
+    regression = _Regression(policy, predict_values, samples, settings, is_builtin, draw_rows, trust_region)
+    if trust_region is None or not _may_move_policy(policy, free):
+        return _fit(regression, free)
+    return _fit_within(regression, trust_region, free)
 
 
-def _epochs(returns: th.Tensor, settings: CriticSettings) -> Iterator[th.Tensor]:
+def _may_move_policy(policy: ActorCriticPolicy, free: Iterable[nn.Parameter]) -> bool:
     """
-    :return: for each epoch, the order of the samples
+    :param policy: any
+    :param free: the parameters that the critic may move
+    :return: False if none of them can have to do with the action distribution
     """
-    for _ in range(settings.n_epochs):
-        yield th.randperm(len(returns), device=returns.device)
+    modules = actor_modules(policy)
+    if modules is None:
+        return True
+    acting = {id(parameter) for module in modules for parameter in module.parameters()}
+    return any(id(parameter) in acting for parameter in free)
 
 
-def _fit_any(
-    predict_values: Callable[[Any], th.Tensor],
-    parameters: Sequence[nn.Parameter],
-    optimizer: th.optim.Optimizer,
-    samples: Any,
-    returns: th.Tensor,
-    settings: CriticSettings,
+class _OutsideError(Exception):
+    """The policy has left the trust region while the critic was fitted."""
+
+
+def _fit_within(
+    regression: "_Regression[RolloutT]", trust_region: TrustRegion, free: Sequence[nn.Parameter]
 ) -> CriticFit:
+    """
+    :param regression: what to fit
+    :param trust_region: the bound on the policy's change
+    :param free: the parameters that the critic may move, some of which may move the policy
+    :return: what was done
+    """
+    names = {id(parameter): name for name, parameter in regression.policy.named_parameters()}
+    moved: list[th.Tensor] = []
+    try:
+        with Transaction(regression.policy):
+            fit = _fit(regression, free)
+            if not trust_region.is_left():
+                return fit
+            moved = [parameter.detach().clone() for parameter in free]
+            raise _OutsideError
+    except _OutsideError:
+        acting = _acting_parameters(trust_region, free, moved)
+    try:
+        with Transaction(regression.policy):
+            kept = [parameter for parameter in free if id(parameter) not in acting]
+            fit = _fit(regression, kept, in_training_mode=False)
+            if trust_region.is_left():
+                raise _OutsideError
+            return replace(fit, held=tuple(names[id(p)] for p in free if id(p) in acting))
+    except _OutsideError:
+        return CriticFit(th.zeros(0), tuple(names[id(parameter)] for parameter in free))
+
+
+@th.no_grad()
+def _acting_parameters(
+    trust_region: TrustRegion, parameters: Sequence[nn.Parameter], moved: Sequence[th.Tensor]
+) -> set[int]:
+    """
+    Find the parameters that the policy depends on, by trying each of them alone.
+
+    :param trust_region: measures the policy's change
+    :param parameters: as they were before the critic was fitted
+    :param moved: what the fit had made of them
+    :return: the ids of those that change the policy
+    """
+    kl, acting = trust_region.measure_kl(), set()
+    for parameter, value in zip(parameters, moved, strict=True):
+        before = parameter.detach().clone()
+        parameter.copy_(value)
+        if trust_region.measure_kl() != kl:
+            acting.add(id(parameter))
+        parameter.copy_(before)
+    return acting
+
+
+def _fit(regression: "_Regression[RolloutT]", free: Sequence[nn.Parameter], in_training_mode: bool = True) -> CriticFit:
+    """
+    :param regression: what to fit
+    :param free: the parameters to move
+    :param in_training_mode: whether the critic's own modules are in training mode meanwhile
+    :return: what was done
+    """
+    policy = regression.policy
+    network = plain_critic(policy) if regression.is_builtin else None
+    if network is not None and _features_stay(policy, free) and is_flat_adam(policy.optimizer, network, free):
+        return _fit_plain(regression, network)
+    if not in_training_mode:
+        return _fit_by_autograd(regression, free)
+    trust_region = regression.trust_region
+    with train_critic(policy, free, trust_region.measure_kl if trust_region else None):
+        return _fit_by_autograd(regression, free)
+
+
+def _fit_by_autograd(regression: "_Regression[RolloutT]", parameters: Sequence[nn.Parameter]) -> CriticFit:
+    optimizer, max_grad_norm = regression.policy.optimizer, regression.settings.max_grad_norm
     losses: list[th.Tensor] = []
-    for order in _epochs(returns, settings):
-        for index in order.split(settings.batch_size):
-            loss = mse_loss(predict_values(select(samples, index)).flatten(), returns[index])
-            losses.append(loss.detach())
-            optimizer.zero_grad()
-            if loss.requires_grad:
-                for parameter, grad in zip(
-                    parameters, th.autograd.grad(loss, parameters, allow_unused=True), strict=True
-                ):
-                    parameter.grad = grad
-            if settings.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-            optimizer.step()
+    for minibatch in regression.minibatches():
+        loss = mse_loss(regression.predict_values(minibatch).flatten(), minibatch.returns)
+        losses.append(loss.detach())
+        optimizer.zero_grad()
+        if loss.requires_grad:
+            gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
     optimizer.zero_grad()
     return CriticFit(th.stack(losses) if losses else th.zeros(0))
 
@@ -122,175 +276,54 @@ def _features_stay(policy: ActorCriticPolicy, free: Iterable[nn.Parameter]) -> b
 
 
 @th.no_grad()
-def _feature_columns(policy: ActorCriticPolicy, parts: Sequence[Any]) -> th.Tensor:
+def _feature_columns(policy: ActorCriticPolicy, samples: RolloutT) -> th.Tensor:
     """
     :param policy: whose critic's features do not change
-    :param parts: chunks of rollout samples
-    :return: their features with a last row of ones, (n_features + 1, N), with no other copy of them all on the way
+    :param samples: the rollout
+    :return: its features with a last row of ones, (n_features + 1, N), with no other copy of them all on the way
     """
-    sizes = [len(part.returns) for part in parts]
-    n_features = policy.vf_features_extractor.features_dim
-    columns = th.ones(n_features + 1, sum(sizes), dtype=parts[0].returns.dtype, device=parts[0].returns.device)
-    for part, place in zip(parts, columns[:-1].split(sizes, dim=1), strict=True):
-        place.copy_(extract_features(policy, part.observations, policy.vf_features_extractor).t())
+    returns, extractor = samples.returns, policy.vf_features_extractor
+    columns = th.ones(extractor.features_dim + 1, len(returns), dtype=returns.dtype, device=returns.device)
+    parts = chunks(samples, None)
+    for i, part in enumerate(parts):
+        # The i-th chunk has the rows i, i + k, i + 2k, ... where there are k chunks.
+        columns[:-1, i :: len(parts)].copy_(extract_features(policy, part.observations, extractor).t())
     return columns
 
 
-class _TrainingMode:
-    """
-    Puts the critic's modules into training mode while it is open, for dropout and batch-norm. A module in which there
-    are other parameters than those that the critic may move, or none at all, stays as it is: it may be shared with the
-    actor, whose batch statistics must not move.
-
-    :param policy: in evaluation mode
-    :param free: the parameters that the critic may move
-    """
-
-    def __init__(self, policy: nn.Module, free: Iterable[nn.Parameter]) -> None:
-        self._policy = policy
-        self._free = set(map(id, free))
-
-    def __enter__(self) -> None:
-        self._train(self._policy)
-
-    def __exit__(self, *_: object) -> None:
-        self._policy.train(False)
-
-    def _train(self, module: nn.Module) -> None:
-        parameters = {id(parameter) for parameter in module.parameters()}
-        if parameters and parameters <= self._free:
-            module.train(True)
-        else:
-            for child in module.children():
-                self._train(child)
-
-
-def _is_flat_adam(optimizer: th.optim.Optimizer, network: PlainMlp, free: Iterable[nn.Parameter]) -> bool:
-    """
-    :return: whether one Adam step over one vector does what the optimizer would do with the network's parameters
-    """
-    if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
-        return False
-    group = optimizer.param_groups[0]
-    # The last two keep their count of steps on the parameters' device.
-    options = ("amsgrad", "maximize", "differentiable", "decoupled_weight_decay", "capturable", "fused")
-    unusual = any(group.get(option) for option in options)
-    own, movable = {id(p) for p in network.parameters}, {id(p) for p in free}
-    known = {id(p) for p in group["params"]}
-    with_state = {id(p) for p in optimizer.state if id(p) in own}
-    steps = {float(optimizer.state[p]["step"]) for p in optimizer.state if id(p) in own}
-    # All of the network or nothing: one count of steps for all its parameters.
-    same_age = with_state in (set(), own) and len(steps) <= 1
-    return not unusual and own <= movable & known and same_age
-
-
-class _FlatAdam:
-    """
-    ``torch.optim.Adam`` on a network's parameters, gathered into one vector; the same arithmetic in one kernel a step.
-
-    The network's own parameters, and the optimizer's state, stay as they were until ``commit``.
-
-    :param network: whose parameters to move
-    :param optimizer: whose settings and state to use
-    """
-
-    def __init__(self, network: PlainMlp, optimizer: th.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._parameters = network.parameters
-        matrices = to_matrices(self._parameters)
-        self._shapes = [matrix.shape for matrix in matrices]
-        self._sizes = [matrix.numel() for matrix in matrices]
-        group = optimizer.param_groups[0]
-        self._fused_adam = functools.partial(
-            th._fused_adam_,
-            lr=float(group["lr"]),
-            beta1=float(group["betas"][0]),
-            beta2=float(group["betas"][1]),
-            weight_decay=float(group["weight_decay"]),
-            eps=float(group["eps"]),
-            amsgrad=False,
-            maximize=False,
-        )
-        state = optimizer.state
-        self._vector = flatten(matrices)
-        if self._parameters[0] in state:
-            moments = ([state[p][name] for p in self._parameters] for name in ("exp_avg", "exp_avg_sq"))
-            self._moments = [flatten(to_matrices(moment)) for moment in moments]
-            self._step = state[self._parameters[0]]["step"].detach().clone().to(self._vector.device)
-        else:
-            self._moments = [th.zeros_like(self._vector), th.zeros_like(self._vector)]
-            self._step = th.zeros((), dtype=th.float32, device=self._vector.device)
-        self._one = th.ones_like(self._step)
-        self._gradient = th.zeros_like(self._vector)
-        self.matrices = self._views(self._vector)
-        self.gradients = self._views(self._gradient)
-
-    def step(self, max_grad_norm: float | None) -> None:
-        """
-        :param max_grad_norm: the gradient is scaled down to this norm; None leaves it as it is
-        """
-        if max_grad_norm is not None:
-            # As in torch's clip_grad_norm_, so that both ways give the same numbers.
-            self._gradient.mul_((max_grad_norm / (self._gradient.norm() + 1e-6)).clamp(max=1.0))
-        self._step.add_(self._one)
-        exp_avg, exp_avg_sq = self._moments
-        self._fused_adam([self._vector], [self._gradient], [exp_avg], [exp_avg_sq], [], [self._step])
-
-    @th.no_grad()
-    def commit(self) -> None:
-        """
-        Write parameters and state back, the parameters in place.
-        """
-        write_matrices_(self._parameters, self.matrices)
-        moments = []
-        for moment in self._moments:
-            moments.append([th.empty_like(parameter) for parameter in self._parameters])
-            write_matrices_(moments[-1], self._views(moment))
-        for parameter, exp_avg, exp_avg_sq in zip(self._parameters, *moments, strict=True):
-            step = self._step.detach().clone().cpu()
-            self._optimizer.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-
-    def _views(self, vector: th.Tensor) -> list[th.Tensor]:
-        return [piece.view(shape) for piece, shape in zip(vector.split(self._sizes), self._shapes, strict=True)]
-
-
-def _shuffled(columns: th.Tensor, order: th.Tensor, batch_size: int) -> Iterator[th.Tensor]:
+def _shuffled(columns: th.Tensor, epoch: Sequence[th.Tensor]) -> Iterator[th.Tensor]:
     """
     :param columns: one for each sample, (n, N)
-    :param order: of the samples
-    :param batch_size: samples of a minibatch
+    :param epoch: the samples of each minibatch
     :return: the minibatches
     """
-    if columns.numel() <= MAX_SHUFFLED_ELEMENTS:
-        yield from columns.index_select(1, order).split(batch_size, dim=1)
+    if epoch and columns.numel() <= MAX_SHUFFLED_ELEMENTS:
+        yield from columns.index_select(1, th.cat(list(epoch))).split([len(rows) for rows in epoch], dim=1)
     else:
-        yield from (columns.index_select(1, index) for index in order.split(batch_size))
+        yield from (columns.index_select(1, rows) for rows in epoch)
 
 
 @th.no_grad()
-def _fit_plain(
-    network: PlainMlp, optimizer: th.optim.Optimizer, columns: th.Tensor, returns: th.Tensor, settings: CriticSettings
-) -> CriticFit:
+def _fit_plain(regression: "_Regression[RolloutT]", network: PlainMlp) -> CriticFit:
     """
-    As ``_fit_any``, with the backward pass written out, on features that do not change.
+    As ``_fit_by_autograd``, with the backward pass written out, on features that do not change.
 
-    :param columns: features with a last row of ones, (n_features + 1, N)
+    :param network: from features to values
     """
-    adam = _FlatAdam(network, optimizer)
+    policy, settings, returns = regression.policy, regression.settings, regression.samples.returns
+    columns, targets = _feature_columns(policy, regression.samples), returns.unsqueeze(0)
+    adam = FlatAdam(network, policy.optimizer)
     working_copy = ColumnMlp(adam.matrices, network.activations)
-    targets = returns.unsqueeze(0)
     # By the number of samples, for a last minibatch may be smaller.
     inputs: dict[int, LayerInputs] = {}
     squares, factors = [], []
-    for order in _epochs(returns, settings):
-        batches = zip(
-            _shuffled(columns, order, settings.batch_size), _shuffled(targets, order, settings.batch_size), strict=True
-        )
-        for batch_columns, batch_targets in batches:
-            n = batch_targets.shape[1]
-            inputs[n] = working_copy.layer_inputs(batch_columns, out=inputs.get(n))
+    for epoch in regression.epochs():
+        minibatches = zip(_shuffled(columns, epoch), _shuffled(targets, epoch), strict=True)
+        for minibatch, minibatch_targets in minibatches:
+            n = minibatch_targets.shape[1]
+            inputs[n] = working_copy.layer_inputs(minibatch, out=inputs.get(n))
             # 2 (V − R) / n, the gradient of the loss with respect to V.
-            gradient = working_copy.scaled_error(inputs[n], batch_targets, 2.0 / n)
+            gradient = working_copy.scaled_error(inputs[n], minibatch_targets, 2.0 / n)
             flat = gradient.view(-1)
             squares.append(flat.dot(flat))
             factors.append(n / 4.0)

@@ -5,6 +5,7 @@ lasted, with what to change.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch as th
@@ -26,6 +27,8 @@ DIVERGED = 2.0
 # ... and that of an untrained network: where returns are next to nothing, so are small errors.
 UNTRAINED_SQUARED_ERROR = 1.0
 MIN_SAMPLES_PER_ACTION_DIMENSION = 32
+# Standard deviations of a new policy's actions within which it finds its way.
+REACH = 3.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,70 @@ class Advice:
             value_loss > DIVERGED * max(mean_squared_return, UNTRAINED_SQUARED_ERROR),
             f"the critic diverges (its squared error exceeds {DIVERGED:g} times that of no critic at all): lower "
             "learning_rate or n_critic_updates, set max_grad_norm, or normalise rewards (VecNormalize).",
+        )
+
+    def has_observed(self, symptom: str) -> bool:
+        """
+        Say whether a symptom was looked for before.
+
+        :param symptom: its name
+        :return: whether it was, with or without a finding
+        """
+        return symptom in self.counts
+
+    def on_held_parameters(self, names: Sequence[str]) -> None:
+        """
+        Look at what the critic was not allowed to train.
+
+        :param names: names of parameters
+        """
+        self.observe(
+            "held parameters",
+            bool(names),
+            f"the critic does not train {', '.join(names)}: the policy depends on them, but gets no gradient for them, "
+            "and the critic's steps would take it out of its trust region. Let the gradient through, or give the "
+            "critic parameters of its own (share_features_extractor=False).",
+            patience=1,
+        )
+
+    def on_statistics(self, modules: Sequence[str]) -> None:
+        """
+        Look at normalisers and the like that learn in training mode only.
+
+        :param modules: names of the actor's, as a user finds them in the policy
+        """
+        self.observe(
+            "statistics",
+            bool(modules),
+            f"what {', '.join(modules)} would learn in training mode stays as it is: the actor is always in evaluation "
+            "mode, for new statistics would change the policy outside of its trust region. Normalise observations "
+            "outside of the policy (VecNormalize), or by a layer without statistics (LayerNorm).",
+            patience=1,
+        )
+
+    def on_policy(self, policy: ActorCriticPolicy) -> None:
+        """
+        Look at a new policy: one that acts around 0 can't reach bounds far from there.
+
+        :param policy: the policy, new
+        """
+        space = policy.action_space
+        if (
+            not isinstance(space, spaces.Box)
+            or policy.squash_output
+            or policy.use_sde
+            or not hasattr(policy, "log_std")
+        ):
+            return
+        reach = REACH * policy.log_std.detach().exp().cpu().numpy()
+        is_out = (space.low.flatten() > reach) | (space.high.flatten() < -reach)
+        self.observe(
+            "action bounds",
+            bool(is_out.any()),
+            f"the action space goes from {space.low.min():g} to {space.high.max():g}, but a new policy acts around 0, "
+            "so that its actions are all clipped to the nearest bound and nothing can be learned: rescale the actions "
+            "to [-1, 1] (gymnasium.wrappers.RescaleAction).",
+            patience=1,
         )
 
     def on_setup(self, n_samples: int, action_space: spaces.Space) -> None:

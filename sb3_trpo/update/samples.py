@@ -2,11 +2,12 @@
 Rollout data, whole and in parts: SB3's samples are named tuples of tensors, or of dictionaries of tensors.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 # 74 stacks of four Atari frames, or 6,000 observations of a humanoid. Smaller chunks save memory; on a CPU they
 # save time too, for what an image network computes then fits the caches.
@@ -15,7 +16,32 @@ MAX_CHUNK_ELEMENTS = 2**21
 MAX_CHUNK_ELEMENTS_ON_GPU = 2**24
 
 Index = th.Tensor | slice
-Samples = TypeVar("Samples", bound=tuple[Any, ...])
+
+
+class Rows(Protocol):
+    """
+    Samples as a named tuple: its fields are tensors of N rows, dictionaries of such, or None.
+    """
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Rollout(Rows, Protocol):
+    """
+    What every rollout buffer's samples have.
+    """
+
+    @property
+    def observations(self) -> PyTorchObs:
+        """Of N states."""
+
+    @property
+    def returns(self) -> th.Tensor:
+        """What the critic learns, (N,)."""
+
+
+RowsT = TypeVar("RowsT", bound=Rows)
+RolloutT = TypeVar("RolloutT", bound=Rollout)
 
 
 def whole_rollout(buffer: RolloutBuffer) -> Any:
@@ -31,16 +57,17 @@ def whole_rollout(buffer: RolloutBuffer) -> Any:
     return buffer._get_samples(slice(None))  # type: ignore[arg-type]
 
 
-def select(samples: Samples, index: Index) -> Samples:
+def select(samples: RowsT, index: Index) -> RowsT:
     """
     :param samples: a named tuple; its fields are tensors of N rows, dictionaries of such, or None
     :param index: which rows
     :return: the same with these rows only
     """
-    return type(samples)(*(_rows(field, index) for field in samples))
+    make: Callable[..., RowsT] = type(samples)
+    return make(*(_rows(field, index) for field in samples))
 
 
-def chunks(samples: Samples, size: int | None) -> Sequence[Samples]:
+def chunks(samples: RowsT, size: int | None) -> Sequence[RowsT]:
     """
     :param samples: as for ``select``, observations first
     :param size: rows of a chunk; None chooses by the size of an observation and the kind of device
@@ -49,19 +76,19 @@ def chunks(samples: Samples, size: int | None) -> Sequence[Samples]:
     """
     n_samples = n_rows(samples)
     if size is None:
-        size = _chunk_size(samples[0])
+        size = _chunk_size(next(iter(samples)))
     if size >= n_samples:
         return [samples]
     n_chunks = -(-n_samples // size)
     return [select(samples, slice(i, None, n_chunks)) for i in range(n_chunks)]
 
 
-def n_rows(samples: tuple[Any, ...]) -> int:
+def n_rows(samples: Rows) -> int:
     """
     :param samples: as for ``select``
     :return: N
     """
-    return len(next(_tensors(samples[0])))
+    return len(next(_tensors(next(iter(samples)))))
 
 
 def _chunk_size(observations: Any) -> int:

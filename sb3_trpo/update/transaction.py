@@ -12,6 +12,9 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Distribution as TorchDistribution
+from torch.nn.parameter import is_lazy
+
+from sb3_trpo.trust_region.shared_switches import SharedSwitches
 
 
 class NonFiniteError(ArithmeticError):
@@ -32,11 +35,17 @@ class Transaction:
     def __enter__(self) -> "Transaction":
         self._saved = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
         self._optimizer_state = _cloned(self._policy.optimizer.state_dict())
+        # A policy keeps the last distribution that it has made. One of the update hangs on a graph of autograd, with
+        # which the policy could not be copied.
+        self._distribution = dict(vars(self._policy.action_dist)) if hasattr(self._policy, "action_dist") else None
         return self
 
     def __exit__(
         self, exception: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._distribution is not None:
+            vars(self._policy.action_dist).clear()
+            vars(self._policy.action_dist).update(self._distribution)
         if exception is not None:
             with th.no_grad():
                 for tensor, saved in self._saved:
@@ -94,8 +103,11 @@ def _first_not_finite(policy: ActorCriticPolicy) -> str:
 
 
 def _is_finite(value: Any) -> bool:
-    if not isinstance(value, th.Tensor):
+    # A lazy module's parameters have no numbers before the first rollout.
+    if not isinstance(value, th.Tensor) or is_lazy(value):
         return True
+    if value.is_complex():
+        value = th.view_as_real(value.detach())
     # A sum is quicker than a test of every number; where it overflows, the test decides.
     return math.isfinite(float(value.detach().sum())) or bool(value.isfinite().all())
 
@@ -115,16 +127,26 @@ def _cloned(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def no_distribution_checks() -> Iterator[None]:
-    """
-    Switch off torch's argument checks of distributions.
-
-    A step that is too long may give parameters that are not finite. That is for the line search to judge, not for an
-    exception from inside the policy; and on a GPU each check waits for the device.
-    """
+def _unchecked_distributions() -> Iterator[None]:
     checks = TorchDistribution._validate_args
-    TorchDistribution.set_default_validate_args(False)
     try:
+        TorchDistribution.set_default_validate_args(False)
         yield
     finally:
         TorchDistribution.set_default_validate_args(checks)
+
+
+_UNCHECKED = SharedSwitches(_unchecked_distributions)
+
+
+def skip_distribution_checks() -> contextlib.AbstractContextManager[None]:
+    """
+    Switch off torch's argument checks of distributions in a block.
+
+    A step that is too long may give parameters that are not finite. That is for the line search to judge, not for an
+    exception from inside the policy; and on a GPU each check waits for the device. torch has one switch for the whole
+    process and no other way.
+
+    :return: the context manager
+    """
+    return _UNCHECKED.hold()

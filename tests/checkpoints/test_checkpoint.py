@@ -331,7 +331,8 @@ def run_and_kill(folder: Path, task: str, total: int, n_kills: int) -> int:
     """
     path, rng = folder / "checkpoint.zip", random.Random(0)
     here = Path(__file__).parent
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(here), str(here.parent / "helpers")])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     n_killed = 0
     for i in range(n_kills + 1):
         before = path.read_bytes() if path.exists() else b""

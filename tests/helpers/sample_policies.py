@@ -107,6 +107,70 @@ POLICIES: dict[str, Callable[[], ActorCriticPolicy]] = {
 PLAIN = ("DiagGaussian", "Categorical", "MultiCategorical", "Bernoulli")
 
 
+class OwnActions(Distribution):
+    """
+    A user's distribution for SB3.
+
+    :param make: torch's distribution from a network's outputs, or several of them
+    :param n_outputs: how many outputs these are
+    """
+
+    def __init__(self, make: Callable[[th.Tensor], object], n_outputs: int) -> None:
+        self.make = make
+        self.n_outputs = n_outputs
+
+    def proba_distribution_net(self, latent_dim: int) -> nn.Module:
+        return nn.Linear(latent_dim, self.n_outputs)
+
+    def proba_distribution(self, outputs: th.Tensor) -> "OwnActions":
+        self.distribution = self.make(outputs)
+        return self
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        log_prob = self.distribution.log_prob(actions)
+        return log_prob.reshape(len(log_prob), -1).sum(dim=1)
+
+    def entropy(self) -> th.Tensor:
+        entropy = self.distribution.entropy()
+        return entropy.reshape(len(entropy), -1).sum(dim=1)
+
+    def sample(self) -> th.Tensor:
+        return self.distribution.sample()
+
+    def mode(self) -> th.Tensor:
+        return self.distribution.mean
+
+    def actions_from_params(self, outputs: th.Tensor, deterministic: bool = False) -> th.Tensor:
+        return self.proba_distribution(outputs).get_actions(deterministic)
+
+    def log_prob_from_params(self, outputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        actions = self.actions_from_params(outputs)
+        return actions, self.log_prob(actions)
+
+
+class OwnActionsPolicy(ActorCriticPolicy):
+    """SB3's policy with a user's distribution, set after it is made."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        return self.action_dist.proba_distribution(self.action_net(latent_pi))
+
+
+def own_policy(make: Callable[[th.Tensor], object], n_outputs: int, dtype: th.dtype = th.float32) -> ActorCriticPolicy:
+    """
+    :param make: torch's distribution from a network's outputs, or several of them
+    :param n_outputs: how many outputs these are
+    :param dtype: of its parameters
+    :return: a policy of such actions
+    """
+    with th.random.fork_rng():
+        th.manual_seed(0)
+        policy = OwnActionsPolicy(OBSERVATIONS, ACTIONS["Box"], lambda _: 1e-3, net_arch=[3])
+        policy.action_dist = OwnActions(make, n_outputs)
+        policy.action_net = policy.action_dist.proba_distribution_net(policy.mlp_extractor.latent_dim_pi)
+        del policy.log_std
+    return policy.to(dtype)
+
+
 class SmallCnn(BaseFeaturesExtractor):
     """
     :param observation_space: images, channels first
@@ -189,7 +253,7 @@ def linearize_mlp(policy: ActorCriticPolicy, obs: th.Tensor) -> MlpLinearization
     return MlpLinearization(
         mlp,
         obs,
-        lambda outputs: policy.action_dist.proba_distribution(outputs, *more),
+        lambda outputs, _: policy.action_dist.proba_distribution(outputs, *more),
         FlatParameters([*mlp.parameters, *more]),
         log_std,
     )
@@ -204,14 +268,13 @@ def explicit_fisher(policy: ActorCriticPolicy, obs: th.Tensor, parameters: Seque
     :param parameters: θ
     :return: E_s E_a[∇log π(a|s) ∇log π(a|s)ᵀ], (P, P)
     """
-    size = sum(parameter.numel() for parameter in parameters)
-    total = th.zeros(size, size, dtype=obs.dtype)
+    theta = FlatParameters(parameters)
+    total = th.zeros(len(theta), len(theta), dtype=obs.dtype)
     distribution = distribution_of(policy, obs)
     for weights, actions in weighted_actions(distribution):
         for log_prob, weight in zip(distribution.log_prob(actions), weights, strict=True):
             gradients = th.autograd.grad(log_prob, parameters, retain_graph=True, allow_unused=True)
-            pairs = zip(gradients, parameters, strict=True)
-            score = th.cat([(th.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+            score = theta.flatten_gradients(gradients)
             total += weight * th.outer(score, score)
     return total / len(obs)
 

@@ -23,7 +23,8 @@ def digests(hash_seed: str, n_threads: int) -> dict[str, str]:
     :param n_threads: of torch
     :return: a digest of each model that a process of its own has trained
     """
-    environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(n_threads)}
+    path = str(HERE.parent / "helpers")
+    environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path, "OMP_NUM_THREADS": str(n_threads)}
     # Threads that wait make room for others.
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     done = subprocess.run(

@@ -308,7 +308,7 @@ def test_no_process_outlives_a_training_that_is_killed():
         "    t.model_in(env).learn(10**9)\n"
     )
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent)])
+    path = os.pathsep.join([str(here), str(here.parent / "helpers")])
     training = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
     )

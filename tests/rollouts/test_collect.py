@@ -20,7 +20,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize, is_vecenv_wrapped
 
-from sb3_trpo import TRPO, rollouts
+from sb3_trpo import TRPO
+from sb3_trpo.rollouts import fast_rollout
 
 N_STEPS = 32
 
@@ -52,16 +53,6 @@ class Watcher(BaseCallback):
     def _copies(self) -> dict[str, Any]:
         kept = {"self", "env", "callback", "rollout_buffer"}
         return {name: x if name in kept else copy.deepcopy(x) for name, x in self.locals.items()}
-
-
-class Quiet(BaseCallback):
-    """A callback that says of itself that it does not read each step's tensors, and notes what it could read."""
-
-    reads_values = False
-
-    def _on_step(self) -> bool:
-        self.names = self.locals.keys()
-        return True
 
 
 def rollouts_of(
@@ -173,7 +164,7 @@ def test_envpool():
 
 
 def test_long_rollouts_are_evaluated_in_parts(monkeypatch):
-    monkeypatch.setattr(rollouts, "MAX_ROWS", 7)
+    monkeypatch.setattr(fast_rollout, "MAX_ROWS", 7)
     assert_same_rollouts(*both(lambda: cart_poles("gaussian", 2)), exactly=False)
 
 
@@ -246,13 +237,6 @@ def test_values_are_sb3s_to_the_last_bit_where_a_callback_may_read_them():
     assert_same_rollouts(*both(lambda: VecNormalize(cart_poles("gaussian", 2)), Watcher()), exactly=True)
 
 
-def test_a_callback_may_do_without_values():
-    quiet = Quiet()
-    assert_same_rollouts(*both(lambda: cart_poles("gaussian", 2), quiet), exactly=False)
-    rollouts_of(TRPO, lambda: cart_poles("gaussian", 2), quiet, n_rollouts=1)
-    assert {"new_obs", "rewards", "dones", "infos", "actions", "clipped_actions", "n_steps"} <= quiet.names
-
-
 def test_a_reading_callback_is_found_below_others():
     watcher = Watcher()
     nested = CallbackList([EveryNTimesteps(2, CallbackList([watcher]))])
@@ -262,17 +246,11 @@ def test_a_reading_callback_is_found_below_others():
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, N_STEPS - 1, N_STEPS])
-@pytest.mark.parametrize("reads_values", [True, False])
-def test_a_callback_ends_the_rollout(stop_at, reads_values):
-    def callback() -> Watcher:
-        watcher = Watcher(stop_at)
-        watcher.reads_values = reads_values
-        return watcher
-
-    ours = rollouts_of(TRPO, lambda: cart_poles("gaussian", 2), callback(), n_rollouts=1)
-    sb3s = rollouts_of(WithSb3Rollouts, lambda: cart_poles("gaussian", 2), callback(), n_rollouts=1)
+def test_a_callback_ends_the_rollout(stop_at):
+    ours = rollouts_of(TRPO, lambda: cart_poles("gaussian", 2), Watcher(stop_at), n_rollouts=1)
+    sb3s = rollouts_of(WithSb3Rollouts, lambda: cart_poles("gaussian", 2), Watcher(stop_at), n_rollouts=1)
     assert ours[2] == [False]
-    assert_same_rollouts(ours, sb3s, exactly=reads_values)
+    assert_same_rollouts(ours, sb3s, exactly=True)
 
 
 def test_learning_ends_where_a_callback_ends_it():
@@ -298,22 +276,55 @@ class OtherBuffer(RolloutBuffer):
         super().add(obs, action, reward + 1.0, *args)
 
 
-@pytest.mark.parametrize(
-    ("make_env", "kwargs"),
-    [
-        (lambda: make_vec_env(BitFlippingEnv, 2), {"policy": "MultiInputPolicy"}),
-        (lambda: make_vec_env(random_images, 2), {"policy": "CnnPolicy"}),
-        (lambda: make_vec_env("FrozenLake-v1", 2), {}),
-        (lambda: cart_poles("gaussian", 2), {"use_sde": True, "sde_sample_freq": 4}),
-        (lambda: cart_poles("gaussian", 2), {"policy": OtherForward}),
-        (lambda: cart_poles("gaussian", 2), {"rollout_buffer_class": OtherBuffer}),
-        (lambda: cart_poles("gaussian", 2), {"policy_kwargs": {"activation_fn": th.nn.ELU}}),
-        (lambda: VecNormalize(cart_poles("gaussian", 2)), {"use_sde": True}),
-    ],
-    ids=["dict", "images", "discrete", "gsde", "forward", "buffer", "activation", "normalized gsde"],
-)
-def test_what_is_not_covered_is_left_to_sb3(make_env, kwargs):
+NOT_PLAIN: dict[str, Any] = {
+    "images": (lambda: make_vec_env(random_images, 2), {"policy": "CnnPolicy"}),
+    "PReLU": (lambda: cart_poles("gaussian", 2), {"policy_kwargs": {"activation_fn": th.nn.PReLU}}),
+    "forward": (lambda: cart_poles("gaussian", 2), {"policy": OtherForward}),
+    "buffer": (lambda: cart_poles("gaussian", 2), {"rollout_buffer_class": OtherBuffer}),
+    "normalized PReLU": (
+        lambda: VecNormalize(cart_poles("gaussian", 2)),
+        {"policy_kwargs": {"activation_fn": th.nn.PReLU}},
+    ),
+}
+PLAIN: dict[str, Any] = {
+    "dict": (lambda: make_vec_env(BitFlippingEnv, 2), {"policy": "MultiInputPolicy"}),
+    "discrete": (lambda: make_vec_env("FrozenLake-v1", 2), {}),
+    "gSDE": (lambda: cart_poles("gaussian", 2), {"use_sde": True, "sde_sample_freq": 4}),
+    "gSDE, one environment": (lambda: cart_poles("gaussian", 1), {"use_sde": True}),
+    "gSDE, squashed": (
+        lambda: cart_poles("gaussian", 3),
+        {"use_sde": True, "sde_sample_freq": 5, "policy_kwargs": {"squash_output": True}},
+    ),
+    "gSDE, one std for all actions": (
+        lambda: VecNormalize(cart_poles("gaussian", 2)),
+        {"use_sde": True, "policy_kwargs": {"full_std": False, "use_expln": True, "net_arch": []}},
+    ),
+    "ELU": (lambda: cart_poles("gaussian", 2), {"policy_kwargs": {"activation_fn": th.nn.ELU}}),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_what_is_not_covered_is_left_to_sb3(kind):
+    make_env, kwargs = NOT_PLAIN[kind]
     assert_same_rollouts(*both(make_env, **kwargs), exactly=True)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_what_is_covered_beside_vectors_and_tanh(kind):
+    make_env, kwargs = PLAIN[kind]
+    assert_same_rollouts(*both(make_env, **kwargs), exactly=False)
+
+
+@pytest.mark.parametrize("kind", [*PLAIN, *NOT_PLAIN])
+def test_the_log_says_which_path_is_taken_and_why_not_the_fast_one(kind, capsys):
+    make_env, kwargs = {**PLAIN, **NOT_PLAIN}[kind]
+    policy = kwargs.get("policy", "MlpPolicy")
+    kwargs = {name: value for name, value in kwargs.items() if name != "policy"}
+    TRPO(policy, make_env(), n_steps=N_STEPS, device="cpu", batch_size=64, verbose=1, **kwargs).learn(3 * N_STEPS)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Rollouts are collected")]
+    assert len(said) == 1
+    assert ("by the fast path" in said[0]) == (kind in PLAIN)
+    assert ("because" in said[0]) == (kind in NOT_PLAIN)
 
 
 def test_correlated_noise_is_the_same_on_every_way() -> None:

@@ -1,7 +1,7 @@
 """
 Kill processes while they save, and load what is left: ``kill_savers.py FOLDER N_KILLS SEED``.
 
-Each saver is a fork that saves model after model over the same file until it is gone. In the model of number k every
+Each saver is a fork that saves model after model over the same file until the system's timer ends it. In the model of number k every
 weight and every moment of the optimizer is k, so that a mixture of two would be seen. Prints, as JSON, how many savers
 were killed with a file half written, and what was wrong with the files that they left.
 """
@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch as th
@@ -32,7 +31,13 @@ def number(model: TRPO, k: int) -> None:
             state["exp_avg"].fill_(k)
 
 
-def save_for_ever(model: TRPO, path: Path) -> None:
+def save_until_killed(model: TRPO, path: Path, life: float) -> None:
+    """
+    :param model: the model to be saved, with other numbers each time
+    :param path: the file
+    :param life: seconds of a processor, so that it does not matter what else runs; then the system ends the process
+    """
+    signal.setitimer(signal.ITIMER_PROF, life)
     k = model.num_timesteps
     while True:
         k += 1
@@ -68,11 +73,10 @@ def main(folder: Path, n_kills: int, seed: int) -> None:
     complaints, n_half_written, k = [], 0, 0
     for _ in range(n_kills):
         number(model, k)
+        life = rng.uniform(0.001, 0.08)
         saver = os.fork()
         if saver == 0:
-            save_for_ever(model, path)
-        time.sleep(rng.uniform(0.0, 0.08))
-        os.kill(saver, signal.SIGKILL)
+            save_until_killed(model, path, life)
         os.waitpid(saver, 0)
         complaint, k = what_is_wrong(path, k)
         complaints += [complaint] if complaint else []

@@ -53,14 +53,14 @@ def test_order_is_that_of_the_parameters(parameters) -> None:
 
 
 def test_gradients_that_are_missing_are_zero(parameters) -> None:
-    loss = 2.0 * parameters.parameters[0].sum() + parameters.parameters[2]
-    gradients = th.autograd.grad(loss, parameters.parameters, allow_unused=True)
+    loss = 2.0 * parameters.tensors[0].sum() + parameters.tensors[2]
+    gradients = th.autograd.grad(loss, parameters.tensors, allow_unused=True)
     flat = parameters.flatten_gradients(gradients)
     assert flat.tolist() == [2.0] * 6 + [0.0] * 3 + [1.0] + [0.0] * 5
 
 
 def test_non_contiguous_gradients(parameters) -> None:
-    gradients = [th.arange(6.0).view(2, 3).t(), *(th.zeros_like(p) for p in parameters.parameters[1:])]
+    gradients = [th.arange(6.0).view(2, 3).t(), *(th.zeros_like(p) for p in parameters.tensors[1:])]
     assert parameters.flatten_gradients(gradients)[:6].tolist() == [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
 
 

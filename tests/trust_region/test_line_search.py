@@ -62,7 +62,7 @@ def quadratic(at_one: float) -> Callable[[float], float]:
 
 def test_what_is_judged_and_kept_has_been_projected() -> None:
     search = Search(quadratic(0.5 * DELTA), lambda t: t)
-    weight = search.parameters.parameters[0]
+    weight = search.parameters.tensors[0]
     search.run(project=lambda: weight.data.clamp_(max=0.5))
     assert search.tries == [pytest.approx(0.4)]
     th.testing.assert_close(search.parameters.vector(), th.tensor([0.5, 0.5, 1.3], dtype=th.float64))
@@ -71,7 +71,7 @@ def test_what_is_judged_and_kept_has_been_projected() -> None:
 @pytest.mark.parametrize(("slope", "success"), [(0.5, True), (-0.5, False), (math.nan, False)])
 def test_from_outside_of_the_set_a_step_is_to_improve_on_the_way_into_it(slope: float, success: bool) -> None:
     search = Search(quadratic(0.5 * DELTA), lambda t: 0.0)
-    edge, other = -0.4, search.parameters.parameters[1]
+    edge, other = -0.4, search.parameters.tensors[1]
 
     def evaluate() -> tuple[float, float]:
         assert search.parameters.vector()[0] == edge
@@ -79,7 +79,7 @@ def test_from_outside_of_the_set_a_step_is_to_improve_on_the_way_into_it(slope: 
         return 0.5 * DELTA, -1.0 + slope * (other.item() - 0.3)
 
     search.evaluate = evaluate  # type: ignore[method-assign]
-    result = search.run(project=lambda: search.parameters.parameters[0].data[:1].fill_(edge))
+    result = search.run(project=lambda: search.parameters.tensors[0].data[:1].fill_(edge))
     if success:
         assert result == LineSearchResult(True, 1.0, 1, 0.5 * DELTA, pytest.approx(-0.5))
     else:

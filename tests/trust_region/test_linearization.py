@@ -20,9 +20,9 @@ from sample_policies import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_trpo.trust_region.families import family_and_z
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.graph_linearization import parameters_behind
-from sb3_trpo.trust_region.kl import family_of
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization, Linearizations
 
 N_STATES = 4
@@ -44,7 +44,7 @@ def z_of(policy: ActorCriticPolicy, obs: th.Tensor, parameters: FlatParameters) 
 
         def forward(self) -> th.Tensor:
             distribution = distribution_of(policy, obs)
-            z = family_of(distribution).parameters(distribution.distribution)
+            _, z = family_and_z(distribution)
             return th.cat([part.flatten() for part in z])
 
     evaluation = Evaluation()
@@ -137,7 +137,7 @@ def test_gradient_of_an_objective(linearization_of, make) -> None:
     gradient = linearization.gradient((linearization.distribution.log_prob(actions) * th.arange(1.0, 5.0)).sum())
     expected = th.autograd.grad(
         (distribution_of(policy, obs).log_prob(actions) * th.arange(1.0, 5.0)).sum(),
-        linearization.parameters.parameters,
+        linearization.parameters.tensors,
         allow_unused=True,
     )
     th.testing.assert_close(gradient, linearization.parameters.flatten_gradients(expected), rtol=1e-9, atol=1e-11)

@@ -2,12 +2,15 @@
 Each policy gets the linearisation that fits it, and both say the same about z(θ).
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch as th
+from gymnasium import spaces
 from sample_policies import (
     ACTIONS,
+    OBSERVATIONS,
     PLAIN,
     POLICIES,
     as_matrix,
@@ -16,19 +19,25 @@ from sample_policies import (
     explicit_fisher,
     make_observations,
     make_policy,
+    shake,
 )
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_trpo.policies import MultiInputPolicy
+from sb3_trpo.trust_region.families import family_and_z
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.graph_linearization import GraphLinearization
-from sb3_trpo.trust_region.linearization import Linearizations
+from sb3_trpo.trust_region.gsde_linearization import GsdeLinearization
+from sb3_trpo.trust_region.kl import GaussianFamily
+from sb3_trpo.trust_region.linearization import Linearization, Linearizations
 from sb3_trpo.trust_region.mlp_linearization import MlpLinearization
 from sb3_trpo.update.actor import Actor
 
 
 class Samples(NamedTuple):
-    observations: th.Tensor
+    observations: Any
 
 
 def make_samples(policy: ActorCriticPolicy, n: int = 16) -> Samples:
@@ -53,10 +62,13 @@ def single(name: str) -> ActorCriticPolicy:
     return POLICIES[name]().float()
 
 
+GSDE = [name for name in POLICIES if name.startswith("gSDE")]
+
+
 @pytest.mark.parametrize("name", list(POLICIES))
 def test_plain_policies_are_written_out_others_go_through_autograd(name) -> None:
     policy = single(name)
-    kind = MlpLinearization if name in PLAIN else GraphLinearization
+    kind = MlpLinearization if name in PLAIN else GsdeLinearization if name in GSDE else GraphLinearization
     assert type(actor_of(policy).linearize(make_samples(policy))) is kind
 
 
@@ -87,24 +99,116 @@ def test_frozen_parameters_are_left_out(freeze) -> None:
     assert {names[id(parameter)] for parameter in linearization.parameters} == actors - {freeze}
 
 
-@pytest.mark.parametrize("name", PLAIN)
+def by_parameter(linearization: Linearization, vector: th.Tensor) -> dict[int, th.Tensor]:
+    """
+    :param linearization: whose parameters may be in any order
+    :param vector: (P,)
+    :return: its pieces, by the parameters' ids
+    """
+    parameters = linearization.parameters
+    return dict(zip(map(id, parameters), parameters.split(vector), strict=True))
+
+
+def assert_same_products(actors: Sequence[Actor], samples: Any) -> None:
+    """
+    :param actors: two of the same policy
+    :param samples: of N states
+    """
+    fishers = [Fisher(Linearizations(actor.linearize_for_fisher, [samples])) for actor in actors]
+    first, second = (fisher.linearizations.first() for fisher in fishers)
+    v = th.randn(len(first.parameters), generator=th.Generator().manual_seed(1))
+    pieces = by_parameter(first, v)
+    assert pieces.keys() == by_parameter(second, v).keys()
+    reordered = th.cat([pieces[id(parameter)].flatten() for parameter in second.parameters])
+    products = [fishers[0] @ v, fishers[1] @ reordered]
+    assert_same_pieces([first, second], products)
+
+    linearizations = [actor.linearize(samples) for actor in actors]
+    gradients = []
+    for linearization in linearizations:
+        distribution = linearization.distribution
+        with th.no_grad():
+            actions = distribution.mode()
+            if isinstance(linearization.family, GaussianFamily):
+                actions = 0.9 * actions + 0.05
+        weights = th.linspace(-1.0, 2.0, len(linearization))
+        objective = (weights * distribution.log_prob(actions)).sum()
+        gradients.append(linearization.gradient(objective))
+    assert_same_pieces(linearizations, gradients)
+
+
+def assert_same_pieces(linearizations: Sequence[Linearization], vectors: Sequence[th.Tensor]) -> None:
+    first, second = map(by_parameter, linearizations, vectors)
+    for key, piece in first.items():
+        th.testing.assert_close(piece, second[key], rtol=1e-3, atol=1e-5 * float(vectors[0].abs().max()))
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *GSDE])
 def test_both_ways_agree(name) -> None:
     policy = single(name)
-    samples = make_samples(policy, 64)
-    written_out, by_autograd = actor_of(policy), actor_of(policy, is_builtin=False)
-    fishers = [Fisher(Linearizations(actor.linearize, [samples])) for actor in (written_out, by_autograd)]
-    orders = [{id(p): i for i, p in enumerate(fisher.parameters)} for fisher in fishers]
-    assert orders[0].keys() == orders[1].keys()
-    v = th.randn(len(fishers[0].parameters), generator=th.Generator().manual_seed(1))
-    pieces = dict(zip(map(id, fishers[0].parameters), fishers[0].parameters.split(v), strict=True))
-    reordered = th.cat([pieces[id(parameter)].flatten() for parameter in fishers[1].parameters])
-    products = [fisher @ vector for fisher, vector in zip(fishers, (v, reordered), strict=True)]
-    first, second = (
-        dict(zip(map(id, f.parameters), f.parameters.split(p), strict=True))
-        for f, p in zip(fishers, products, strict=True)
-    )
-    for key, piece in first.items():
-        th.testing.assert_close(piece, second[key], rtol=1e-3, atol=1e-5 * float(products[0].abs().max()))
+    assert_same_products([actor_of(policy), actor_of(policy, is_builtin=False)], make_samples(policy, 64))
+
+
+@pytest.mark.parametrize("net_arch", [[], [4]])
+def test_both_ways_agree_for_gsde_on_shallow_networks(net_arch) -> None:
+    policy = make_policy(use_sde=True, net_arch=net_arch, dtype=th.float32)
+    assert_same_products([actor_of(policy), actor_of(policy, is_builtin=False)], make_samples(policy, 64))
+
+
+@pytest.mark.parametrize("activation_fn", [nn.ELU, nn.SiLU, nn.GELU, nn.LeakyReLU])
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_both_ways_agree_for_other_activations(activation_fn, use_sde) -> None:
+    policy = make_policy(use_sde=use_sde, activation_fn=activation_fn, dtype=th.float32)
+    actors = [actor_of(policy), actor_of(policy, is_builtin=False)]
+    assert isinstance(actors[0].linearize(make_samples(policy)), MlpLinearization)
+    assert_same_products(actors, make_samples(policy, 64))
+
+
+def test_both_ways_agree_for_dictionaries() -> None:
+    space = spaces.Dict({"x": OBSERVATIONS, "y": spaces.Discrete(3)})
+    with th.random.fork_rng():
+        policy = shake(MultiInputPolicy(space, ACTIONS["Box"], lambda _: 1e-3))
+    samples = Samples({"x": make_observations(policy_of_x := make_policy(), 64).float(), "y": th.arange(64) % 3})
+    assert policy_of_x.observation_space == space["x"]
+    actors = [actor_of(policy), actor_of(policy, is_builtin=False)]
+    assert isinstance(actors[0].linearize(samples), MlpLinearization)
+    assert_same_products(actors, samples)
+
+
+class MaskedSamples(NamedTuple):
+    observations: th.Tensor
+    action_masks: th.Tensor
+
+
+@pytest.mark.parametrize(("kind", "never"), [("Discrete", 2), ("MultiDiscrete", 1), ("MultiBinary", 3)])
+def test_both_ways_agree_for_masked_actions(kind, never) -> None:
+    """The network written out, its outputs masked; the logit of an action that is never allowed gets no gradient."""
+    with th.random.fork_rng():
+        policy = shake(MaskableActorCriticPolicy(OBSERVATIONS, ACTIONS[kind], lambda _: 1e-3, net_arch=[6, 5]))
+    masks = th.ones(64, policy.action_net.out_features, dtype=th.bool)
+    masks[:, never] = False
+    masks[::5, 0] = False
+    samples = MaskedSamples(th.randn(64, 3, generator=th.Generator().manual_seed(1)), masks)
+
+    def distribution_of(samples: MaskedSamples) -> Any:
+        return policy.get_distribution(samples.observations, samples.action_masks)
+
+    def distribution_from(outputs: th.Tensor, samples: MaskedSamples) -> Any:
+        distribution = policy.action_dist.proba_distribution(outputs)
+        distribution.apply_masking(samples.action_masks)
+        return distribution
+
+    actors = [
+        Actor(policy, distribution_of, True, distribution_from),
+        Actor(policy, distribution_of, False),
+    ]
+    linearization = actors[0].linearize(samples)
+    assert isinstance(linearization, MlpLinearization)
+    assert_same_products(actors, samples)
+    u = linearization.family.metric(linearization.z, tuple(map(th.randn_like, linearization.z)))
+    on_bias = by_parameter(linearization, linearization.vjp(u))[id(policy.action_net.bias)]
+    assert on_bias[never] == 0.0
+    assert on_bias[0] != 0.0
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
@@ -114,7 +218,7 @@ def test_distribution_is_the_linearizations_bit_for_bit(name) -> None:
     samples, actor = make_samples(policy), actor_of(policy)
     linearization = actor.linearize(samples)
     distribution = actor.distribution(samples)
-    z = linearization.family.parameters(distribution.distribution)
+    _, z = family_and_z(distribution)
     assert all(map(th.equal, z, linearization.z))
     assert not any(part.requires_grad for part in z)
 
@@ -148,9 +252,6 @@ def test_observations_are_prepared_as_sb3_does() -> None:
     th.testing.assert_close(linearization.z[0], expected, rtol=1e-5, atol=1e-6)
 
 
-GSDE = [name for name in POLICIES if name.startswith("gSDE")]
-
-
 def gsde_fisher(policy: ActorCriticPolicy, obs: th.Tensor, is_whole: bool = True) -> Fisher:
     """
     :param policy: with gSDE
@@ -173,7 +274,7 @@ def test_fisher_of_gsde_is_the_curvature_of_kl(name) -> None:
     products = [float(v.dot(fisher @ v)) for fisher in (whole, cut)]
     theta, epsilon = whole.parameters.vector(), 1e-4
     whole.parameters.write_(theta + epsilon * v)
-    new = old.family.parameters(distribution_of(policy, obs).distribution)
+    _, new = family_and_z(distribution_of(policy, obs))
     curvature = 2.0 * float(old.family.kl_divergence(old.z, new).mean()) / epsilon**2
     assert products[0] == pytest.approx(curvature, rel=1e-2)
     # The difference that it makes, unless the gradient sees it all anyway.
@@ -187,20 +288,20 @@ def test_fisher_of_gsde_is_the_definition(name) -> None:
     fisher = gsde_fisher(policy, obs)
     matrix = as_matrix(fisher.__matmul__, len(fisher.parameters))
     policy.action_dist.learn_features = True
-    expected = explicit_fisher(policy, obs, fisher.parameters.parameters)
+    expected = explicit_fisher(policy, obs, fisher.parameters.tensors)
     th.testing.assert_close(matrix, expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", GSDE)
 def test_what_gsde_trains_its_features_for_stays_as_it_was(name) -> None:
     policy = single(name)
-    action_dist, actor = policy.action_dist, actor_of(policy)
+    action_dist, actor = policy.action_dist, actor_of(policy, is_builtin=False)
     learn_features = action_dist.learn_features
     assert actor.hides_features != learn_features
     actor.linearize_for_fisher(make_samples(policy))
     assert action_dist.learn_features == learn_features
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_only_gsde_hides_features(name) -> None:
+@pytest.mark.parametrize("name", [*PLAIN, *GSDE])
+def test_what_is_written_out_hides_nothing(name) -> None:
     assert not actor_of(single(name)).hides_features

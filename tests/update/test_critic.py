@@ -1,4 +1,5 @@
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,13 @@ import torch as th
 from gymnasium import spaces
 from small_models import VECTOR, Extractor, SpacesEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn.functional import mse_loss
 from updates import action_distributions, actor_state, changed, log, mean_kl, observations, pendulum, state
 
 from sb3_trpo.update import critic, samples
-from sb3_trpo.update.critic import CriticFit, CriticSettings, fit_critic
+from sb3_trpo.update.critic import CriticFit, CriticSettings, DrawRows, fit_critic, shuffle_rows
 
 SETTINGS = CriticSettings(n_epochs=3, batch_size=100, max_grad_norm=None)
 
@@ -55,11 +57,12 @@ def actor_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
     return [parameter for parameter in policy.parameters() if id(parameter) not in critic]
 
 
-def fit(model: Any, settings: CriticSettings, is_builtin: bool) -> CriticFit:
+def fit(model: Any, settings: CriticSettings, is_builtin: bool, draw_rows: DrawRows[Any] = shuffle_rows) -> CriticFit:
     """
     :param model: with a rollout
     :param settings: of the fit
     :param is_builtin: False leads to the general way
+    :param draw_rows: draws an epoch's minibatches
     """
     policy = model.policy
 
@@ -67,7 +70,8 @@ def fit(model: Any, settings: CriticSettings, is_builtin: bool) -> CriticFit:
         return policy.predict_values(batch.observations)
 
     th.manual_seed(0)
-    return fit_critic(policy, predict_values, rollout(model), actor_parameters(policy), settings, is_builtin)
+    fixed = actor_parameters(policy)
+    return fit_critic(policy, predict_values, rollout(model), fixed, settings, is_builtin, draw_rows)
 
 
 def rollout(model: Any) -> Any:
@@ -143,6 +147,44 @@ def test_minibatches_taken_one_by_one_are_those_of_the_shuffled_whole(monkeypatc
     monkeypatch.setattr(critic, "MAX_SHUFFLED_ELEMENTS", 0)
     fit(models[1], SETTINGS, True)
     assert not changed(state(models[0]), state(models[1]))
+
+
+def test_parameters_of_different_ages_keep_their_own_counts_of_steps() -> None:
+    """As after a layer was frozen for a while: Adam corrects the bias of each by its own age."""
+    model, reference = pendulum(), pendulum()
+    for each, fit_it in ((model, lambda m: fit(m, SETTINGS, True)), (reference, lambda m: reference_fit(m, SETTINGS))):
+        layer = each.policy.mlp_extractor.value_net[0].requires_grad_(False)
+        fit_it(each)
+        layer.requires_grad_(True)
+    assert_same_fit(model, reference, fit(model, SETTINGS, True), reference_fit(reference, SETTINGS))
+    ages = {float(values["step"]) for values in model.policy.optimizer.state.values()}
+    assert len(ages) == 2
+    # Once more, when all have a state.
+    assert_same_fit(model, reference, fit(model, SETTINGS, True), reference_fit(reference, SETTINGS))
+
+
+def first_rows(samples: Any, batch_size: int) -> list[th.Tensor]:
+    """Minibatches that leave out most of the samples, come in order and are of different sizes."""
+    return [th.arange(3), th.arange(3, 3 + batch_size), th.tensor([200, 100])]
+
+
+@pytest.mark.parametrize("is_builtin", [True, False], ids=["plain", "general"])
+@pytest.mark.parametrize("chunk_elements", [2**21, 100])
+def test_minibatches_have_the_rows_that_are_drawn_for_them(
+    monkeypatch: pytest.MonkeyPatch, is_builtin: bool, chunk_elements: int
+) -> None:
+    monkeypatch.setattr(samples, "MAX_CHUNK_ELEMENTS", chunk_elements)
+    model, reference = pendulum(), pendulum()
+    fitted = fit(model, SETTINGS, is_builtin, draw_rows=first_rows)
+    policy, data, losses = reference.policy, rollout(reference), []
+    for _ in range(SETTINGS.n_epochs):
+        for rows in first_rows(data, SETTINGS.batch_size):
+            loss = mse_loss(policy.predict_values(data.observations[rows]).flatten(), data.returns[rows])
+            losses.append(loss.item())
+            policy.optimizer.zero_grad()
+            loss.backward()
+            policy.optimizer.step()
+    assert_same_fit(model, reference, fitted, th.tensor(losses))
 
 
 def test_the_ways_can_take_turns() -> None:
@@ -266,3 +308,160 @@ def test_the_loss_after_as_many_epochs_is_that_of_sb3_contrib() -> None:
         with th.no_grad():
             losses.append(float(mse_loss(model.policy.predict_values(samples.observations).flatten(), samples.returns)))
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+class Encoder(BaseFeaturesExtractor):
+    """An encoder that the critic alone trains."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=8)
+        self.net = nn.Sequential(nn.Linear(observation_space.shape[0], 8), nn.Tanh())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.net(observations)
+
+
+class Detached(ActorCriticPolicy):
+    """The actor sees the encoder's output, and its gradient does not."""
+
+    def get_distribution(self, obs: th.Tensor) -> Any:
+        latent = self.mlp_extractor.forward_actor(self.features_extractor(obs).detach())
+        return self._get_action_dist_from_latent(latent)
+
+
+class DetachedByHook(ActorCriticPolicy):
+    """SB3's methods, and an extractor that is detached on the way to the actor."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.mlp_extractor.policy_net.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
+
+
+class SpyOnTheCritic(ActorCriticPolicy):
+    """The actor uses what the critic's last layer holds, by no call of a module."""
+
+    def get_distribution(self, obs: th.Tensor) -> Any:
+        features = self.features_extractor(obs).detach()
+        values = nn.functional.linear(self.mlp_extractor.forward_critic(features), self.value_net.weight.detach())
+        latent = self.mlp_extractor.forward_actor(features) + values.detach()
+        return self._get_action_dist_from_latent(latent)
+
+
+def detached(policy: type[ActorCriticPolicy], **kwargs: Any) -> Any:
+    """
+    :param policy: the policy's class
+    :param kwargs: of the model
+    :return: a model with a rollout, whose critic makes large steps
+    """
+    policy_kwargs = {"features_extractor_class": Encoder, "net_arch": [8]}
+    kwargs = {"learning_rate": 0.05, "policy_kwargs": policy_kwargs, **kwargs}
+    model = pendulum(policy=policy, env=SpacesEnv(VECTOR, spaces.Box(-1, 1, (3,))), **kwargs)
+    # A new one acts almost the same in all states.
+    model.policy.action_net.weight.data.mul_(100.0)
+    return model
+
+
+@pytest.mark.parametrize("policy", [Detached, DetachedByHook, SpyOnTheCritic])
+def test_the_policy_stays_in_its_trust_region_whatever_the_critic_moves(policy: type[ActorCriticPolicy]) -> None:
+    model = detached(policy, target_kl=0.01)
+    obs, names = observations(model), set(model.policy.state_dict())
+    said: list[str] = []
+    for _ in range(2):
+        old, before = action_distributions(model.policy, obs), state(model)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.train()
+        said.extend(str(warning.message) for warning in caught)
+        kl = mean_kl(old, model.policy, obs)
+        assert 0.0 < kl <= 0.01 * (1 + 1e-5)
+        assert kl == pytest.approx(log(model)["train/kl_divergence_loss"], rel=1e-3)
+        moved = changed(before, state(model)) & names
+        assert "action_net.weight" in moved
+        assert "features_extractor.net.0.weight" not in moved
+        # What the policy does not depend on is trained all the same.
+        assert "value_net.bias" in moved
+    assert len(said) == 1
+    assert "critic does not train features_extractor.net.0.weight" in said[0]
+
+
+def test_an_encoder_that_moves_the_policy_too_little_is_trained() -> None:
+    model = detached(Detached, target_kl=10.0, learning_rate=1e-3)
+    before = state(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train()
+    assert "features_extractor.net.0.weight" in changed(before, state(model))
+
+
+class RunningNorm(nn.Module):
+    """Normalises by the mean of all that it has seen in training mode, and has no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", th.zeros(8))
+        self.register_buffer("count", th.zeros(()))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        if self.training:
+            self.count += 1
+            self.mean += (x.detach().mean(dim=0) - self.mean) / self.count
+        return x - self.mean
+
+
+class Normalised(BaseFeaturesExtractor):
+    def __init__(self, observation_space: spaces.Box, norm: Callable[[], nn.Module], first: bool = True) -> None:
+        super().__init__(observation_space, features_dim=8)
+        self.layer = nn.Linear(observation_space.shape[0], 8) if first else nn.ZeroPad1d((0, 8 - VECTOR.shape[0]))
+        self.norm = norm()
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm(self.layer(observations))
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "running": RunningNorm,
+    "batch": lambda: nn.BatchNorm1d(8, affine=False),
+    "batch, affine": lambda: nn.BatchNorm1d(8),
+}
+
+
+def normalised(norm: str, first: bool, **kwargs: Any) -> Any:
+    kwargs = {
+        "features_extractor_class": Normalised,
+        "features_extractor_kwargs": {"norm": NORMS[norm], "first": first},
+        "net_arch": [8],
+        **kwargs,
+    }
+    return pendulum(env=SpacesEnv(VECTOR, spaces.Box(-1, 1, (3,))), policy_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["after a layer", "alone"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_normaliser_learns_in_the_critic_alone_and_one_of_the_actor_is_named(norm: str, first: bool) -> None:
+    model = normalised(norm, first, share_features_extractor=False)
+    policy = model.policy
+    before = [buffer.clone() for buffer in policy.pi_features_extractor.buffers()]
+    with pytest.warns(UserWarning, match=r"features_extractor\.norm \((RunningNorm|BatchNorm1d)\)"):
+        model.train()
+    assert all(map(th.equal, before, policy.pi_features_extractor.buffers()))
+    assert not any(map(th.equal, before, policy.vf_features_extractor.buffers())) or norm == "batch, affine"
+    assert not th.equal(before[0], next(policy.vf_features_extractor.buffers()))
+    assert not any(module.training for module in policy.modules())
+    # Once.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["after a layer", "alone"])
+@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.PReLU], ids=["plain", "general"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_shared_normaliser_stays_with_the_policy(norm: str, activation_fn: type[nn.Module], first: bool) -> None:
+    model = normalised(norm, first, share_features_extractor=True, activation_fn=activation_fn)
+    before = [buffer.clone() for buffer in model.policy.features_extractor.buffers()]
+    obs = observations(model)
+    old = action_distributions(model.policy, obs)
+    with pytest.warns(UserWarning, match=r"features_extractor\.norm"):
+        model.train()
+    assert all(map(th.equal, before, model.policy.features_extractor.buffers()))
+    assert mean_kl(old, model.policy, obs) == pytest.approx(log(model)["train/kl_divergence_loss"], rel=1e-3)

@@ -17,16 +17,16 @@ from sb3_trpo import TRPO
 from sb3_trpo.trpo import MAX_FAILURES
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.surrogate import Surrogate
-from sb3_trpo.update.critic import _FlatAdam
-from sb3_trpo.update.transaction import NonFiniteError, Transaction, no_distribution_checks
+from sb3_trpo.update.flat_adam import FlatAdam
+from sb3_trpo.update.transaction import NonFiniteError, Transaction, skip_distribution_checks
 
 # Each stage of an update, by a piece of it that runs there, and the call at which it is to fail.
 STAGES = {
-    "gradient": (Surrogate, "gradient", 1),
+    "gradient": (Surrogate, "__init__", 1),
     "Fisher product": (Fisher, "__matmul__", 1),
     "line search": (Surrogate, "evaluate", 1),
-    "critic": (_FlatAdam, "step", 3),
-    "critic's last write": (_FlatAdam, "commit", 1),
+    "critic": (FlatAdam, "step", 3),
+    "critic's last write": (FlatAdam, "commit", 1),
 }
 
 
@@ -251,7 +251,7 @@ def test_the_distributions_checks_are_switched_on_again() -> None:
     before = TorchDistribution._validate_args
 
     def interrupted() -> None:
-        with no_distribution_checks():
+        with skip_distribution_checks():
             assert not TorchDistribution._validate_args
             raise KeyboardInterrupt
 

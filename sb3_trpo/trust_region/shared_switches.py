@@ -1,0 +1,46 @@
+"""
+Switches of torch that count for the whole process, while several trainings in threads need them.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+
+class SharedSwitches:
+    """
+    Switches that are set while at least one training needs them.
+
+    The first one sets them, and the last one puts them back. If each did so by itself, one that ends while another goes
+    on would leave behind what it had found: the other's setting.
+
+    :param settings: make context managers that set the switches
+    """
+
+    def __init__(self, *settings: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        # Objects rather than a count: taking one out twice, or one that never came in, does no harm, so that an
+        # interruption at any line of ``hold`` leaves the right state.
+        self._holders: set[object] = set()
+        self._stack = contextlib.ExitStack()
+        self._is_set = False
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the switches set in the block."""
+        holder = object()
+        try:
+            with self._lock:
+                self._holders.add(holder)
+                if not self._is_set:
+                    self._is_set = True
+                    for setting in self._settings:
+                        self._stack.enter_context(setting())
+            yield
+        finally:
+            with self._lock:
+                self._holders.discard(holder)
+                if not self._holders:
+                    self._stack.close()
+                    self._is_set = False
