@@ -39,6 +39,7 @@ from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
 from sb3_trpo.rollouts.orphans import end_workers_with_training
 from sb3_trpo.saved_models.algorithm import SafelySaved
+from sb3_trpo.saved_models.portable import undo_portable
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.families import check_family
 from sb3_trpo.trust_region.fisher import Fisher
@@ -654,6 +655,7 @@ class TRPO(SafelySaved, RolloutCollector):
             )
 
     def _setup_model(self) -> None:
+        undo_portable(self)
         # Once more, for a loaded model's arguments come later than the constructor.
         check_hyperparameters(self)
         check_observation_encoding(self)

@@ -18,7 +18,7 @@ from sb3_trpo.saved_models.contrib import explain_missing_gym, warn_of_methods_n
 from sb3_trpo.saved_models.foreign import LEFT_OVER, explain_take_over, take_over
 from sb3_trpo.saved_models.origin import ModelPath, Origin, origin_of, read_data
 from sb3_trpo.saved_models.parameters import fit_parameters, read_parameters
-from sb3_trpo.saved_models.portable import make_portable, undo_portable
+from sb3_trpo.saved_models.portable import make_portable
 from sb3_trpo.saved_models.untrusted import Attributes, read_untrusted
 from sb3_trpo.validation import UserError
 
@@ -52,7 +52,7 @@ class SafelySaved(OnPolicyAlgorithm):
         portable = make_portable(self)
         if isinstance(path, (str, pathlib.Path)):
             with atomic_write(path, "zip") as file:
-                super(SafelySaved, portable).save(file, exclude, include)
+                super(SafelySaved, portable).save(file, exclude, include)  # type: ignore[arg-type]
         else:
             super(SafelySaved, portable).save(path, exclude, include)
 
@@ -120,10 +120,6 @@ class SafelySaved(OnPolicyAlgorithm):
         parameters = read_parameters(load_path_or_dict, device)
         names, _ = self._get_torch_save_params()
         super().set_parameters(fit_parameters(self, names, parameters, exact_match), exact_match, device)
-
-    def _setup_model(self) -> None:
-        undo_portable(self)
-        super()._setup_model()
 
 
 @contextlib.contextmanager
