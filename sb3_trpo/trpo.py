@@ -40,6 +40,7 @@ from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
 from sb3_trpo.rollouts.orphans import end_workers_with_training
 from sb3_trpo.saved_models.algorithm import SafelySaved
+from sb3_trpo.saved_models.portable import undo_portable
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.families import check_family
 from sb3_trpo.trust_region.fisher import Fisher
@@ -254,8 +255,7 @@ class TRPO(SafelySaved, RolloutCollector):
             seed=seed,
             _init_setup_model=False,
         )
-        # The last search direction, for warm starts, (P,). Empty before the first, rather than None, for SB3 loads a
-        # tensor by setting the data of one.
+        # The last search direction, for warm starts, (P,). Empty before the first.
         self.cg_direction = th.zeros(0, device=self.device)
         self._last_noise = None
         self._stepped_env = self._why_not_fast = None
@@ -656,6 +656,7 @@ class TRPO(SafelySaved, RolloutCollector):
             )
 
     def _setup_model(self) -> None:
+        undo_portable(self)
         # Once more, for a loaded model's arguments come later than the constructor.
         check_hyperparameters(self)
         check_observation_encoding(self)
@@ -701,9 +702,4 @@ class TRPO(SafelySaved, RolloutCollector):
             "_stepped_env",
             "_why_not_fast",
             "_said",
-            "cg_direction",
         ]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, _ = super()._get_torch_save_params()
-        return state_dicts, ["cg_direction"]

@@ -7,6 +7,7 @@ that is named on the command line, without wrappers.
 """
 
 import argparse
+import math
 import pathlib
 import sys
 
@@ -16,12 +17,12 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trpo.saved_models.objects import read_object
-from sb3_trpo.saved_models.pickle_reader import RefusedModelError
+from sb3_trpo.saved_models.refused import RefusedModelError
 from sb3_trpo.trpo import TRPO
 
 
 def main() -> None:
-    """Entry point; the arguments are in ``sys.argv``."""
+    """Run the command; the arguments are in ``sys.argv``."""
     parser = argparse.ArgumentParser(description="Run a model that may mean harm, without running what it holds.")
     parser.add_argument("model", help="the file", type=pathlib.Path)
     parser.add_argument("--env", help="environment ID", required=True)
@@ -45,11 +46,11 @@ def main() -> None:
 
 def read_vec_normalize(path: pathlib.Path, venv: VecEnv) -> VecNormalize:
     """
-    ``VecNormalize.load`` for a file that may mean harm.
+    Read ``VecNormalize`` from a file that may mean harm.
 
-    :param path: of the file
-    :param venv: environments to be normalised
-    :return: the same, with the file's statistics of observations, which stay as they are
+    :param path: the file's
+    :param venv: the environments to be normalised
+    :return: the same environments, with the file's statistics of observations, which stay as they are
     :raises RefusedModelError: if the file holds what it should not
     """
     try:
@@ -60,11 +61,19 @@ def read_vec_normalize(path: pathlib.Path, venv: VecEnv) -> VecNormalize:
         raise RefusedModelError(f"{path} was refused: {error}.") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RefusedModelError(f"{path} was refused: it is no VecNormalize ({type(error).__name__}).") from error
-    env = VecNormalize(venv, False, is_on, False, clip, epsilon=epsilon, norm_obs_keys=keys)
+    if not (clip > 0.0 and 0.0 < epsilon < math.inf):
+        raise RefusedModelError(f"{path} was refused: clip_obs={clip} and epsilon={epsilon} must be above 0.")
+    env = VecNormalize(venv, False, is_on, False, clip, epsilon=epsilon, norm_obs_keys=_names(path, keys))
     if is_on:
         _check_statistics(path, statistics, env.obs_rms)
         env.obs_rms = statistics
     return env
+
+
+def _names(path: pathlib.Path, keys: object) -> list[str] | None:
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise RefusedModelError(f"{path} was refused: its norm_obs_keys are no names.")
+    return keys
 
 
 def _check_statistics(path: pathlib.Path, statistics: object, expected: object) -> None:
@@ -72,6 +81,7 @@ def _check_statistics(path: pathlib.Path, statistics: object, expected: object) 
         for key in expected:
             _check_statistics(path, statistics[key], expected[key])
         return
+    # That they are finite, and no variance negative, is checked where they are made.
     fit = isinstance(statistics, RunningMeanStd) and isinstance(expected, RunningMeanStd)
     if not fit or not statistics.mean.shape == statistics.var.shape == expected.mean.shape:  # type: ignore[attr-defined]
         raise RefusedModelError(f"{path} was refused: its statistics are not those of the environment's observations.")

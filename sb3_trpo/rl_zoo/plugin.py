@@ -28,6 +28,7 @@ except ImportError as error:
 
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.rl_zoo.hyperparameters import read_schedules
+from sb3_trpo.saved_models.contrib import own_options, warn_of_contribs_file
 
 
 def register() -> None:
@@ -64,6 +65,8 @@ def _wrap_constructor(manager_class: type[ExperimentManager]) -> None:
             return
         if not signature.bind(self, *args, **kwargs).arguments.get("config"):
             self.config = str(algorithm.hyperparameters)
+        else:
+            warn_of_contribs_file(self.config, own_options(algorithm.algorithm_class))
         # RL Zoo's list of hyperparameters that may have a schedule is inside of this method.
         rl_zoo_schedules = self._preprocess_schedules
         self._preprocess_schedules = (  # type: ignore[method-assign]

@@ -1,29 +1,40 @@
 """
-Saving and loading of an algorithm: files that no crash breaks, and files that nobody has to trust.
+Saving and loading of an algorithm: files that no crash breaks, that sb3-contrib reads, and that nobody has to trust.
 """
 
+import contextlib
 import io
 import pathlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
 from sb3_trpo.saved_models.atomic import atomic_write
-from sb3_trpo.saved_models.contrib import explain_target_kl, is_contribs, missing_gym_explained
-from sb3_trpo.saved_models.untrusted import model_file
+from sb3_trpo.saved_models.contrib import explain_missing_gym, warn_of_methods_not_called, warn_of_smaller_steps
+from sb3_trpo.saved_models.foreign import LEFT_OVER, explain_take_over, take_over
+from sb3_trpo.saved_models.origin import ModelPath, Origin, origin_of, read_data
+from sb3_trpo.saved_models.parameters import fit_parameters, read_parameters
+from sb3_trpo.saved_models.portable import make_portable
+from sb3_trpo.saved_models.untrusted import Attributes, read_untrusted
+from sb3_trpo.validation import UserError
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SafelySaved")
 
 
 class SafelySaved(OnPolicyAlgorithm):
     """
-    ``save`` and ``load``, in SB3's file format.
+    ``save``, ``load`` and ``set_parameters``, in SB3's file format.
     """
 
     target_kl: float | Schedule
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        warn_of_methods_not_called(cls, SafelySaved)
 
     def save(
         self,
@@ -34,15 +45,16 @@ class SafelySaved(OnPolicyAlgorithm):
         """
         Save the model; a crash on the way leaves the file that was there before.
 
-        :param path: of the file, or an open file
+        :param path: the file's path, or an open file
         :param exclude: names of attributes to leave out, besides SB3's
         :param include: names of attributes to save although SB3 leaves them out
         """
+        portable = make_portable(self)
         if isinstance(path, (str, pathlib.Path)):
             with atomic_write(path, "zip") as file:
-                super().save(file, exclude, include)
+                super(SafelySaved, portable).save(file, exclude, include)
         else:
-            super().save(path, exclude, include)
+            super(SafelySaved, portable).save(path, exclude, include)
 
     @classmethod
     def load(
@@ -60,8 +72,10 @@ class SafelySaved(OnPolicyAlgorithm):
         """
         Load a model, also one that sb3-contrib's TRPO has saved. It may run any code, unless ``trusted`` is False.
 
-        :param path: of the file, or an open file
-        :param env: to train in, in the place of the model's own; None is enough to predict
+        A model of PPO or A2C becomes a TRPO with its policy and weights, with a warning.
+
+        :param path: the file's path, or an open file
+        :param env: the environment to train in, in the place of the model's own; None is enough to predict
         :param device: cpu, cuda, ...
         :param custom_objects: attributes to be used in the place of the file's
         :param print_system_info: whether to print on what system the model was saved, and the present one
@@ -70,12 +84,70 @@ class SafelySaved(OnPolicyAlgorithm):
             objects of a short list, and is refused if it holds anything else
         :param kwargs: attributes to be changed
         :return: the model
-        :raises RefusedModelError: (a ValueError) if the file is not trusted and holds what it should not
+        :raises UserError: if nothing of the file can become such a model
+        :raises RefusedModelError: (a UserError) if the file is not trusted and holds what it should not
         """
-        given = {**kwargs, **(custom_objects or {})}
-        with model_file(cls, path, custom_objects, trusted) as (file, attributes):
-            with missing_gym_explained():
-                model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
-            if "target_kl" not in given and is_contribs(file):
-                explain_target_kl(model.target_kl, model.action_space, stacklevel=2)
+        given = {**(custom_objects or {}), **kwargs}
+        readable = _readable(cls, path, custom_objects or {}, trusted)
+        with readable as (file, attributes, origin, target_kl), explain_missing_gym():
+            model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
+        if origin is Origin.CONTRIB:
+            saved = target_kl if isinstance(target_kl, (int, float)) else model.target_kl
+            warn_of_smaller_steps(saved, given.get("target_kl"), model.action_space, stacklevel=2)
+        elif origin in (Origin.PPO, Origin.A2C):
+            for name in LEFT_OVER:
+                vars(model).pop(name, None)
+            warnings.warn(explain_take_over(origin), UserWarning, stacklevel=2)
         return model
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Take over the weights of another model, all of them or none.
+
+        The optimizer's state comes with them where it fits, and begins anew, with a warning, where it does not, as with
+        those of a PPO for images, whose actor and critic share their features.
+
+        :param load_path_or_dict: a saved model, or what ``get_parameters`` gives
+        :param exact_match: whether all parameters must be there, and no others
+        :param device: where to read a file to
+        :raises UserError: if they do not fit; nothing is changed then
+        """
+        parameters = read_parameters(load_path_or_dict, device)
+        names, _ = self._get_torch_save_params()
+        super().set_parameters(fit_parameters(self, names, parameters, exact_match), exact_match, device)
+
+
+@contextlib.contextmanager
+def _readable(
+    algorithm_class: type, path: ModelPath, given: Attributes, trusted: bool
+) -> Iterator[tuple[ModelPath, Attributes, Origin, object]]:
+    """
+    Give what SB3's ``load`` is to read, which is called in the block.
+
+    :param algorithm_class: the class of the model
+    :param path: the file's, or an open file
+    :param given: attributes that the user gives in the place of the file's
+    :param trusted: whether the file is read as it is
+    :return: a file, the attributes to be used in the place of its own, who saved it, its target_kl
+    """
+    if trusted:
+        data = read_data(path)
+        try:
+            attributes = {**take_over(algorithm_class, data), **given}
+        except UserError as error:
+            raise UserError(f"{path} can't be loaded: {error}.") from None
+        yield path, attributes, origin_of(data), data.get("target_kl")
+        return
+    found: list[tuple[Origin, object]] = []
+
+    def replace(data: Any) -> Attributes:
+        found.append((origin_of(data), data.get("target_kl")))
+        return {**take_over(algorithm_class, data), **given}
+
+    with read_untrusted(algorithm_class, path, replace) as (file, attributes):
+        yield file, attributes, *found[0]

@@ -5,22 +5,25 @@ Zip files from strangers: read with bounds on every size, and written anew for r
 import io
 import zipfile
 
-from sb3_trpo.saved_models.pickle_reader import RefusedModelError
+from sb3_trpo.saved_models.budget import Budget
+from sb3_trpo.saved_models.refused import RefusedModelError
 
-# A file may unpack to so many times its own size; weights hardly shrink, so that models are not compressed at all.
-MAX_RATIO = 20
-MAX_MEMBERS = 100_000
+# One for each tensor, and a few.
+MAX_MEMBERS = 20_000
 
 
-def read_archive(file: io.BufferedIOBase | io.BytesIO) -> dict[str, bytes]:
+def read_archive(file: io.BufferedIOBase | io.BytesIO, budget: Budget | None = None) -> dict[str, bytes]:
     """
+    Read a zip archive into memory.
+
     Nothing is unpacked to the disk, so that the names in the archive are no paths.
 
     :param file: a zip archive
+    :param budget: what its contents are taken from, if it is part of another file
     :return: the contents of its members, by name
     :raises RefusedModelError: if it is damaged, or larger than it looks
     """
-    size = file.seek(0, io.SEEK_END)
+    budget = Budget(file.seek(0, io.SEEK_END)) if budget is None else budget
     file.seek(0)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -31,9 +34,9 @@ def read_archive(file: io.BufferedIOBase | io.BytesIO) -> dict[str, bytes]:
             if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
                 # Others take as much memory as the file says that they need.
                 raise RefusedModelError("it is compressed by another method than deflate")
-            # Against the size of the file, for members may overlap.
-            if sum(member.file_size for member in members) > MAX_RATIO * size:
-                raise RefusedModelError(f"it unpacks to more than {MAX_RATIO} times its size")
+            # All of them before the first is read, for members may overlap.
+            for member in members:
+                budget.spend(member.file_size)
             return {member.filename: archive.read(member) for member in members}
     except RefusedModelError:
         raise
@@ -44,8 +47,10 @@ def read_archive(file: io.BufferedIOBase | io.BytesIO) -> dict[str, bytes]:
 
 def write_archive(members: dict[str, bytes]) -> bytes:
     """
+    Write a zip archive that is not compressed.
+
     :param members: contents by name
-    :return: a zip archive, not compressed
+    :return: the archive
     """
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:

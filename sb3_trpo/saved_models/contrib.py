@@ -1,72 +1,159 @@
 """
-Models that were saved by sb3-contrib's TRPO: they load as they are, but one number in them has come to mean more.
+What users of sb3-contrib's TRPO bring with them: values of ``target_kl``, and subclasses.
 """
 
 import contextlib
-import io
-import json
+import inspect
 import pathlib
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from gymnasium import spaces
-from stable_baselines3.common.save_util import open_path
 
-# An argument of this package's TRPO that sb3-contrib's never had.
-OWN_ARGUMENT = "cg_residual_tol"
+# Where the factor between the two meanings of target_kl levels off, for many action dimensions.
+LARGEST_FACTOR = 7.0
+# What sb3-contrib's users override, and what does the same here.
+NOT_CALLED = {
+    "hessian_vector_product": "_search_direction",
+    "_compute_actor_grad": "_improve_policy",
+}
 
 
-def is_contribs(path: str | pathlib.Path | io.BufferedIOBase) -> bool:
+def kl_factor(n: int) -> float:
     """
-    :param path: of a saved TRPO, or the open file
-    :return: whether sb3-contrib's class saved it; nothing of what is saved is run to find out
+    Give what to multiply sb3-contrib's ``target_kl`` by, for updates that go as far here: 7 n / (n + 6).
+
+    With sb3-contrib, ``target_kl`` bounds the mean of KL over the n action dimensions, here the sum. That would make
+    the factor n, but there damping takes a share of the step that grows with n. The rule is drawn from the first
+    updates on nine MuJoCo tasks with 1 to 17 action dimensions (``benchmarks/kl_factor.py``), which differ from it by
+    up to a quarter, in both directions.
+
+    :param n: number of action dimensions, at least 1
+    :return: the factor, from 1 (for n = 1) to below 7
     """
-    file = open_path(path, "r", suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return OWN_ARGUMENT not in json.loads(archive.read("data"))
-    finally:
-        if file is not path:
-            file.close()
+    return LARGEST_FACTOR * n / (n + LARGEST_FACTOR - 1.0)
 
 
 def averaged_dimensions(action_space: spaces.Space) -> int:
     """
-    :param action_space: of a model
-    :return: the number of action dimensions over which sb3-contrib's TRPO takes the mean KL divergence: for one choice
-        there is nothing to average, and over several choices it takes the sum
+    Count the action dimensions over which sb3-contrib's TRPO takes the mean KL divergence.
+
+    :param action_space: that of a model
+    :return: their number; 1 for one choice, where there is nothing to average, and for several, where it takes the sum
     """
     if isinstance(action_space, (spaces.Box, spaces.MultiBinary)):
         return spaces.flatdim(action_space)
     return 1
 
 
-def explain_target_kl(target_kl: object, action_space: spaces.Space, stacklevel: int) -> None:
+def explain_kl(source: str, target_kl: object, n: int) -> str:
     """
-    Warn that a model of sb3-contrib's will be trained with smaller steps, unless they are the same.
+    Say what sb3-contrib's ``target_kl`` corresponds to here.
 
-    :param target_kl: as it was saved
-    :param action_space: of the model
+    :param source: what the value comes from, at the start of a sentence
+    :param target_kl: the value, a number or a schedule
+    :param n: number of action dimensions
+    :return: two sentences
+    """
+    factor = kl_factor(n)
+    example = f", as in target_kl={factor * target_kl:.2g}" if isinstance(target_kl, (int, float)) else ""
+    return (
+        f"{source}, whose target_kl bounds the mean KL divergence of the {n} action dimensions; here it bounds their "
+        f"sum. For steps of about the same length multiply sb3-contrib's target_kl by {factor:.2g}{example}."
+    )
+
+
+def warn_of_smaller_steps(saved: object, given: object, action_space: spaces.Space, stacklevel: int) -> None:
+    """
+    Warn that ``target_kl`` means something else in a model of sb3-contrib's, unless it is the same or was adapted.
+
+    :param saved: the ``target_kl`` of the file
+    :param given: what the user gave in its place; None if nothing
+    :param action_space: that of the model
     :param stacklevel: of the caller's caller, counted from here
     """
     n = averaged_dimensions(action_space)
     if n == 1:
         return
-    example = f", as in TRPO.load(..., target_kl={n * target_kl:g})" if isinstance(target_kl, (int, float)) else ""
+    message = explain_kl("This model was saved by sb3-contrib's TRPO", saved, n)
+    if given is not None:
+        if isinstance(saved, (int, float)) and isinstance(given, (int, float)) and _is_adapted(saved, given, n):
+            return
+        message += f" What is used is the given {given}."
+    message += " Predictions are not affected. `sb3-trpo migrate` writes a converted file."
+    warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
+
+
+def _is_adapted(saved: float, given: float, n: int) -> bool:
+    # Anything from the rule's value to the largest that the two meanings allow, and a little beside it.
+    return 0.8 * kl_factor(n) * saved <= given <= 1.2 * n * saved
+
+
+def own_options(algorithm_class: type) -> dict[str, object]:
+    """
+    List the options that sb3-contrib's TRPO lacks: those that can be given by name only.
+
+    :param algorithm_class: this package's TRPO
+    :return: their defaults by their names
+    """
+    parameters = inspect.signature(algorithm_class).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def is_contribs_file(text: str, own_options: Collection[str]) -> bool:
+    """
+    Tell whether a file of hyperparameters was written for sb3-contrib's TRPO.
+
+    :param text: the file's
+    :param own_options: the options that sb3-contrib's TRPO lacks
+    :return: whether it has none of them, and says nowhere that it is meant for ``sb3_trpo``
+    """
+    return "sb3_trpo" not in text and not any(option in text for option in own_options)
+
+
+def warn_of_contribs_file(path: str, own_options: Collection[str]) -> None:
+    """
+    Warn that ``target_kl`` means something else in a file of hyperparameters, if it was written for sb3-contrib's TRPO.
+
+    :param path: the file's
+    :param own_options: the options that sb3-contrib's TRPO lacks
+    """
+    if not path.endswith((".yml", ".yaml")) or not is_contribs_file(pathlib.Path(path).read_text(), own_options):
+        return
+    factors = ", ".join(f"{kl_factor(n):.1f} for {n}" for n in (3, 6, 17))
     warnings.warn(
-        f"This model was saved by sb3-contrib's TRPO, whose target_kl bounds the mean KL divergence of the {n} action "
-        f"dimensions. Here it bounds their sum, so that training goes on with smaller steps: for the same trust region "
-        f"multiply target_kl by {n}{example}. Predictions are not affected.",
+        f"{path} seems to be written for sb3-contrib's TRPO, whose target_kl bounds the mean KL divergence of the "
+        f"action dimensions; here it bounds their sum. For steps of about the same length multiply target_kl by "
+        f"{factors} dimensions, as `sb3-trpo migrate {path}` does; a comment with `sb3_trpo` in the file says that its "
+        f"values are meant.",
         UserWarning,
-        stacklevel=stacklevel + 1,
+        stacklevel=3,
     )
 
 
-@contextlib.contextmanager
-def missing_gym_explained() -> Iterator[None]:
+def warn_of_methods_not_called(algorithm_class: type, base: type) -> None:
     """
-    While it is open, say what to do about a file from before sb3-contrib 2.0, whose spaces are of the old Gym.
+    Warn that a subclass overrides methods of sb3-contrib's TRPO that this package's does not have.
+
+    :param algorithm_class: the subclass
+    :param base: this package's class, of which other subclasses have been warned of before
+    """
+    parents = [parent for parent in algorithm_class.__mro__[1:] if issubclass(parent, base)]
+    for name, instead in NOT_CALLED.items():
+        if hasattr(algorithm_class, name) and not any(hasattr(parent, name) for parent in parents):
+            warnings.warn(
+                f"{algorithm_class.__name__} has sb3-contrib's method {name}, which this TRPO never calls: override "
+                f"{instead} instead.",
+                UserWarning,
+                # SB3's classes are made by abc, which stands between.
+                stacklevel=4,
+            )
+
+
+@contextlib.contextmanager
+def explain_missing_gym() -> Iterator[None]:
+    """
+    Say what to do about a file from before sb3-contrib 2.0, whose spaces are of the old Gym.
 
     :raises ModuleNotFoundError: as before, in words that help
     """

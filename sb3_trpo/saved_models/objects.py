@@ -2,6 +2,7 @@
 The objects that a saved model may hold besides its weights: a short list, each made by its own constructor.
 """
 
+import importlib
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -25,77 +26,170 @@ from sb3_trpo.policies import (
     MlpPolicy,
     MultiInputPolicy,
 )
-from sb3_trpo.saved_models.pickle_reader import Call, Name, RefusedModelError, read_pickle
+from sb3_trpo.saved_models.budget import Budget, check_integer_size
+from sb3_trpo.saved_models.pickle_reader import Call, Name, read_pickle
+from sb3_trpo.saved_models.refused import RefusedModelError
 
 SIMPLE_DTYPE = re.compile(r"[biuf][1248]")
+TEXT_DTYPE = re.compile(r"U[1-9]\d{0,4}")
+MAKE_FUNCTION = "cloudpickle.cloudpickle._make_function"
 
 
-def read_object(pickled: bytes) -> Any:
+def read_object(pickled: bytes, budget: Budget | None = None) -> Any:
     """
+    Read one object of those that a saved model may hold.
+
     :param pickled: an entry of a saved model
+    :param budget: what it is taken from, if it is part of another file
     :return: the object
     :raises RefusedModelError: if it holds anything that is not on the list
     """
-    return _Builder(len(pickled)).build(read_pickle(pickled))
+    budget = Budget(len(pickled)) if budget is None else budget
+    return _Builder(budget).build(read_pickle(pickled, budget))
+
+
+def read_episodes(pickled: bytes, budget: Budget) -> Any:
+    """
+    Read a queue of episode statistics.
+
+    ``Monitor`` puts what it is asked for into them, of any class. What is not on the list is left out of an episode:
+    nothing in training reads it.
+
+    :param pickled: the queue
+    :param budget: what it is taken from
+    :return: the queue
+    :raises RefusedModelError: if it is none
+    """
+    builder = _Builder(budget)
+    call = read_pickle(pickled, budget)
+    if not (isinstance(call, Call) and isinstance(call.function, Name) and str(call.function) == "collections.deque"):
+        return builder.build(call)
+    episodes = [_known(builder, item) if isinstance(item, dict) else builder.build(item) for item in call.items]
+    maxlen = builder.build(call.args[1]) if isinstance(call.args, tuple) and len(call.args) > 1 else None
+    return deque(episodes, maxlen if isinstance(maxlen, int) and 0 < maxlen < 2**31 else None)
+
+
+def _known(builder: "_Builder", episode: dict[Any, Any]) -> dict[str, Any]:
+    known = {}
+    for name, node in episode.items():
+        try:
+            known[builder.build(name)] = builder.build(node)
+        except RefusedModelError:
+            # An exhausted budget is an end, though.
+            builder.budget.spend(0)
+            if name in ("r", "l", "t"):
+                raise
+    return known
 
 
 class _Builder:
     """
-    :param size: of the pickle, in bytes
+    Makes the objects on the list.
+
+    :param budget: what they are taken from
     """
 
-    def __init__(self, size: int) -> None:
-        # What is honest comes out about as large as it went in; references to one list in another, and so on, grow
-        # without end.
-        self.budget = 4 * size + 10_000
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
 
     def build(self, node: Any) -> Any:
-        self._spend(1 + (len(node) if isinstance(node, (str, bytes, bytearray)) else 0))
-        if isinstance(node, (list, tuple)):
+        """
+        Make the object that a node stands for.
+
+        :param node: as ``read_pickle`` gives it
+        :return: the object
+        :raises RefusedModelError: if it is not on the list
+        """
+        self.budget.spend_on_object(node)
+        if isinstance(node, (list, tuple, set, frozenset)):
             return type(node)(map(self.build, node))
         if isinstance(node, dict):
             return {self.build(key): self.build(value) for key, value in node.items()}
         if isinstance(node, Name):
-            return _look_up(CLASSES, node)
+            return _find_class(node)
         if isinstance(node, Call):
             return self._make(node)
-        if node is None or isinstance(node, (bool, int, float, str, bytes, bytearray)):
+        if isinstance(node, int):
+            return check_integer_size(node)
+        if node is None or isinstance(node, (float, str, bytes, bytearray)):
             return node
         raise RefusedModelError(f"it holds a {type(node).__name__}")
 
     def _make(self, call: Call) -> Any:
-        make = _look_up(CONSTRUCTORS, call.function)
+        name = _name(call.function)
+        if name in FORGOTTEN:
+            return None
+        if name == MAKE_FUNCTION:
+            return self._closure(call)
+        if name not in CONSTRUCTORS:
+            raise RefusedModelError(f"it holds {name}, which is not allowed")
         # NumPy pickles the type of an array as an argument.
-        args = tuple(None if str(node) == "numpy.ndarray" else self.build(node) for node in call.args)
+        args = tuple(None if _name(node) == "numpy.ndarray" else self.build(node) for node in call.args)
         state = self.build(call.state)
         items = self.build(call.items)
         pairs = self.build(call.pairs)
         try:
+            make = CONSTRUCTORS[name]
             return make(*args, **({} if state is None else {"state": state}), **_contents(items, pairs))
         except RefusedModelError:
             raise
         except Exception as error:
-            raise RefusedModelError(f"its {call.function} is damaged ({type(error).__name__}: {error})") from error
+            raise RefusedModelError(f"its {name} is damaged ({type(error).__name__}: {error})") from error
 
-    def _spend(self, cost: int) -> None:
-        self.budget -= cost
-        if self.budget < 0:
-            raise RefusedModelError("it holds an object that grows when it is unpacked")
+    def _closure(self, call: Call) -> Any:
+        """
+        Make what one of SB3's own functions within functions computes, from the values that it has closed over.
+
+        Its code is in the file, too, and is neither run nor compared: what counts is the name, and the numbers.
+
+        :param call: cloudpickle's, with names and values in its state
+        :return: a schedule
+        :raises RefusedModelError: if it is another function
+        """
+        try:
+            state = call.state[1]
+            path = f"{state['__module__']}.{state['__qualname__']}"
+            cells = [cell.args[0] for cell in state["__closure__"] or ()]
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise RefusedModelError(f"it holds {MAKE_FUNCTION}, which is not allowed") from error
+        if path not in CLOSURES:
+            raise RefusedModelError(f"it holds {MAKE_FUNCTION} for {path}, which is not allowed")
+        try:
+            return CLOSURES[path](*map(self.build, cells))
+        except (TypeError, ValueError) as error:
+            raise RefusedModelError(f"its {path} is damaged ({type(error).__name__}: {error})") from error
 
 
 def _contents(items: list[Any], pairs: list[Any]) -> dict[str, Any]:
     return {name: value for name, value in (("items", items), ("pairs", pairs)) if value}
 
 
-def _look_up(table: dict[str, Any], name: Any) -> Any:
-    if not isinstance(name, Name) or str(name) not in table:
-        what = str(name) if isinstance(name, Name) else "a name that is computed"
-        raise RefusedModelError(f"it holds {what}, which is not allowed")
-    return table[str(name)]
+def _name(node: Any) -> str:
+    return str(node) if isinstance(node, Name) else "a name that is computed"
 
 
-def _dtype(name: str, _: bool, __: bool, state: tuple[Any, ...]) -> np.dtype:
-    if not SIMPLE_DTYPE.fullmatch(name) or state[1] not in ("<", "|") or state[2:5] != (None, None, None):
+def _find_class(name: Name) -> type:
+    """
+    Find a class on the list.
+
+    :param name: the class's
+    :return: the class
+    :raises RefusedModelError: if it is not on the list
+    """
+    if name.name in OPTIONAL_CLASSES.get(name.module, ()):
+        try:
+            found: type = getattr(importlib.import_module(name.module), name.name)
+        except ImportError as error:
+            raise RefusedModelError(f"it holds {name}, which is not installed") from error
+        return found
+    if str(name) not in CLASSES:
+        raise RefusedModelError(f"it holds {name}, which is not allowed")
+    return CLASSES[str(name)]
+
+
+def _dtype(name: str, _: bool, __: bool, state: tuple[Any, ...]) -> np.dtype[Any]:
+    is_known = SIMPLE_DTYPE.fullmatch(name) or TEXT_DTYPE.fullmatch(name)
+    if not is_known or state[1] not in ("<", "|") or state[2:5] != (None, None, None):
         raise RefusedModelError(f"it holds an array of type {name!r}")
     return np.dtype(name)
 
@@ -111,7 +205,7 @@ def _old_array(_: None, __: tuple[int, ...], ___: bytes, state: tuple[Any, ...])
 
 def _scalar(dtype: np.dtype, buffer: bytes) -> Any:
     (value,) = np.frombuffer(buffer, dtype)
-    return value
+    return value.item()
 
 
 def _deque(start: tuple[()], maxlen: int | None = None, items: list[Any] | None = None) -> deque:
@@ -165,15 +259,14 @@ def _running_mean_std(state: dict[str, Any]) -> RunningMeanStd:
     statistics = RunningMeanStd()
     statistics.mean, statistics.var = (np.asarray(state[name], np.float64) for name in ("mean", "var"))
     statistics.count = float(state["count"])
+    is_finite = all(np.isfinite(x).all() for x in (statistics.mean, statistics.var, statistics.count))
+    if not is_finite or np.any(statistics.var < 0.0) or statistics.count < 0.0:
+        raise RefusedModelError("its statistics are not finite, or have a negative variance")
     return statistics
 
 
 def _state(state: dict[str, Any]) -> dict[str, Any]:
     return state
-
-
-def _forget(*_: Any, **__: Any) -> None:
-    """A space's random numbers: they play no part in what a policy does, and start anew."""
 
 
 def _path(item: type) -> str:
@@ -199,11 +292,26 @@ CLASSES: dict[str, type] = {
         RolloutBuffer,
         DictRolloutBuffer,
         RMSpropTFLike,
+        th.nn.Identity,
         *(getattr(th.nn, name) for name in th.nn.modules.activation.__all__),
         *(item for item in vars(th.optim).values() if isinstance(item, type) and issubclass(item, th.optim.Optimizer)),
     )
 }
-CLASSES["numpy.random._pcg64.PCG64"] = type(None)
+# The same of packages that need not be installed; imported when a file names one.
+OPTIONAL_CLASSES: dict[str, tuple[str, ...]] = {
+    "sb3_contrib.common.maskable.policies": (
+        "MaskableActorCriticPolicy",
+        "MaskableActorCriticCnnPolicy",
+        "MaskableMultiInputActorCriticPolicy",
+    ),
+    "sb3_contrib.common.maskable.buffers": ("MaskableRolloutBuffer", "MaskableDictRolloutBuffer"),
+    "sb3_contrib.common.recurrent.policies": (
+        "RecurrentActorCriticPolicy",
+        "RecurrentActorCriticCnnPolicy",
+        "RecurrentMultiInputActorCriticPolicy",
+    ),
+    "sb3_contrib.common.recurrent.buffers": ("RecurrentRolloutBuffer", "RecurrentDictRolloutBuffer"),
+}
 CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
     "numpy._core.numeric._frombuffer": _array,
@@ -221,10 +329,20 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     _path(FloatSchedule): _float_schedule,
     _path(RunningMeanStd): _running_mean_std,
     _path(VecNormalize): _state,
-    "numpy.random._pickle.__generator_ctor": _forget,
-    "numpy.random._pickle.__bit_generator_ctor": _forget,
-    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence": _forget,
+    "builtins.range": range,
 }
-CLASSES["numpy.random.bit_generator.SeedSequence"] = type(None)
-# What NumPy 1 pickled by name.
-CLASSES["numpy.random._pickle.__bit_generator_ctor"] = type(None)
+# A space's random numbers: they play no part in what a policy does, and start anew. Their arguments are not read.
+FORGOTTEN = {
+    "numpy.random._pickle.__generator_ctor",
+    "numpy.random._pickle.__bit_generator_ctor",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
+}
+_UTILS = "stable_baselines3.common.utils"
+# SB3's schedules from before they were classes: made of the values that they close over, by the order of their names.
+CLOSURES: dict[str, Callable[..., Any]] = {
+    f"{_UTILS}.get_linear_fn.<locals>.func": lambda end, fraction, start: LinearSchedule(
+        float(start), float(end), float(fraction)
+    ),
+    f"{_UTILS}.constant_fn.<locals>.func": lambda value: ConstantSchedule(float(value)),
+    f"{_UTILS}.get_schedule_fn.<locals>.<lambda>": lambda schedule: _float_schedule({"value_schedule": schedule}),
+}

@@ -10,21 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sb3_trpo.saved_models.budget import Budget
+from sb3_trpo.saved_models.refused import RefusedModelError
+
 # A state dictionary of a thousand tensors takes 30,000.
 MAX_OPCODES = 500_000
-
-
-class RefusedModelError(ValueError):
-    """A saved model holds what it should not."""
+# In a pickle; a random generator's state has 128. What reads the result bounds the integers that it uses.
+MAX_INTEGER_BITS = 256
+# cloudpickle makes a function in two calls, of which the second gives the first's result its state, and is dropped.
+SET_FUNCTION_STATE = "cloudpickle.cloudpickle._function_setstate"
 
 
 @dataclass(frozen=True)
 class Name:
     """
-    Of a class or function.
+    The name of a class or function.
 
-    :param module: that holds it
-    :param name: in the module
+    :param module: where it is
+    :param name: what it is called there
     """
 
     module: str
@@ -41,9 +44,9 @@ class Call:
     What the pickle would call, or make an instance of.
 
     :param function: a Name, if the pickle is an honest one
-    :param args: its arguments
-    :param state: that the result would be given
-    :param items: that it would be extended by
+    :param args: the arguments
+    :param state: what the result would be given as its state
+    :param items: what it would be extended by
     :param pairs: keys and values that it would be given
     """
 
@@ -57,26 +60,32 @@ class Call:
 @dataclass(eq=False)
 class Reference:
     """
-    To what lies outside of the pickle.
+    A reference to what lies outside of the pickle.
 
-    :param key: where
+    :param key: where it is
     """
 
     key: Any
 
 
-def read_pickle(pickled: bytes) -> Any:
+def read_pickle(pickled: bytes, budget: Budget | None = None) -> Any:
     """
+    Read a pickle as data.
+
     :param pickled: one object, in protocol 2 or above
-    :return: it, made of plain values, lists, tuples, dictionaries, and the classes of this module
+    :param budget: what it is taken from, if it is part of another file
+    :return: the object, made of plain values, lists, tuples, dictionaries, and the classes of this module
     :raises RefusedModelError: if it is no such pickle
     """
     machine = _Machine()
+    (Budget(len(pickled)) if budget is None else budget).spend(len(pickled))
     try:
         # This refuses an argument that is longer than the rest of the pickle, before any memory is asked for.
         for n, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
             if n > MAX_OPCODES:
                 raise RefusedModelError(f"a pickle has more than {MAX_OPCODES} operations")
+            if isinstance(argument, int) and argument.bit_length() > MAX_INTEGER_BITS:
+                raise RefusedModelError(f"a pickle has a whole number of {argument.bit_length()} bits")
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.execute(opcode.name, argument)
@@ -127,6 +136,13 @@ class _Machine:
         target = self.stack[-1]
         (target if isinstance(target, list) else target.items).extend(items)
 
+    def add_items(self, _: Any) -> None:
+        items = self.pop_to_mark()
+        target = self.stack[-1]
+        if not isinstance(target, set):
+            raise RefusedModelError("a pickle adds to what is no set")
+        target.update(items)
+
     def set_items(self, items: list[Any]) -> None:
         target, pairs = self.stack[-1], list(zip(items[::2], items[1::2], strict=True))
         if isinstance(target, dict):
@@ -148,7 +164,12 @@ class _Machine:
 
     def set_state(self, _: Any) -> None:
         state = self.stack.pop()
-        self.stack[-1].state = state
+        self._give_state(self.stack[-1], state)
+
+    def _give_state(self, target: Any, state: Any) -> None:
+        if not isinstance(target, Call) or target.state is not None:
+            raise RefusedModelError("a pickle gives a state to what has none, or has one")
+        target.state = state
 
     def name(self, argument: str) -> None:
         self.stack.append(Name(*argument.split(" ", 1)))
@@ -160,10 +181,13 @@ class _Machine:
         self.stack.append(Name(module, name))
 
     def pop(self, _: Any) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
+        if not self.stack:
             self.pop_to_mark()
+            return
+        dropped = self.stack.pop()
+        is_named = isinstance(dropped, Call) and isinstance(dropped.function, Name)
+        if is_named and str(dropped.function) == SET_FUNCTION_STATE:
+            self._give_state(*dropped.args)
 
     def refer(self, _: Any) -> None:
         self.stack.append(Reference(self.stack.pop()))
@@ -176,6 +200,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
     "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
 }
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"} | {
     "SHORT_BINUNICODE",
@@ -194,6 +219,8 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE3": lambda machine, _: machine.pop_tuple(3),
     "APPEND": _Machine.append,
     "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
+    "ADDITEMS": _Machine.add_items,
+    "FROZENSET": lambda machine, _: machine.stack.append(frozenset(machine.pop_to_mark())),
     "SETITEM": _Machine.set_item,
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
     "MEMOIZE": lambda machine, _: machine.memo.__setitem__(len(machine.memo), machine.stack[-1]),
@@ -207,6 +234,6 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "NEWOBJ": _Machine.call,
     "BUILD": _Machine.set_state,
     "BINPERSID": _Machine.refer,
-    # In pickled functions, which are to be refused by their names.
+    # In pickled functions.
     "POP": _Machine.pop,
 }

@@ -1,115 +1,177 @@
 """
-Files of tensors from strangers: checked, and written anew for torch's reader of weights.
+Files of tensors from strangers.
 
-torch's reader with ``weights_only`` runs no code, but it believes the sizes that a file declares: a tensor may claim
-more elements than there are, or one element may claim to be a billion. Here each tensor must be covered by its data.
+torch's reader with ``weights_only`` runs no code of the file's, but it calls what is on its own list, with any
+arguments, and believes the sizes that a file declares: a tensor may claim more elements than there are, or one element
+may claim to be a billion. So it is not used here: the file is read as data, and every tensor is made anew from bytes
+that are there.
 """
 
 import io
 import math
 import re
+from collections import OrderedDict
 from typing import Any
 
 import torch as th
 
-from sb3_trpo.saved_models.archive import read_archive, write_archive
-from sb3_trpo.saved_models.pickle_reader import Call, Name, Reference, RefusedModelError, read_pickle
+from sb3_trpo.saved_models.archive import read_archive
+from sb3_trpo.saved_models.budget import Budget, check_integer_size
+from sb3_trpo.saved_models.pickle_reader import Call, Name, Reference, read_pickle
+from sb3_trpo.saved_models.refused import RefusedModelError
 
 MEMBER = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id)"
 )
-ITEM_SIZES = {
-    "DoubleStorage": 8,
-    "FloatStorage": 4,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "LongStorage": 8,
-    "IntStorage": 4,
-    "ShortStorage": 2,
-    "CharStorage": 1,
-    "ByteStorage": 1,
-    "BoolStorage": 1,
+DTYPES = {
+    "DoubleStorage": th.float64,
+    "FloatStorage": th.float32,
+    "HalfStorage": th.float16,
+    "BFloat16Storage": th.bfloat16,
+    "LongStorage": th.int64,
+    "IntStorage": th.int32,
+    "ShortStorage": th.int16,
+    "CharStorage": th.int8,
+    "ByteStorage": th.uint8,
+    "BoolStorage": th.bool,
 }
-# Tensors may share their data (a features extractor has up to three names), but not without end.
-MAX_SHARING = 16
+MAX_DIMENSIONS = 16
 
 
-def read_weights(content: bytes) -> Any:
+def read_weights(content: bytes, budget: Budget) -> Any:
     """
-    :param content: of a file written by ``torch.save``
-    :return: what it holds, tensors on the CPU
-    :raises RefusedModelError: if it holds anything but tensors, numbers, texts and containers of such
+    Read what ``torch.save`` has written.
+
+    :param content: the file's
+    :param budget: what it is taken from
+    :return: tensors on the CPU, numbers, texts, and containers of such
+    :raises RefusedModelError: if it holds anything else
     """
     members = {}
-    for name, member in read_archive(io.BytesIO(content)).items():
+    for name, member in read_archive(io.BytesIO(content), budget).items():
         match = MEMBER.fullmatch(name)
         if match is None:
-            raise RefusedModelError(f"it has a member {name!r}, which is not allowed")
+            raise RefusedModelError(f"it has a member {name[:100]!r}, which is not allowed")
         members[match[1]] = member
     if "data.pkl" not in members:
         raise RefusedModelError("it is no file of tensors")
-    _Checker(members, len(content)).check(read_pickle(members["data.pkl"]))
-    # Written anew, so that torch's reader of zip files sees the members that were checked.
-    clean = write_archive({f"archive/{name}": member for name, member in members.items()})
-    try:
-        return th.load(io.BytesIO(clean), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise RefusedModelError(f"torch can't read it ({type(error).__name__}: {error})") from error
+    if members.get("byteorder", b"little") != b"little":
+        raise RefusedModelError("its numbers are not in the byte order of this machine")
+    return _Builder(members, budget).build(read_pickle(members["data.pkl"], budget))
 
 
-class _Checker:
+class _Builder:
     """
-    :param members: of the file
-    :param size: of the file, in bytes
+    Makes tensors, and containers of them.
+
+    :param members: those of the file, by their names in it
+    :param budget: what they are taken from
     """
 
-    def __init__(self, members: dict[str, bytes], size: int) -> None:
+    def __init__(self, members: dict[str, bytes], budget: Budget) -> None:
         self.members = members
-        self.bytes_left = MAX_SHARING * size
-        self.nodes_left = 4 * size + 10_000
+        self.budget = budget
 
-    def check(self, node: Any) -> None:
+    def build(self, node: Any) -> Any:
         """
+        Make the object that a node stands for.
+
         :param node: as ``read_pickle`` gives it
+        :return: the object
         :raises RefusedModelError: if it is not allowed
         """
-        self.nodes_left -= 1
-        if self.nodes_left < 0:
-            raise RefusedModelError("it holds an object that grows when it is unpacked")
+        self.budget.spend_on_object(node)
         if isinstance(node, dict):
-            self.check([*node.keys(), *node.values()])
-        elif isinstance(node, (list, tuple)):
-            for item in node:
-                self.check(item)
-        elif isinstance(node, Call):
-            self._check_call(node)
-        elif not (node is None or isinstance(node, (bool, int, float, str))):
-            raise RefusedModelError(f"it holds {node if isinstance(node, Name) else type(node).__name__}")
+            return {self._key(key): self.build(value) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return type(node)(map(self.build, node))
+        if isinstance(node, Call):
+            return self._call(node)
+        if isinstance(node, int):
+            return check_integer_size(node)
+        if node is None or isinstance(node, (float, str)):
+            return node
+        raise RefusedModelError(f"it holds {f'{node}, which is not allowed' if isinstance(node, Name) else type(node)}")
 
-    def _check_call(self, call: Call) -> None:
+    def _key(self, node: Any) -> Any:
+        if not isinstance(node, (str, int)):
+            raise RefusedModelError(f"it holds a key that is a {type(node).__name__}")
+        return self.build(node)
+
+    def _call(self, call: Call) -> Any:
         name = str(call.function) if isinstance(call.function, Name) else "a name that is computed"
-        if name == "torch._utils._rebuild_tensor_v2":
-            self._check_tensor(*call.args)
-        elif name == "torch._utils._rebuild_parameter" and isinstance(call.args[0], Call):
-            self._check_call(call.args[0])
-        elif name == "collections.OrderedDict" and call.args == ():
-            self.check([call.state, call.items, [list(pair) for pair in call.pairs]])
-        else:
+        if name == "collections.OrderedDict" and call.args == () and not call.items:
+            # A module's state has its version beside it, which torch can do without.
+            self.build(call.state)
+            return OrderedDict((self._key(key), self.build(value)) for key, value in call.pairs)
+        if name not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"):
             raise RefusedModelError(f"it holds {name}, which is not allowed")
+        if call.state is not None or call.items or call.pairs or not isinstance(call.args, tuple):
+            raise RefusedModelError("it holds a tensor with more than its data")
+        if name.endswith("parameter"):
+            return self._parameter(*call.args)
+        return self._tensor(*call.args)
 
-    def _check_tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
+    def _parameter(self, data: Any, requires_grad: Any, hooks: Any, *others: Any) -> th.Tensor:
+        self._check_ignored(requires_grad, hooks, others)
+        tensor = self.build(data)
+        if not isinstance(tensor, th.Tensor):
+            raise RefusedModelError("it holds a parameter without a tensor")
+        return tensor
+
+    def _check_ignored(self, requires_grad: Any, hooks: Any, others: tuple[Any, ...]) -> None:
+        """
+        Refuse arguments of a tensor that are not what ``torch.save`` writes, though nothing is made of them.
+
+        :param requires_grad: whether the tensor has a gradient
+        :param hooks: an empty OrderedDict
+        :param others: further arguments
+        """
+        is_empty = isinstance(hooks, Call) and self.build(hooks) == OrderedDict()
+        if not isinstance(requires_grad, bool) or not is_empty or others:
+            raise RefusedModelError("it holds a tensor with more than its data")
+
+    def _tensor(
+        self, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, *others: Any
+    ) -> th.Tensor:
+        self._check_ignored(requires_grad, hooks, others)
+        data, dtype = self._storage(storage)
+        _check_layout(offset, shape, stride)
+        n_elements = math.prod(shape)
+        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        available = len(data) // dtype.itemsize
+        if n_elements > available or (n_elements > 0 and last >= available):
+            raise RefusedModelError(f"it holds a tensor of shape {shape} with data for {available} elements")
+        if n_elements == 0:
+            return th.zeros(shape, dtype=dtype)
+        span = data[offset * dtype.itemsize : (last + 1) * dtype.itemsize]
+        self.budget.spend(len(span))
+        # Bytes other than 0 and 1 are no booleans.
+        flat = th.frombuffer(bytearray(span), dtype=th.uint8 if dtype is th.bool else dtype)
+        strided = flat.as_strided(shape, stride)
+        return strided != 0 if dtype is th.bool else strided.clone(memory_format=th.contiguous_format)
+
+    def _storage(self, storage: Any) -> tuple[bytes, th.dtype]:
+        """
+        Look up a tensor's data.
+
+        :param storage: a reference to it
+        :return: the data, of which there is as much as the reference says; its type
+        """
         if not (isinstance(storage, Reference) and isinstance(storage.key, tuple) and len(storage.key) == 5):
             raise RefusedModelError("it holds a tensor without data")
         _, kind, key, _, length = storage.key
-        item_size = ITEM_SIZES.get(kind.name, 0) if isinstance(kind, Name) and kind.module == "torch" else 0
-        if item_size == 0:
+        dtype = DTYPES.get(kind.name) if isinstance(kind, Name) and kind.module == "torch" else None
+        if dtype is None:
             raise RefusedModelError(f"it holds a tensor of {kind}, which is not allowed")
-        numbers = [offset, length, *shape, *stride]
-        if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) != len(stride):
-            raise RefusedModelError("it holds a tensor whose shape is not made of whole numbers")
-        n_elements = math.prod(shape)
-        self.bytes_left -= n_elements * item_size
-        if length * item_size != len(self.members.get(f"data/{key}", b"")) or n_elements > length:
-            raise RefusedModelError(f"it holds a tensor of shape {shape} with data for {length} elements")
-        if self.bytes_left < 0:
-            raise RefusedModelError("it holds tensors that grow when they are unpacked")
+        data = self.members.get(f"data/{key}") if isinstance(key, str) else None
+        if data is None or type(length) is not int or length * dtype.itemsize != len(data):
+            raise RefusedModelError("it holds a tensor without data")
+        return data, dtype
+
+
+def _check_layout(offset: Any, shape: Any, stride: Any) -> None:
+    if not (isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= MAX_DIMENSIONS):
+        raise RefusedModelError("it holds a tensor whose shape is no tuple of whole numbers")
+    if not all(type(number) is int and 0 <= number < 2**62 for number in (offset, *shape, *stride)):
+        raise RefusedModelError("it holds a tensor whose shape is no tuple of whole numbers")

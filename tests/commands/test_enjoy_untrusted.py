@@ -16,7 +16,7 @@ pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
 from sb3_trpo import TRPO
 from sb3_trpo.cli import main
 from sb3_trpo.commands.enjoy_untrusted import read_vec_normalize
-from sb3_trpo.saved_models.pickle_reader import RefusedModelError
+from sb3_trpo.saved_models.refused import RefusedModelError
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +80,21 @@ def test_code_does_not_run(folder, tmp_path):
             run(*arguments)
         assert named in str(end.value.code)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(("part", "value"), [("var", -1.0), ("var", np.nan), ("mean", np.inf), ("mean", np.nan)])
+def test_statistics_that_are_none_are_refused(part, value, tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1))
+    getattr(env.obs_rms, part)[0] = value
+    env.save(tmp_path / "file.pkl")
+    with pytest.raises(RefusedModelError, match="not finite, or have a negative variance"):
+        read_vec_normalize(tmp_path / "file.pkl", make_vec_env("Pendulum-v1", 1))
+
+
+@pytest.mark.parametrize(("name", "value"), [("clip_obs", np.nan), ("clip_obs", -1.0), ("epsilon", 0.0)])
+def test_bounds_that_are_none_are_refused(name, value, tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1))
+    setattr(env, name, value)
+    env.save(tmp_path / "file.pkl")
+    with pytest.raises(RefusedModelError, match="must be above 0"):
+        read_vec_normalize(tmp_path / "file.pkl", make_vec_env("Pendulum-v1", 1))

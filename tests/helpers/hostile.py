@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -265,11 +266,117 @@ def tensors(members: Members) -> Iterator[tuple[str, bytes]]:
     yield "weights: out of bounds", zipped({**members, "policy.pth": zipped(parts)})
 
 
+def hidden(members: Members) -> Iterator[tuple[str, bytes]]:
+    """
+    Hide calls, sizes and names where a reader may not look.
+
+    :param members: those of a good model
+    :return: models, and names for them
+    """
+    inner, part = _inner(members["policy.pth"])
+    many = b"cbuiltins\nbytearray\n\x8a\x05" + (2**31).to_bytes(5, "little") + b"\x85R"
+    # The end of a tensor's arguments: requires_grad, no hooks.
+    end = re.compile(rb"\x89(h.\)R)(q.)?(t)(q.)?(R)(q.)?", re.S)
+    tensor = end.search(inner[part])
+    assert tensor is not None
+    hooks = tensor[1]
+    for name, arguments, behind in (
+        ("in the place of requires_grad", many + hooks, b""),
+        ("in the place of the hooks", b"\x89" + many, b""),
+        ("behind the last argument", b"\x89" + hooks + many, b""),
+        ("in metadata", b"\x89" + hooks + b"]" + many + b"a", b""),
+        ("in a state", b"\x89" + hooks, many + b"\x85b"),
+    ):
+        new = arguments + b"tR" + behind + (tensor[6] or b"")
+        pickled = inner[part][: tensor.start()] + new + inner[part][tensor.end() :]
+        yield f"bytes {name}", zipped({**members, "policy.pth": zipped({**inner, part: pickled})})
+    for name, value in {
+        "bytes": b"\x08" * 10**6,
+        "a bytearray": bytearray(10**6),
+        "an array": np.full(10**5, 8),
+        "a range": range(10**9),
+        "a set": set(range(10**4)),
+    }.items():
+        yield f"net_arch is {name}", with_attributes(members, policy_kwargs=serialized({"net_arch": value}))
+    for digits in (30, 4000):
+        yield f"n_steps has {digits} digits", with_attributes(members, n_steps=10**digits)
+        yield f"n_envs has {digits} digits", with_attributes(members, n_envs=serialized(10**digits))
+    for name in ("policy.pth", "policy.optimizer.pth"):
+        # Each of the two archives unpacks to less than a reader of one would allow.
+        parts, first = _inner(members[name])
+        bomb = {**parts, first: parts[first][:-1] + b"0" + b"N" * 2**25 + b"."}
+        compressed = zipped(bomb, compression=zipfile.ZIP_DEFLATED)
+        yield f"compressed twice: {name}", zipped({**members, name: compressed}, compression=zipfile.ZIP_DEFLATED)
+
+
+def escapes(members: Members) -> Iterator[tuple[str, bytes]]:
+    """
+    Write what a terminal obeys wherever a message might repeat it.
+
+    :param members: those of a good model
+    :return: models, and names for them
+    """
+    evil = "evil\x1b]0;title\x07\x1b[2J\r\u202e"
+    named = b"\x80\x04" + _text("a") + _text(evil) + b"\x93)R."
+    yield "a name", with_attributes(members, policy_kwargs=serialized(named))
+    yield "an argument", with_attributes(members, policy_kwargs={evil: 1})
+    yield "an optimizer's argument", with_attributes(members, policy_kwargs={"optimizer_kwargs": {evil: 1}})
+    yield "a hyperparameter", with_attributes(members, preconditioner=evil)
+    yield "an attribute", with_attributes(members, **{evil: 1})
+    yield "a member", zipped({**members, evil: b""})
+    inner, part = _inner(members["policy.pth"])
+    pickled = b"\x80\x02" + _text("a") + _text(evil) + b"\x93)R."
+    yield "a name in the weights", zipped({**members, "policy.pth": zipped({**inner, part: pickled})})
+    yield "a member of the weights", zipped({**members, "policy.pth": zipped({**inner, f"archive/{evil}": b""})})
+
+
+def moments(members: Members) -> Iterator[tuple[str, bytes]]:
+    """
+    Give an optimizer's state other shapes, types and names than it has.
+
+    :param members: those of a good model
+    :return: models, and names for them
+    """
+    good = th.load(io.BytesIO(members["policy.optimizer.pth"]))
+    for name, change in {
+        "empty": lambda x: th.zeros(0),
+        "shorter": lambda x: x.flatten()[:-1],
+        "longer": lambda x: th.zeros(x.numel() + 1),
+        "flat": lambda x: x.reshape(1, *x.shape),
+        "integers": lambda x: x.to(th.int64),
+        "half": lambda x: x.half(),
+        "twice as wide": lambda x: x.double(),
+        "none": lambda x: None,
+        "a text": lambda x: "x",
+    }.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state = copy.deepcopy(good)
+            one = next(iter(state["state"].values()))
+            one[key] = change(one[key])
+            yield f"{key}: {name}", zipped({**members, "policy.optimizer.pth": saved(state)})
+    for key, value in {"betas": [0.9], "lr": "fast", "eps": None, "params": [0], "fused": "yes", "another": 1}.items():
+        state = copy.deepcopy(good)
+        state["param_groups"][0][key] = value
+        yield f"{key} = {value!r}", zipped({**members, "policy.optimizer.pth": saved(state)})
+
+
+def _inner(content: bytes) -> tuple[Members, str]:
+    """
+    Unpack a file of tensors.
+
+    :param content: the file's
+    :return: its members, and the name of the one that is a pickle
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    return members, next(name for name in members if name.endswith("data.pkl"))
+
+
 def mutations(members: Members, n: int) -> Iterator[tuple[str, bytes]]:
     """
     :param members: of a good model
     :param n: how many
-    :return: models with one wrong byte, behind the checksums of the archives
+    :return: models with one wrong place, behind the checksums of the archives
     """
     rng = np.random.default_rng(0)
     data = json.loads(members["data"])
@@ -286,7 +393,22 @@ def mutations(members: Members, n: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _with_wrong_byte(content: bytes, rng: np.random.Generator) -> bytes:
-    at = int(rng.integers(len(content)))
+    """
+    Change a file as little as may matter.
+
+    :param content: the file's
+    :param rng: decides how
+    :return: the content with a byte changed, or a few left out, doubled, or taken from elsewhere
+    """
+    at, other = (int(i) for i in rng.integers(len(content), size=2))
+    n = int(rng.integers(1, 12))
+    kind = int(rng.integers(5))
+    if kind == 0:
+        return content[:at] + content[at + n :]
+    if kind == 1:
+        return content[:at] + content[at : at + n] + content[at:]
+    if kind == 2:
+        return content[:at] + content[other : other + n] + content[at:]
     return content[:at] + bytes([int(rng.integers(256))]) + content[at + 1 :]
 
 

@@ -4,12 +4,14 @@ Load every model in a folder, in bounds of time and memory: ``load_hostile.py FO
 Prints, as JSON, for each file the error, and the growth of the process's memory at its peak, in bytes.
 """
 
+import contextlib
 import json
 import resource
 import sys
 import warnings
 from pathlib import Path
 
+import gymnasium as gym
 import torch as th
 
 from sb3_trpo import TRPO
@@ -21,12 +23,18 @@ MAX_BYTES = 2**30
 def outcome(path: Path) -> str:
     """
     :param path: of a model
-    :return: the error of loading it; empty if there is none
+    :return: the error of loading it; empty if there is none, and then it has acted and been trained
     """
     try:
-        TRPO.load(path, device="cpu", trusted=False)
+        model = TRPO.load(path, device="cpu", trusted=False)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+    # Numbers that are wrong may end in an error; what must not be is a crash of the process, or memory without end.
+    with contextlib.suppress(Exception):
+        model.predict(model.observation_space.sample())
+        model.set_env(model._wrap_env(gym.make("Pendulum-v1")))
+        model.n_steps, model.verbose = min(model.n_steps, 128), 0
+        model.learn(1)
     return ""
 
 

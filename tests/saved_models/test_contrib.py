@@ -1,5 +1,7 @@
 import importlib.util
 import io
+import itertools
+import json
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,7 +19,13 @@ from stable_baselines3.common.utils import LinearSchedule
 from updates import action_distributions, mean_kl
 
 from sb3_trpo import TRPO
-from sb3_trpo.saved_models.contrib import averaged_dimensions
+from sb3_trpo.saved_models.contrib import (
+    NOT_CALLED,
+    averaged_dimensions,
+    kl_factor,
+    own_options,
+    warn_of_contribs_file,
+)
 
 SETTINGS: dict[str, Any] = {"n_steps": 128, "batch_size": 64, "n_critic_updates": 1, "seed": 0, "device": "cpu"}
 
@@ -56,7 +64,7 @@ def test_the_changed_meaning_is_said_once(tmp_path):
     make_model(sb3_contrib.TRPO, "Box", target_kl=0.02).save(tmp_path / "model")
     (message,) = warnings_of_load(tmp_path / "model")
     assert "saved by sb3-contrib's TRPO" in message
-    assert "multiply target_kl by 3, as in TRPO.load(..., target_kl=0.06)" in message
+    assert "multiply sb3-contrib's target_kl by 2.3, as in target_kl=0.047." in message
 
 
 @pytest.mark.parametrize("learning_rate", [LinearSchedule(0.002, 0.0, 1.0), lambda remaining: 0.002 * remaining])
@@ -69,10 +77,75 @@ def test_schedules_are_read(learning_rate, tmp_path):
     assert model.logger.name_to_value["train/learning_rate"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_a_target_that_is_given_needs_no_explanation(tmp_path):
-    make_model(sb3_contrib.TRPO, "Box").save(tmp_path / "model")
-    assert warnings_of_load(tmp_path / "model", target_kl=0.03) == []
-    assert warnings_of_load(tmp_path / "model", custom_objects={"target_kl": 0.03}) == []
+def test_a_target_that_was_adapted_needs_no_explanation(tmp_path):
+    make_model(sb3_contrib.TRPO, "Box", target_kl=0.01).save(tmp_path / "model")
+    for target_kl in (kl_factor(3) * 0.01, 0.03):
+        assert warnings_of_load(tmp_path / "model", target_kl=target_kl) == []
+        assert warnings_of_load(tmp_path / "model", custom_objects={"target_kl": target_kl}) == []
+
+
+@pytest.mark.parametrize("target_kl", [0.01, LinearSchedule(0.02, 0.01, 1.0)])
+def test_any_other_target_that_is_given_is_set_beside_the_rule(target_kl, tmp_path):
+    make_model(sb3_contrib.TRPO, "Box", target_kl=0.01).save(tmp_path / "model")
+    (message,) = warnings_of_load(tmp_path / "model", target_kl=target_kl)
+    assert "target_kl=0.023" in message
+    assert f"What is used is the given {target_kl}" in message
+
+
+def test_the_rule_is_what_was_measured():
+    """See benchmarks/kl_factor.py."""
+    results = Path(__file__).parents[2] / "benchmarks/results"
+    new, old = (json.loads((results / name).read_text()) for name in ("kl_factor.json", "kl_table.json"))
+    dimensions = old["action_dimensions"] | new["action_dimensions"]
+    ours = np.mean([np.mean(kl["sb3_trpo"]) for kl in old["kl"].values()])
+    theirs = {task: np.mean(kl["sb3-contrib"]) for task, kl in old["kl"].items()}
+    theirs |= {task: np.mean(kl) for task, kl in new["kl"].items()}
+    assert len(theirs) == 9
+    for task, divergence in theirs.items():
+        assert kl_factor(dimensions[task]) == pytest.approx(divergence / ours, rel=0.25)
+
+
+def test_the_rule_leaves_one_dimension_alone_and_grows_less_than_the_number():
+    factors = [kl_factor(n) for n in range(1, 1000)]
+    assert factors[0] == 1.0
+    assert all(low < high for low, high in itertools.pairwise(factors))
+    assert all(factor <= n for n, factor in enumerate(factors, start=1))
+
+
+class Algorithm(TRPO):
+    """A subclass that changes nothing of sb3-contrib's."""
+
+
+@pytest.mark.parametrize("name", ["hessian_vector_product", "_compute_actor_grad"])
+def test_overridden_methods_of_contribs_are_told_once(name):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        subclass = type("Subclass", (Algorithm,), {name: lambda *_: None})
+        type("SubSubclass", (subclass,), {name: lambda *_: None})
+    (message,) = (str(warning.message) for warning in caught)
+    assert f"method {name}, which this TRPO never calls: override {NOT_CALLED[name]} instead" in message
+
+
+def test_what_is_named_instead_exists():
+    for name in NOT_CALLED.values():
+        assert callable(getattr(TRPO, name))
+
+
+def hyperparameter_warnings(path: Path) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_contribs_file(str(path), own_options(TRPO))
+    return [str(warning.message) for warning in caught]
+
+
+def test_hyperparameters_of_contribs_are_told(tmp_path):
+    file = tmp_path / "trpo.yml"
+    file.write_text("Hopper-v5:\n  policy: MlpPolicy\n  target_kl: 0.04\n")
+    (message,) = hyperparameter_warnings(file)
+    assert "2.3 for 3, 3.5 for 6, 5.2 for 17 dimensions" in message
+    for own in ("  min_std: 0.1\n", "# for sb3_trpo\n"):
+        file.write_text(f"Hopper-v5:\n  policy: MlpPolicy\n  target_kl: 0.04\n{own}")
+        assert hyperparameter_warnings(file) == []
 
 
 @pytest.mark.parametrize("actions", ["Discrete", "MultiDiscrete"])

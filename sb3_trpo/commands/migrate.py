@@ -1,0 +1,169 @@
+"""
+``sb3-trpo migrate``: convert models and hyperparameter files of sb3-contrib's TRPO.
+
+What changes is ``target_kl``, by the rule of ``sb3_trpo.saved_models.contrib.kl_factor``. Nothing of a model is run:
+its attributes are rewritten as the data that they are, and its weights are copied.
+"""
+
+import argparse
+import base64
+import io
+import json
+import pathlib
+import re
+import zipfile
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.error import Error as GymnasiumError
+
+from sb3_trpo.saved_models.archive import read_archive, write_archive
+from sb3_trpo.saved_models.contrib import averaged_dimensions, is_contribs_file, kl_factor, own_options
+from sb3_trpo.saved_models.objects import read_object
+from sb3_trpo.saved_models.origin import Origin, origin_of
+from sb3_trpo.saved_models.refused import RefusedModelError, printable
+from sb3_trpo.trpo import TRPO
+from sb3_trpo.validation import UserError
+
+CONTRIBS_TARGET_KL = 0.01
+HEADER = "# Converted for sb3_trpo: target_kl bounds KL summed over action dimensions.\n"
+
+
+def main() -> None:
+    """Run the command; the arguments are in ``sys.argv``."""
+    parser = argparse.ArgumentParser(description="Convert a model or hyperparameter file of sb3-contrib's TRPO.")
+    parser.add_argument("file", help="a saved model (.zip) or hyperparameters of RL Zoo (.yml)", type=pathlib.Path)
+    parser.add_argument("-o", "--output", help="where to write (beside it, as NAME-sb3_trpo)", type=pathlib.Path)
+    args = parser.parse_args()
+    output = args.output or args.file.with_name(f"{args.file.stem}-sb3_trpo{args.file.suffix}")
+    try:
+        content = args.file.read_bytes()
+        convert = convert_hyperparameters if args.file.suffix in (".yml", ".yaml") else convert_model
+        converted, changes = convert(content)
+        with output.open("xb") as file:
+            file.write(converted)
+    except FileExistsError as error:
+        raise UserError(f"{output} exists: give another name with --output.") from error
+    except OSError as error:
+        raise UserError(str(error)) from error
+    except RefusedModelError as error:
+        raise UserError(f"{args.file} can't be converted: {error}.") from error
+    for change in changes:
+        print(printable(change))
+    print(f"Written to {output}.")
+
+
+def convert_model(content: bytes) -> tuple[bytes, list[str]]:
+    """
+    Convert a saved model.
+
+    :param content: the file's
+    :return: the converted file's, and what has changed, in words
+    :raises UserError: if there is nothing to convert, or it can't be
+    """
+    file = io.BytesIO(content)
+    if not zipfile.is_zipfile(file):
+        raise UserError("The file is neither a model of Stable-Baselines3 (.zip) nor hyperparameters of RL Zoo (.yml).")
+    members = read_archive(file)
+    try:
+        data = json.loads(members["data"])
+    except (KeyError, ValueError) as error:
+        raise UserError("The file is no model of Stable-Baselines3.") from error
+    origin = origin_of(data)
+    if origin is not Origin.CONTRIB:
+        raise UserError(
+            f"The model was saved by {origin.value}, not by sb3-contrib's TRPO: there is nothing to convert. "
+            f"TRPO.load takes models of PPO and A2C."
+        )
+    n = averaged_dimensions(_read(data["action_space"]))
+    old = float(_read(data.get("target_kl", CONTRIBS_TARGET_KL)))
+    data["target_kl"] = new = _round(kl_factor(n) * old)
+    data.update({name: value for name, value in own_options(TRPO).items() if name not in data})
+    changes = [f"target_kl: {old:g} -> {new:g} ({n} action dimensions)"]
+    return write_archive({**members, "data": json.dumps(data, indent=4).encode()}), changes
+
+
+def _read(item: Any) -> Any:
+    if isinstance(item, dict) and ":serialized:" in item:
+        return read_object(base64.b64decode(item[":serialized:"]))
+    return item
+
+
+def convert_hyperparameters(content: bytes) -> tuple[bytes, list[str]]:
+    """
+    Convert a file of hyperparameters in RL Zoo's format; comments stay where they are.
+
+    :param content: the file's
+    :return: the converted file's, and what has changed, in words
+    :raises UserError: if there is nothing to convert, or it can't be
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise UserError("Hyperparameter files need PyYAML: install it with `pip install 'sb3-trpo[zoo]'`.") from error
+    text = content.decode()
+    if not is_contribs_file(text, own_options(TRPO)):
+        raise UserError("The file is meant for sb3_trpo already: there is nothing to convert.")
+    try:
+        entries = yaml.safe_load(text)
+        expected = {task: dict(entry) for task, entry in entries.items()}
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise UserError("The file is none of RL Zoo's hyperparameters: one entry for each task.") from error
+    changes = []
+    for task, entry in expected.items():
+        old = entry.get("target_kl", CONTRIBS_TARGET_KL)
+        n = _action_dimensions(task)
+        if n is None or not isinstance(old, (int, float)):
+            changes.append(f"{task}: left as it is, for its action space is not known here")
+            continue
+        new = _round(kl_factor(n) * old)
+        if n > 1:
+            changes.append(f"{task}: target_kl: {old:g} -> {new:g} ({n} action dimensions)")
+        if n > 1 or "target_kl" in entry:
+            entry["target_kl"] = new
+            text = _set_target_kl(text, task, new)
+    if yaml.safe_load(text) != expected:
+        raise UserError(
+            "The file is written in a way that can't be edited line by line. By hand: " + "; ".join(changes) + "."
+        )
+    return (HEADER + text).encode(), changes
+
+
+def _action_dimensions(task: str) -> int | None:
+    try:
+        env = gym.make(task)
+        env.close()
+        return averaged_dimensions(env.action_space)
+    # Whatever an environment that is installed by half comes to.
+    except (GymnasiumError, ImportError, OSError, RuntimeError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def _set_target_kl(text: str, task: str, value: float) -> str:
+    """
+    Set ``target_kl`` in the entry of a task.
+
+    :param text: a file, an entry of which starts at the beginning of a line and goes on in lines that are indented
+    :param task: the entry's name
+    :param value: what ``target_kl`` is to be
+    :return: the file; as it was, if it has no such entry
+    """
+    match = re.search(
+        rf"^(['\"]?){re.escape(task)}\1:[^\n{{]*\n((?:[ \t]+[^\n]*(?:\n|\Z)|[ \t]*(?:#[^\n]*)?\n)*)", text, re.M
+    )
+    if match is None:
+        return text
+    start, end = match.span(2)
+    body = text[start:end]
+    indent = re.match(r"[ \t]*", body)
+    line = f"target_kl: {value:g}"
+    new, n = re.subn(
+        r"^([ \t]+)target_kl:[^\n#]*?([ \t]*(?:#[^\n]*)?)$", rf"\g<1>{line}\g<2>", body, count=1, flags=re.M
+    )
+    if n == 0:
+        new = f"{indent[0] if indent and indent[0] else '  '}{line}\n{body}"
+    return text[:start] + new + text[end:]
+
+
+def _round(number: float) -> float:
+    return float(f"{number:.3g}")

@@ -1,0 +1,83 @@
+"""
+Files of other algorithms than TRPO: what can be had of them, or why nothing can.
+"""
+
+import inspect
+from collections.abc import Mapping
+
+from stable_baselines3.common.utils import FloatSchedule
+
+from sb3_trpo.saved_models.origin import Origin, origin_of, policy_module
+from sb3_trpo.validation import UserError
+
+# What PPO and A2C have that a TRPO has no place for.
+LEFT_OVER = ("clip_range", "clip_range_vf", "n_epochs")
+# What means something else for them, or fits them alone.
+_DEFAULTS = ("learning_rate", "batch_size", "target_kl", "normalize_advantage", "ent_coef", "max_grad_norm")
+_KINDS_OF_POLICIES = {
+    "recurrent": "RecurrentPPO, whose policy has a memory",
+    "maskable": "MaskablePPO, whose policy takes action masks",
+}
+
+
+def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, object]:
+    """
+    Give the attributes that a model of another algorithm has to have in the place of its own, to become a TRPO.
+
+    :param algorithm_class: the class that the model is to be of
+    :param data: its attributes, as they are in the file
+    :return: attributes by name; none for a TRPO
+    :raises UserError: if nothing of the file can be used
+    """
+    origin, module = origin_of(data), policy_module(data)
+    if not data or _is_own_policy(algorithm_class, module):
+        return {}
+    for word, algorithm in _KINDS_OF_POLICIES.items():
+        if f".{word}." in module:
+            raise UserError(
+                f"The file holds a {algorithm}, for which {algorithm_class.__name__} has no place; load it with "
+                f"sb3_contrib's class"
+            )
+    if origin is Origin.OTHER:
+        raise UserError(
+            f"The file holds {_name(module)}, whose networks are none that {algorithm_class.__name__} could take over; "
+            f"load it with its own class"
+        )
+    if origin in (Origin.OURS, Origin.CONTRIB):
+        return {}
+    parameters = inspect.signature(algorithm_class).parameters
+    attributes = {name: parameters[name].default for name in _DEFAULTS}
+    rate = attributes["learning_rate"]
+    return {**attributes, "vf_coef": 0.0, "lr_schedule": FloatSchedule(rate), **dict.fromkeys(LEFT_OVER)}
+
+
+def explain_take_over(origin: Origin) -> str:
+    """
+    Say what was taken of a file of another algorithm.
+
+    :param origin: the algorithm
+    :return: one sentence
+    """
+    return (
+        f"This model was saved by {origin.value}: its policy, weights, n_steps, gamma and gae_lambda are taken "
+        f"over; all other hyperparameters are TRPO's defaults."
+    )
+
+
+def _is_own_policy(algorithm_class: type, module: str) -> bool:
+    aliases: Mapping[str, type] = getattr(algorithm_class, "policy_aliases", {})
+    has_module = any(alias.__module__ == module for alias in aliases.values())
+    return has_module and not module.startswith("stable_baselines3.")
+
+
+def _name(module: str) -> str:
+    """
+    Name the algorithm that a policy class belongs to.
+
+    :param module: the module of the policy class, as in ``stable_baselines3.sac.policies``
+    :return: the algorithm's name, if it can be told
+    """
+    parts = module.split(".")
+    if len(parts) == 3 and parts[0] in ("stable_baselines3", "sb3_contrib") and parts[1] != "common":
+        return f"a model of {parts[1].upper()}"
+    return "a model of another algorithm"

@@ -1,0 +1,109 @@
+"""
+Weights that go from one model into another: compared as a whole before the first is written.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
+
+from sb3_trpo.saved_models.origin import ModelPath
+from sb3_trpo.validation import UserError
+
+Parameters = dict[str, Any]
+# Before SB3 1.7 a features extractor had one name.
+_NEW_PREFIXES = ("pi_features_extractor.", "vf_features_extractor.")
+
+
+def read_parameters(source: ModelPath | Parameters, device: th.device | str) -> Parameters:
+    """
+    Read the weights of a saved model; they are read as data, whoever saved it.
+
+    :param source: the file's path, an open file, or the weights themselves
+    :param device: where to put them
+    :return: state dictionaries by the names of their objects
+    """
+    if isinstance(source, dict):
+        return source
+    _, parameters, _ = load_from_zip_file(source, load_data=False, device=device)
+    return dict(parameters)
+
+
+def fit_parameters(algorithm: object, names: list[str], parameters: Parameters, exact_match: bool) -> Parameters:
+    """
+    Compare parameters with those of an algorithm, and write nothing.
+
+    :param algorithm: the algorithm that is to get them
+    :param names: those of the objects that it saves
+    :param parameters: state dictionaries by the names of their objects
+    :param exact_match: whether all of it must be there
+    :return: the parameters, of which each fits; an optimizer's state that does not fit begins anew, with a warning
+    :raises UserError: naming what does not fit
+    """
+    unknown = parameters.keys() - set(names)
+    missing = set(names) - parameters.keys() if exact_match else set()
+    if unknown or missing:
+        raise UserError(
+            f"The parameters are those of {', '.join(map(repr, parameters))}, but must be those of "
+            f"{', '.join(map(repr, names))}. Nothing was changed."
+        )
+    fitted: Parameters = {}
+    for name, state in parameters.items():
+        target = recursive_getattr(algorithm, name)
+        if isinstance(target, th.optim.Optimizer):
+            fitted[name] = _fit_optimizer(name, target, state)
+        else:
+            fitted[name] = _fit_module(name, target.state_dict(), state, exact_match)
+    return fitted
+
+
+def _fit_module(name: str, own: Mapping[str, Any], given: Mapping[str, Any], exact_match: bool) -> Mapping[str, Any]:
+    given = {**given, **_renamed(own, given)}
+    wrong = [key for key in own.keys() & given.keys() if own[key].shape != th.as_tensor(given[key]).shape]
+    if exact_match:
+        wrong += own.keys() ^ given.keys()
+    if wrong:
+        key = min(wrong)
+        shapes = [tuple(state[key].shape) if key in state else "none" for state in (own, given)]
+        raise UserError(
+            f"The parameters of {name!r} do not fit: {key!r} has shape {shapes[0]} here, but {shapes[1]} among those "
+            f"that were given ({len(wrong)} do not fit). Nothing was changed."
+        )
+    return given
+
+
+def _renamed(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Find what has another name in models of before SB3 1.7.
+
+    :param own: a state dictionary
+    :param given: another
+    :return: entries that the other has under the old name alone
+    """
+    renamed = {}
+    for key in own.keys() - given.keys():
+        for prefix in _NEW_PREFIXES:
+            old = f"features_extractor.{key.removeprefix(prefix)}"
+            if key.startswith(prefix) and old in given:
+                renamed[key] = given[old]
+    return renamed
+
+
+def _fit_optimizer(name: str, optimizer: th.optim.Optimizer, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    own = optimizer.state_dict()
+    groups = given["param_groups"]
+    fits = len(groups) == len(own["param_groups"]) and all(
+        len(theirs["params"]) == len(ours["params"]) and theirs.keys() <= ours.keys()
+        for theirs, ours in zip(groups, own["param_groups"], strict=True)
+    )
+    if fits:
+        return given
+    warnings.warn(
+        f"The parameters of {name!r} are of another kind of optimizer, or of a policy that shares other layers: its "
+        f"state begins anew. All weights are taken over.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return {"state": {}, "param_groups": own["param_groups"]}
