@@ -6,28 +6,20 @@ lists the modules in the order in which a reader meets them from there.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import (
-    DictRolloutBufferSamples,
     GymEnv,
-    MaybeCallback,
-    RolloutBufferSamples,
     Schedule,
 )
 from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.extension_points import ExtensibleTRPO, Samples
 from sb3_trpo.policies import (
     BetaCnnPolicy,
     BetaMultiInputPolicy,
@@ -36,43 +28,28 @@ from sb3_trpo.policies import (
     MlpPolicy,
     MultiInputPolicy,
 )
-from sb3_trpo.rollouts.collect import RolloutCollector
-from sb3_trpo.rollouts.noise import check_noise
-from sb3_trpo.rollouts.orphans import end_workers_with_training
-from sb3_trpo.saved_models.algorithm import SafelySaved
-from sb3_trpo.saved_models.portable import undo_portable
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
-from sb3_trpo.trust_region.families import check_family
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_line_search
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
-from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch, Surrogate, normalize_advantages
+from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate, normalize_advantages
 from sb3_trpo.update.actor import Actor
-from sb3_trpo.update.clipped_actions import log_prob_of_executed
-from sb3_trpo.update.critic import CriticFit, CriticSettings, TrustRegion, fit_critic, shuffle_rows
+from sb3_trpo.update.critic import CriticFit, CriticSettings, TrustRegion, fit_critic
 from sb3_trpo.update.diagnostics import Advice, PolicyStep, record_update
-from sb3_trpo.update.samples import chunks, select, whole_rollout
 from sb3_trpo.update.std_bounds import std_bounds
 from sb3_trpo.update.training_mode import find_fixed_statistics
-from sb3_trpo.update.transaction import NonFiniteError, Transaction, check_before_rollout, skip_distribution_checks
+from sb3_trpo.update.transaction import NonFiniteError, Transaction, skip_distribution_checks
 from sb3_trpo.validation import (
-    SUPPORTED_SPACES,
+    UserError,
     check_environment,
     check_hyperparameters,
-    check_observation_encoding,
     check_policy_and_env,
     check_ready_to_train,
     check_real,
-    check_spaces,
     explain_unknown_arguments,
 )
-
-# What the rollout buffers give: named tuples of tensors with a row for each state.
-Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
-
-SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
 # Adaptive KL: δ changes by this factor, and stays within this factor's fourth power of target_kl.
 KL_ADAPTATION = 1.5
@@ -81,7 +58,7 @@ MAX_KL_SCALE = KL_ADAPTATION**4
 MAX_FAILURES = 5
 
 
-class TRPO(SafelySaved, RolloutCollector):
+class TRPO(ExtensibleTRPO):
     """
     Trust region policy optimization (TRPO).
 
@@ -149,9 +126,6 @@ class TRPO(SafelySaved, RolloutCollector):
     :param check_env_outputs: whether an observation or reward that is not finite, or an observation of another shape
         than the space says, ends training with an error; observations that the policy's network can handle are none
     """
-
-    # The action spaces that the algorithm takes; a subclass may take fewer.
-    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = SUPPORTED_SPACES
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
@@ -259,7 +233,7 @@ class TRPO(SafelySaved, RolloutCollector):
         self.cg_direction = th.zeros(0, device=self.device)
         self._last_noise = None
         self._stepped_env = self._why_not_fast = None
-        self._said = set()
+        self._said: set[str] = set()
         # What adaptive KL multiplies target_kl by.
         self.kl_scale = 1.0
         self._advice = Advice()
@@ -289,16 +263,14 @@ class TRPO(SafelySaved, RolloutCollector):
         except (ArithmeticError, RuntimeError) as error:
             self._report_failure(error)
         else:
-            self._n_failures = 0
-            self._report(policy_step, critic_fit)
-            self._advise_on_modules(samples, critic_fit)
+            self._report(samples, policy_step, critic_fit)
             self._prepare_next(policy_step)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _improve_policy(self, samples: Samples) -> PolicyStep:
         """
-        One step of the paper's algorithm (section 6 and appendix C).
+        Take one step of the paper's algorithm (section 6 and appendix C).
 
         :param samples: the rollout
         :return: what was done
@@ -318,124 +290,6 @@ class TRPO(SafelySaved, RolloutCollector):
         result = self._line_search(surrogate, fisher.parameters, full_step)
         return PolicyStep(fisher.parameters, surrogate, float(g.norm()), solution, float(g.dot(full_step)), result)
 
-    # ---- Extension points: what a policy with masks, memory or data of its own says in other words ----
-
-    def _action_distribution(self, samples: Samples) -> Distribution:
-        """
-        Evaluate the policy: the only thing that the policy step asks of it.
-
-        :param samples: rollout samples of N states
-        :return: π(·|s) for each of them
-        """
-        return self.policy.get_distribution(samples.observations)
-
-    def _log_prob(self) -> LogProb:
-        """
-        Make what gives ln π(a|s) to the surrogate.
-
-        :return: the function from action distributions and actions
-        """
-        return log_prob_of_executed(self.policy)
-
-    def _values(self, samples: Samples) -> th.Tensor:
-        """
-        Evaluate the critic.
-
-        :param samples: rollout samples of N states
-        :return: V(s), (N, 1)
-        """
-        return self.policy.predict_values(samples.observations)
-
-    def _rollout_samples(self) -> Samples:
-        """
-        Read the rollout buffer.
-
-        :return: the whole rollout, as tensors
-        """
-        return whole_rollout(self.rollout_buffer)
-
-    def _chunks(self, samples: Samples) -> Sequence[Samples]:
-        """
-        Split samples into chunks, which are evaluated one after the other to bound the memory.
-
-        :param samples: rollout samples
-        :return: chunks of about ``fisher_chunk_size`` states
-        """
-        return chunks(samples, self.fisher_chunk_size)
-
-    def _every(self, samples: Samples, step: int) -> Samples:
-        """
-        Take a part of the samples that stands for all.
-
-        :param samples: rollout samples
-        :param step: k
-        :return: every k-th of them
-        """
-        return select(samples, slice(None, None, step))
-
-    def _draw_minibatches(self, samples: Samples, batch_size: int) -> Sequence[th.Tensor]:
-        """
-        Draw the critic's minibatches for one epoch.
-
-        :param samples: the rollout
-        :param batch_size: samples of a minibatch
-        :return: for each minibatch the rows of the samples that are in it, in order
-        """
-        return shuffle_rows(samples, batch_size)
-
-    def _policy_batch(self, chunk: Samples) -> PolicyBatch:
-        """
-        Say which actions were taken in a chunk's states, and how good they were.
-
-        :param chunk: rollout samples of which ``_action_distribution`` makes N distributions
-        :return: the chunk with N actions and N advantages
-        """
-        actions = chunk.actions
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.long().flatten()
-        return PolicyBatch(chunk, actions, chunk.advantages)
-
-    def _make_policy(self) -> ActorCriticPolicy:
-        """
-        Make the policy.
-
-        :return: the policy, new
-        """
-        return self.policy_class(  # type: ignore[return-value]
-            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
-        )
-
-    def _make_rollout_buffer(self) -> RolloutBuffer:
-        """
-        Make the rollout buffer.
-
-        :return: the buffer, empty
-        """
-        if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer
-        return self.rollout_buffer_class(
-            self.n_steps,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            n_envs=self.n_envs,
-            **self.rollout_buffer_kwargs,
-        )
-
-    def _is_builtin(self, method: str) -> bool:
-        """
-        Tell whether an extension point is as it is here: neither a subclass's nor set on the instance.
-
-        :param method: its name
-        :return: whether it is
-        """
-        return method not in vars(self) and getattr(type(self), method) is getattr(TRPO, method)
-
-    # ---- The steps of an update ----
-
     def _begin_update(self) -> None:
         """
         Bring policy, progress and learning rate to where an update begins.
@@ -445,43 +299,46 @@ class TRPO(SafelySaved, RolloutCollector):
         check_ready_to_train(self)
         self.policy.set_training_mode(False)
         # The last rollout may go beyond the steps that were asked for, where a linear schedule is negative.
-        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+        self._current_progress_remaining = max(0.0, float(self._current_progress_remaining))
         self._now("learning_rate", self.lr_schedule)
         self._update_learning_rate(self.policy.optimizer)
 
     def _policy_batches(self, samples: Samples) -> list[PolicyBatch]:
         """
-        Normalise the advantages, and split the rollout.
+        Split the rollout into chunks, and normalise the advantages over all of them.
 
         :param samples: the rollout
         :return: states, actions and advantages, in chunks
         """
         batches = [self._policy_batch(chunk) for chunk in self._chunks(samples)]
-        if not self.normalize_advantage:
-            return batches
-        return normalize_advantages(batches)
+        return normalize_advantages(batches) if self.normalize_advantage else batches
 
     def _fisher(self, actor: Actor, linearizations: Linearizations, samples: Samples) -> Fisher:
         """
-        :param actor: makes linearisations
-        :param linearizations: of all samples
+        Make the Fisher matrix, over every ``sub_sampling_factor``-th state.
+
+        :param actor: what makes linearisations
+        :param linearizations: the linearisations of all samples
         :param samples: the rollout
-        :return: F over every ``sub_sampling_factor``-th state
-        :raises ValueError: if there is no parameter to move
+        :return: F
+        :raises UserError: if there is no parameter to move
         """
         if self.sub_sampling_factor > 1 or actor.hides_features:
             thinned = self._every(samples, self.sub_sampling_factor)
             linearizations = Linearizations(actor.linearize_for_fisher, self._chunks(thinned))
         fisher = Fisher(linearizations)
         if len(fisher.parameters) == 0:
-            raise ValueError("Every parameter that the policy's actions depend on is frozen: none can be trained.")
+            raise UserError("Every parameter that the policy's actions depend on is frozen: none can be trained.")
         return fisher
 
     def _search_direction(self, fisher: Fisher, g: th.Tensor) -> Solution:
         """
+        Solve for the natural gradient by conjugate gradient.
+
         :param fisher: F
         :param g: ∇L, (P,)
         :return: x ≈ (F + λI)⁻¹ g
+        :raises NonFiniteError: if a number on the way is not finite
         """
         solution = conjugate_gradient(
             lambda v: (fisher @ v).add_(v, alpha=self.cg_damping),
@@ -489,15 +346,17 @@ class TRPO(SafelySaved, RolloutCollector):
             max_steps=self.cg_max_steps,
             residual_tol=self.cg_residual_tol,
             progress_tol=self.cg_progress_tol,
-            preconditioner=self._preconditioner(fisher),
+            preconditioner=self._make_preconditioner(fisher),
             x0=self.cg_direction if self.cg_warm_start and self.cg_direction.shape == g.shape else None,
         )
         if solution.stop is Stop.NOT_FINITE:
             raise NonFiniteError("the surrogate's gradient or the search direction is not finite")
         return solution
 
-    def _preconditioner(self, fisher: Fisher) -> Operator | None:
+    def _make_preconditioner(self, fisher: Fisher) -> Operator | None:
         """
+        Make the preconditioner of conjugate gradient.
+
         :param fisher: F
         :return: r -> P⁻¹ r with P ≈ F + λI; None if there is to be none, or it can't be had
         """
@@ -513,6 +372,8 @@ class TRPO(SafelySaved, RolloutCollector):
 
     def _scale_to_trust_region(self, fisher: Fisher, solution: Solution) -> th.Tensor:
         """
+        Scale the direction to where the quadratic model of KL is δ.
+
         :param fisher: F
         :param solution: x
         :return: √(2δ / xᵀFx) x, where ½ (step)ᵀF(step) = δ; zeros if no step can be told, (P,)
@@ -524,6 +385,8 @@ class TRPO(SafelySaved, RolloutCollector):
 
     def _line_search(self, surrogate: Surrogate, parameters: FlatParameters, full_step: th.Tensor) -> LineSearchResult:
         """
+        Shorten the step until it is in the trust region and an improvement.
+
         :param surrogate: L(θ) and KL(θ_old ‖ θ)
         :param parameters: θ, moved by the accepted share of the step
         :param full_step: the longest step to try, (P,)
@@ -541,19 +404,27 @@ class TRPO(SafelySaved, RolloutCollector):
 
     def _std_bounds(self) -> Callable[[], object] | None:
         """
-        :return: brings the noise, at the parameters as they are, between its bounds; None if it has none
+        Make what keeps the noise between its bounds.
+
+        :return: the function that brings it there, at the parameters as they are; None if it has no bounds
         """
         max_std = math.inf if self.max_std is None else self._now("max_std", self.max_std)
         return std_bounds(self.policy, self._now("min_std", self.min_std), max_std, self._max_kl())
 
     def _fit_critic(self, samples: Samples, step: PolicyStep) -> CriticFit:
-        settings = CriticSettings(self.n_critic_updates, int(self.batch_size), self.max_grad_norm or None)
+        """
+        Fit the critic to the returns, with the actor as it is.
+
+        :param samples: the rollout
+        :param step: what the policy step has done
+        :return: what was done
+        """
         return fit_critic(
             self.policy,
             self._values,
             samples,
             step.parameters,
-            settings,
+            CriticSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm or None),
             self._is_builtin("_values"),
             self._draw_minibatches,
             TrustRegion(lambda: step.surrogate.evaluate()[0], self._max_kl()),
@@ -561,15 +432,20 @@ class TRPO(SafelySaved, RolloutCollector):
 
     def _max_kl(self) -> float:
         """
+        Give the bound on KL.
+
         :return: δ of this update
         """
         return self._now("target_kl", self.target_kl) * (self.kl_scale if self.adaptive_kl else 1.0)
 
     def _now(self, name: str, value: float | Schedule) -> float:
         """
-        :param name: of a hyperparameter
-        :param value: the same
-        :return: what it is in this update
+        Give a hyperparameter as it is in this update.
+
+        :param name: its name
+        :param value: the number, or the schedule
+        :return: the number
+        :raises UserError: if the schedule gives a number that is not allowed
         """
         number = value(self._current_progress_remaining) if callable(value) else value
         check_real(name, number, "at least 0 throughout training", lambda x: x >= 0)
@@ -577,9 +453,9 @@ class TRPO(SafelySaved, RolloutCollector):
 
     def _prepare_next(self, step: PolicyStep) -> None:
         """
-        Where the next update starts its conjugate gradient, and what it multiplies δ by.
+        Keep what the next update begins with: a direction for conjugate gradient, and what δ is multiplied by.
 
-        :param step: of this update
+        :param step: the policy step of this update
         """
         if self.cg_warm_start:
             self.cg_direction = step.solution.x
@@ -590,30 +466,31 @@ class TRPO(SafelySaved, RolloutCollector):
             elif search.kl < self._max_kl() / KL_ADAPTATION:
                 self.kl_scale = min(self.kl_scale * KL_ADAPTATION, MAX_KL_SCALE)
 
-    def _report(self, step: PolicyStep, critic_fit: CriticFit) -> None:
+    def _report(self, samples: Samples, step: PolicyStep, critic_fit: CriticFit) -> None:
         """
-        :param step: of the policy
-        :param critic_fit: of the critic
+        Log an update, and look at it for trouble.
+
+        :param samples: the rollout
+        :param step: the policy step
+        :param critic_fit: the critic's fit
         """
+        self._n_failures = 0
         returns = self.rollout_buffer.returns.flatten()
         explained = float(explained_variance(self.rollout_buffer.values.flatten(), returns))
         record_update(self.logger, self.policy, step, critic_fit.mean_loss, explained, self._max_kl())
-        self._advice.on_policy_step(step.solution.residual, step.line_search.success)
-        self._advice.on_critic_step(critic_fit.mean_loss, float(np.square(returns).mean()))
-
-    def _advise_on_modules(self, samples: Samples, critic_fit: CriticFit) -> None:
-        """
-        :param samples: the rollout
-        :param critic_fit: of the critic
-        """
-        self._advice.on_held_parameters(critic_fit.held)
-        if not self._advice.has_observed("statistics"):
+        advice = self._advice
+        advice.on_policy_step(step.solution.residual, step.line_search.success)
+        advice.on_critic_step(critic_fit.mean_loss, float(np.square(returns).mean()))
+        advice.on_held_parameters(critic_fit.held)
+        if not advice.has_observed("statistics"):
             chunk = self._chunks(samples)[0]
-            self._advice.on_statistics(find_fixed_statistics(self.policy, lambda: self._action_distribution(chunk)))
+            advice.on_statistics(find_fixed_statistics(self.policy, lambda: self._action_distribution(chunk)))
 
     def _report_failure(self, error: Exception) -> None:
         """
-        :param error: why the update was undone
+        Say that an update was undone.
+
+        :param error: the reason
         :raises RuntimeError: the error itself, if updates keep failing for another cause than their data
         """
         self._n_failures += 1
@@ -621,85 +498,11 @@ class TRPO(SafelySaved, RolloutCollector):
             raise error
         self.logger.record("train/is_line_search_success", 0.0)
         self.logger.record("train/kl_divergence_loss", 0.0)
-        message = f"Update {self._n_updates + 1} was undone, the policy is as it was before: {error}."
+        message = f"Update {self._n_updates + 1} was undone, the policy is as it was before: {str(error).rstrip('.')}."
         self.logger.warn(message)
         self._advice.observe("undone update", True, message, patience=1)
 
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """
-        Fill the buffer with steps of the current policy (see ``sb3_trpo.rollouts``).
-
-        :param env: the training environments
-        :param callback: the callback, called at each step, and at the beginning and end of the rollout
-        :param rollout_buffer: the buffer to fill
-        :param n_rollout_steps: steps of each environment
-        :return: whether the rollout is complete, rather than ended by the callback
-        :raises NonFiniteError: if the policy's weights are not finite
-        """
-        check_before_rollout(self.policy)
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-
-    def learn(
-        self: SelfTRPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "TRPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfTRPO:
-        with end_workers_with_training(self.env):
-            return super().learn(
-                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-            )
-
     def _setup_model(self) -> None:
-        undo_portable(self)
         # Once more, for a loaded model's arguments come later than the constructor.
         check_hyperparameters(self)
-        check_observation_encoding(self)
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        self.rollout_buffer = self._make_rollout_buffer()
-        self.policy = self._make_policy().to(self.device)
-        check_family(self.policy)
-        self._maybe_recommend_cpu()
-        self._advice.on_policy(self.policy)
-        check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)
-
-    @classmethod
-    def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # An environment of the old Gym has spaces of another kind, which SB3 converts.
-        if isinstance(env, (gym.Env, VecEnv)):
-            check_spaces(env.observation_space, env.action_space, cls.supported_action_spaces)
-        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-
-    def get_checkpoint_state(self) -> dict[str, Any]:
-        """
-        Give what goes on in a training and is in no saved model; ``Checkpoint`` keeps it.
-
-        A subclass with more (the states of an LSTM) adds it here: numbers, arrays, tensors, containers of these.
-
-        :return: the state, by name
-        """
-        return {"last_noise": self._last_noise}
-
-    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """
-        Go on from a state.
-
-        :param state: what ``get_checkpoint_state`` has returned
-        """
-        self._last_noise = state["last_noise"]
-
-    def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "_advice",
-            "_last_noise",
-            "_stepped_env",
-            "_why_not_fast",
-            "_said",
-        ]
+        super()._setup_model()

@@ -1,0 +1,274 @@
+"""
+What surrounds the algorithm: how TRPO is set up in Stable-Baselines3, and what a subclass can say in other words.
+
+A policy with masks or memory, a buffer or a loop of one's own, data from several machines: each overrides one of the
+small methods below, and inherits the algorithm itself, its checks, its limits, its files.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+import gymnasium as gym
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import (
+    DictRolloutBufferSamples,
+    GymEnv,
+    MaybeCallback,
+    RolloutBufferSamples,
+    Schedule,
+)
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.rollouts.collect import RolloutCollector
+from sb3_trpo.rollouts.noise import check_noise
+from sb3_trpo.rollouts.orphans import end_workers_with_training
+from sb3_trpo.saved_models.algorithm import SafelySaved
+from sb3_trpo.saved_models.portable import undo_portable
+from sb3_trpo.trust_region.families import check_family
+from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch
+from sb3_trpo.update.clipped_actions import log_prob_of_executed
+from sb3_trpo.update.critic import shuffle_rows
+from sb3_trpo.update.diagnostics import Advice
+from sb3_trpo.update.samples import chunks, select, whole_rollout
+from sb3_trpo.update.transaction import check_before_rollout
+from sb3_trpo.validation import (
+    SUPPORTED_SPACES,
+    check_observation_encoding,
+    check_spaces,
+)
+
+# What the rollout buffers give: named tuples of tensors with a row for each state.
+Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
+
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="ExtensibleTRPO")
+
+
+class ExtensibleTRPO(SafelySaved, RolloutCollector):
+    """
+    The extension points of ``TRPO``.
+
+    A method that is set on the instance counts like one in a subclass. Where an extension point is overridden, what is
+    written out for SB3's own policies is not used in its place.
+    """
+
+    # The action spaces that the algorithm takes; a subclass may take fewer.
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = SUPPORTED_SPACES
+
+    target_kl: float | Schedule
+    min_std: float | Schedule
+    max_std: float | Schedule | None
+    fisher_chunk_size: int | None
+    _advice: Advice
+
+    # ---- The policy, as the update sees it ----
+
+    def _action_distribution(self, samples: Samples) -> Distribution:
+        """
+        Evaluate the policy: the only thing that the policy step asks of it.
+
+        :param samples: rollout samples of N states
+        :return: π(·|s) for each of them
+        """
+        return self.policy.get_distribution(samples.observations)
+
+    def _log_prob(self) -> LogProb:
+        """
+        Make what gives ln π(a|s) to the surrogate.
+
+        :return: the function from action distributions and actions
+        """
+        return log_prob_of_executed(self.policy)
+
+    def _values(self, samples: Samples) -> th.Tensor:
+        """
+        Evaluate the critic.
+
+        :param samples: rollout samples of N states
+        :return: V(s), (N, 1)
+        """
+        return self.policy.predict_values(samples.observations)
+
+    def _rollout_samples(self) -> Samples:
+        """
+        Read the rollout buffer.
+
+        :return: the whole rollout, as tensors
+        """
+        return whole_rollout(self.rollout_buffer)
+
+    def _chunks(self, samples: Samples) -> Sequence[Samples]:
+        """
+        Split samples into chunks, which are evaluated one after the other to bound the memory.
+
+        :param samples: rollout samples
+        :return: chunks of about ``fisher_chunk_size`` states
+        """
+        return chunks(samples, self.fisher_chunk_size)
+
+    def _every(self, samples: Samples, step: int) -> Samples:
+        """
+        Take a part of the samples that stands for all.
+
+        :param samples: rollout samples
+        :param step: k
+        :return: every k-th of them
+        """
+        return select(samples, slice(None, None, step))
+
+    def _draw_minibatches(self, samples: Samples, batch_size: int) -> Sequence[th.Tensor]:
+        """
+        Draw the critic's minibatches for one epoch.
+
+        :param samples: the rollout
+        :param batch_size: samples of a minibatch
+        :return: for each minibatch the rows of the samples that are in it, in order
+        """
+        return shuffle_rows(samples, batch_size)
+
+    def _policy_batch(self, chunk: Samples) -> PolicyBatch:
+        """
+        Say which actions were taken in a chunk's states, and how good they were.
+
+        :param chunk: rollout samples of which ``_action_distribution`` makes N distributions
+        :return: the chunk with N actions and N advantages
+        """
+        actions = chunk.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        return PolicyBatch(chunk, actions, chunk.advantages)
+
+    def _make_policy(self) -> ActorCriticPolicy:
+        """
+        Make the policy.
+
+        :return: the policy, new
+        """
+        return self.policy_class(  # type: ignore[return-value]
+            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
+        )
+
+    def _make_rollout_buffer(self) -> RolloutBuffer:
+        """
+        Make the rollout buffer.
+
+        :return: the buffer, empty
+        """
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer
+        return self.rollout_buffer_class(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
+    def _is_builtin(self, method: str) -> bool:
+        """
+        Tell whether an extension point is as it is here: neither a subclass's nor set on the instance.
+
+        :param method: its name
+        :return: whether it is
+        """
+        return method not in vars(self) and getattr(type(self), method) is getattr(ExtensibleTRPO, method)
+
+    # ---- Setting up, training, saving ----
+
+    def _setup_model(self) -> None:
+        undo_portable(self)
+        check_observation_encoding(self)
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.rollout_buffer = self._make_rollout_buffer()
+        self.policy = self._make_policy().to(self.device)
+        check_family(self.policy)
+        self._maybe_recommend_cpu()
+        self._advice.on_policy(self.policy)
+        check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)
+
+    def learn(
+        self: SelfAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "TRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfAlgorithm:
+        """
+        Train.
+
+        :param total_timesteps: the steps to train for, over all environments; the last rollout is finished
+        :param callback: the callback, or a list of them
+        :param log_interval: the number of updates between two entries of the log
+        :param tb_log_name: the run's name for TensorBoard
+        :param reset_num_timesteps: whether to count steps from 0, rather than go on
+        :param progress_bar: whether to show a progress bar
+        :return: the algorithm
+        :raises UserError: if it has no environment, or environments give what can't be learned from
+        """
+        with end_workers_with_training(self.env):
+            return super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Fill the buffer with steps of the current policy (see ``sb3_trpo.rollouts``).
+
+        :param env: the training environments
+        :param callback: the callback, called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: the buffer to fill
+        :param n_rollout_steps: steps of each environment
+        :return: whether the rollout is complete, rather than ended by the callback
+        :raises NonFiniteError: if the policy's weights are not finite
+        """
+        check_before_rollout(self.policy)
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    @classmethod
+    def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # An environment of the old Gym has spaces of another kind, which SB3 converts.
+        if isinstance(env, (gym.Env, VecEnv)):
+            check_spaces(env.observation_space, env.action_space, cls.supported_action_spaces)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def get_checkpoint_state(self) -> dict[str, Any]:
+        """
+        Give what goes on in a training and is in no saved model; ``Checkpoint`` keeps it.
+
+        A subclass with more (the states of an LSTM) adds it here: numbers, arrays, tensors, containers of these.
+
+        :return: the state, by name
+        """
+        return {"last_noise": self._last_noise}
+
+    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """
+        Go on from a state.
+
+        :param state: what ``get_checkpoint_state`` has returned
+        """
+        self._last_noise = state["last_noise"]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(),
+            "_advice",
+            "_last_noise",
+            "_stepped_env",
+            "_why_not_fast",
+            "_said",
+        ]
