@@ -1,10 +1,10 @@
 """
 ``sb3-trpo``: RL Zoo's commands, with this package's TRPO and hyperparameters as ``trpo``, and a few of our own.
 
-The options of RL Zoo's commands are RL Zoo's. What is added: ``--algo trpo`` need not be typed; ``train`` ends with an
-evaluation of the final policy and a picture of the learning curve, its ``--vec-env`` can be ``envpool``, and with
-``--resume`` it goes on after a crash. RL Zoo's ``record_training`` and ``benchmark`` are left out: they start other
-scripts as processes of their own, which a registration in this process does not reach.
+RL Zoo's commands have RL Zoo's options. Nobody needs to type ``--algo trpo``. ``train`` ends with an evaluation of the
+final policy and a picture of the learning curve, its ``--vec-env`` can be ``envpool``, and with ``--resume`` it goes on
+after a crash. RL Zoo's ``record_training`` and ``benchmark`` are left out: they start other scripts in processes of
+their own, which do not know what is registered in this one.
 
 Our own commands import nothing of RL Zoo, nor anything else that reads the current folder, which may be a stranger's.
 """
@@ -25,10 +25,10 @@ class Command:
     """
     A command of our own.
 
-    :param summary: what it does, for ``sb3-trpo --help``
-    :param module: the module that holds it
+    :param summary: the line in ``sb3-trpo --help``
+    :param module: the module with the command
     :param function: the module's entry point, which reads ``sys.argv``
-    :param defaults: arguments taken for granted; they come before the user's, and the last one given wins
+    :param defaults: the arguments that come before the user's, so that the user's win
     """
 
     summary: str
@@ -38,7 +38,7 @@ class Command:
 
     def run(self) -> None:
         """
-        Run the command on ``sys.argv``.
+        Run the command with the arguments in ``sys.argv``.
 
         :raises UserError: if something is the user's to mend
         """
@@ -50,8 +50,8 @@ class RLZooCommand(Command):
     """
     A command of RL Zoo, or one of ours that needs RL Zoo.
 
-    :param function: the module's entry point; empty if the module is a script, to be run as ``__main__``
-    :param loads_run: whether it loads the model of a run
+    :param function: the module's entry point; empty if the module is a script, which is run as ``__main__``
+    :param loads_run: whether the command loads the model of a run
     """
 
     defaults: tuple[str, ...] = ("--algo", "trpo")
@@ -59,7 +59,7 @@ class RLZooCommand(Command):
 
     def run(self) -> None:
         """
-        Run the command on ``sys.argv``, once RL Zoo knows this package's algorithms.
+        Tell RL Zoo of this package's algorithms, and run the command with the arguments in ``sys.argv``.
 
         :raises UserError: if something is the user's to mend
         """
@@ -108,9 +108,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(name: str, arguments: list[str]) -> None:
     """
-    Run a command, and end with one sentence if something is the user's to mend; other errors keep their traceback.
+    Run a command.
 
-    :param name: the command, a key of ``COMMANDS``
+    If something is the user's to mend, the program ends with one sentence. Other errors keep their traceback.
+
+    :param name: the command's name, a key of ``COMMANDS``
     :param arguments: the user's arguments
     """
     command = COMMANDS[name]

@@ -53,23 +53,21 @@ def make_envpool_vec_env(
     :param task: EnvPool's id, which for most tasks is Gymnasium's
     :param n_envs: the number of environments that are stepped together
     :param seed: the seed of the first environment; the others count up from it; None draws one
-    :param num_threads: the number of threads that step them; 0 lets EnvPool choose
+    :param num_threads: the number of threads that step the environments; 0 lets EnvPool choose
     :param monitor_dir: the folder for ``monitor.csv``, a line for each episode; None writes none
-    :param info_keywords: the names of EnvPool's infos that each step's info has, and each episode's line; others are
-        left out, for a dictionary of them takes longer to fill than a step
+    :param info_keywords: the names of the infos to take from EnvPool, into each step's info and each episode's line;
+        others are left out, for a dictionary of them takes longer to fill than a step
     :param flatten: whether observations become one vector each, as with Gymnasium's ``FlattenObservation``; tasks whose
         observations are dictionaries need it
-    :param options: options of the task, as for ``envpool.make``
+    :param options: the options of the task, as for ``envpool.make``
     :return: the environments
-    :raises UserError: if EnvPool does not have the task or an option, can't make it here, or the task does not fit SB3
+    :raises UserError: if EnvPool lacks the task or an option or can't make it here, or the task does not fit SB3
     """
     return EnvPoolVecEnv(task, n_envs, seed, num_threads, monitor_dir, tuple(info_keywords), flatten, options)
 
 
 class EnvPoolVecEnv(VecEnv):
-    """
-    The environments that ``make_envpool_vec_env`` makes, which has the parameters' meanings.
-    """
+    """The environments that ``make_envpool_vec_env`` makes; it says what the parameters mean."""
 
     def __init__(
         self,
@@ -115,7 +113,7 @@ class EnvPoolVecEnv(VecEnv):
         """
         Begin new episodes in all environments.
 
-        :return: observations, (n_envs, ...)
+        :return: the observations, (n_envs, ...)
         :raises UserError: if there are reset options
         """
         if any(self._options):
@@ -136,7 +134,7 @@ class EnvPoolVecEnv(VecEnv):
         """
         Begin a step.
 
-        :param actions: one for each environment, (n_envs, ...)
+        :param actions: an action for each environment, (n_envs, ...)
         """
         assert self._pool is not None, "The environments have to be reset before they are stepped."
         self._pool.send(np.asarray(actions + self._action_start, self._action_dtype))
@@ -166,8 +164,8 @@ class EnvPoolVecEnv(VecEnv):
         """
         Bring observations into the observation space.
 
-        :param obs: EnvPool's observations of some environments: an array, or a dictionary of such
-        :return: the same as one array
+        :param obs: EnvPool's observations of n environments: an array, or a dictionary of such
+        :return: one array, (n, ...)
         """
         if self._flattened_space is None:
             return np.asarray(obs, self.observation_space.dtype)
@@ -175,10 +173,10 @@ class EnvPoolVecEnv(VecEnv):
 
     def _make_infos(self, pool_infos: dict[str, Any]) -> list[dict[str, Any]]:
         """
-        Make a dictionary for each environment.
+        Make an info for each environment.
 
-        :param pool_infos: arrays of all environments' infos
-        :return: the infos that were asked for
+        :param pool_infos: EnvPool's infos: arrays over the environments
+        :return: dictionaries of the infos that were asked for
         """
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         for key in self._info_keywords:
@@ -188,7 +186,7 @@ class EnvPoolVecEnv(VecEnv):
 
     def _end_episode(self, i: int, info: dict[str, Any]) -> dict[str, Any]:
         """
-        Count an episode as ended, and write its line.
+        End an episode: start its counts anew, and write its line.
 
         :param i: the number of the environment
         :param info: the info of the episode's last step
@@ -210,7 +208,7 @@ class EnvPoolVecEnv(VecEnv):
         """End the pool's threads, and close the monitor file."""
         if self._pool is not None:
             self._pool.close()
-            # Its threads end when nobody holds it any more.
+            # The pool's threads end when nobody holds the pool any more.
             self._pool = None
         if self._results_writer is not None:
             self._results_writer.close()
@@ -220,10 +218,10 @@ class EnvPoolVecEnv(VecEnv):
         """
         Return an attribute of environments.
 
-        :param attr_name: one that all environments share: ``render_mode``, ``metadata`` or ``spec``
+        :param attr_name: the name of an attribute that all share: ``render_mode``, ``metadata`` or ``spec``
         :param indices: the numbers of the environments; None for all
-        :return: its value for each
-        :raises AttributeError: if it is another
+        :return: the attribute's value for each
+        :raises AttributeError: if the name is another
         """
         shared = {"render_mode": None, "metadata": self.metadata, "spec": self.spec}
         if attr_name not in shared:
@@ -232,7 +230,7 @@ class EnvPoolVecEnv(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """
-        Refuse: the environments have no attributes.
+        Refuse to set an attribute, for the environments have none.
 
         :raises AttributeError: always
         """
@@ -240,7 +238,7 @@ class EnvPoolVecEnv(VecEnv):
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """
-        Refuse: the environments have no methods.
+        Refuse to call a method, for the environments have none.
 
         :raises AttributeError: always
         """
@@ -271,11 +269,12 @@ def _make_checked_spec(
     Make EnvPool's description of a task, and check what the user asks of it.
 
     :param task: EnvPool's id
-    :param info_keywords: names of infos
-    :param options: the task's options
-    :param config: the same and the pool's, which are right
+    :param info_keywords: the names of infos that the user asks for
+    :param options: the options that the user gives
+    :param config: all options: these, and those of the pool, which are right
     :return: the description, of type ``envpool.python.protocol.EnvSpec``
-    :raises UserError: if EnvPool lacks one of them, can't make the task here, or it is no task for one player
+    :raises UserError: if EnvPool lacks the task, an info or an option, can't make the task here, or it takes several
+        players
     """
     tasks = envpool.list_all_envs()
     if task not in tasks:
@@ -297,7 +296,7 @@ def _make_checked_spec(
     return spec
 
 
-def _check_observations(task: str, obs_space: spaces.Space) -> None:
+def _check_observations(task: str, obs_space: spaces.Space[Any]) -> None:
     if not isinstance(obs_space, _OBSERVATION_SPACES):
         names = ", ".join(space.__name__ for space in _OBSERVATION_SPACES)
         described = " ".join(str(obs_space).split())
@@ -307,7 +306,7 @@ def _check_observations(task: str, obs_space: spaces.Space) -> None:
         )
 
 
-def _fit_to_gymnasium(task: str, pool_spec: Any) -> tuple[spaces.Space, spaces.Space]:
+def _fit_to_gymnasium(task: str, pool_spec: Any) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """
     Choose Gymnasium's spaces where they fit EnvPool's numbers, so that a model can go from one to the other.
 
@@ -329,7 +328,7 @@ def _fit_to_gymnasium(task: str, pool_spec: Any) -> tuple[spaces.Space, spaces.S
             warnings.simplefilter("ignore")
             env = gym.make(task)
     except (gym.error.Error, ImportError):
-        # What the task needs in Gymnasium (MuJoCo, Box2D, jax, a version of before) EnvPool may do without.
+        # In Gymnasium the task may need what EnvPool does without: MuJoCo, Box2D, jax, an older version.
         return obs_space, action_space
     env.close()
     pairs = ((obs_space, env.observation_space), (action_space, env.action_space))
@@ -337,7 +336,7 @@ def _fit_to_gymnasium(task: str, pool_spec: Any) -> tuple[spaces.Space, spaces.S
     return obs_space, action_space
 
 
-def _is_alike(space: spaces.Space, other: spaces.Space) -> bool:
+def _is_alike(space: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
     both_are_arrays = isinstance(space, spaces.Box) and isinstance(other, spaces.Box)
     return both_are_arrays and space.shape == other.shape and space.dtype == other.dtype
 
@@ -357,17 +356,17 @@ def _count_actions(task: str, action_space: spaces.Box) -> tuple[spaces.MultiDis
     return spaces.MultiDiscrete(high - low + 1), low
 
 
-def _flatten(space: spaces.Space, obs: Any) -> np.ndarray:
+def _flatten(space: spaces.Space[Any], obs: Any) -> np.ndarray:
     """
-    Flatten observations of several environments at once, as Gymnasium's ``flatten`` does those of one.
+    Flatten the observations of several environments at once, as Gymnasium's ``flatten`` does with one observation.
 
     :param space: the space of one observation
-    :param obs: arrays (n, ...), or dictionaries of such
-    :return: vectors, (n, size)
+    :param obs: an array, (n, ...), or a dictionary of such
+    :return: a vector for each environment, (n, size)
     """
     if isinstance(space, spaces.Dict):
         return np.concatenate([_flatten(part, obs[name]) for name, part in space.spaces.items()], axis=1)
-    obs = np.asarray(obs)
+    array: np.ndarray = np.asarray(obs)
     if isinstance(space, spaces.Discrete):
-        return np.asarray(obs.reshape(-1, 1) == space.start + np.arange(space.n), space.dtype)
-    return obs.reshape(len(obs), -1)
+        return np.asarray(array.reshape(-1, 1) == space.start + np.arange(space.n), space.dtype)
+    return array.reshape(len(array), -1)

@@ -1,8 +1,9 @@
 """
-The policies behind the names ``MlpPolicy``, ``CnnPolicy`` and ``MultiInputPolicy``: SB3's own. ``BetaPolicy``,
-``BetaCnnPolicy`` and ``BetaMultiInputPolicy`` are the same with actions from Beta distributions.
+The policies behind the names ``MlpPolicy``, ``CnnPolicy`` and ``MultiInputPolicy``: SB3's own.
 
-Those with a features extractor that learns give the critic one of its own by default. A shared one is moved by the
+``BetaPolicy``, ``BetaCnnPolicy`` and ``BetaMultiInputPolicy`` are the same with actions from Beta distributions.
+
+Where the features extractor learns, the critic has one of its own by default. A shared extractor would be moved by the
 policy step alone (that is what makes the KL constraint hold), so that the critic would have to do with features that
 were never trained for it. ``policy_kwargs=dict(share_features_extractor=True)`` shares it all the same.
 """
@@ -28,9 +29,7 @@ MlpPolicy = ActorCriticPolicy
 
 
 class CnnPolicy(ActorCriticCnnPolicy):
-    """
-    SB3's policy for images, with separate features extractors for actor and critic unless asked otherwise.
-    """
+    """SB3's policy for images, with separate features extractors for actor and critic unless asked otherwise."""
 
     def __init__(self, *args: Any, share_features_extractor: bool = False, **kwargs: Any) -> None:
         kwargs["share_features_extractor"] = share_features_extractor
@@ -43,8 +42,9 @@ class CnnPolicy(ActorCriticCnnPolicy):
 
 class MultiInputPolicy(MultiInputActorCriticPolicy):
     """
-    SB3's policy for dictionary observations, with separate features extractors for actor and critic unless asked
-    otherwise.
+    SB3's policy for dictionary observations.
+
+    Actor and critic have separate features extractors unless asked otherwise.
     """
 
     def __init__(self, *args: Any, share_features_extractor: bool = False, **kwargs: Any) -> None:
@@ -94,18 +94,12 @@ class _BetaActions(ActorCriticPolicy):
 
 
 class BetaPolicy(_BetaActions, ActorCriticPolicy):
-    """
-    ``MlpPolicy`` with actions from Beta distributions, for a Box with finite bounds.
-    """
+    """``MlpPolicy`` with actions from Beta distributions, for a Box with finite bounds."""
 
 
 class BetaCnnPolicy(_BetaActions, CnnPolicy):
-    """
-    ``CnnPolicy`` with actions from Beta distributions, for a Box with finite bounds.
-    """
+    """``CnnPolicy`` with actions from Beta distributions, for a Box with finite bounds."""
 
 
 class BetaMultiInputPolicy(_BetaActions, MultiInputPolicy):
-    """
-    ``MultiInputPolicy`` with actions from Beta distributions, for a Box with finite bounds.
-    """
+    """``MultiInputPolicy`` with actions from Beta distributions, for a Box with finite bounds."""

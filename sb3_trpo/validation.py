@@ -37,7 +37,7 @@ ELSEWHERE = {
     "rms_prop_eps": "policy_kwargs has optimizer_class and optimizer_kwargs",
     "use_rms_prop": "policy_kwargs has optimizer_class and optimizer_kwargs",
 }
-# Counts and sizes are numbers that arrays can have.
+# The largest size that an array can have, which bounds counts and sizes.
 MAX_INTEGER = 2**63 - 1
 FLATTEN = "gymnasium.wrappers.FlattenObservation makes it a vector"
 RESHAPE = "gymnasium.wrappers.TransformAction can reshape it"
@@ -80,10 +80,10 @@ class Hyperparameters(Protocol):
 
 def check_hyperparameters(algorithm: Hyperparameters) -> None:
     """
-    Check the arguments, and bring numbers out of config files (1.0, NumPy's) into the form that they are used in.
+    Check TRPO's arguments, and make whole numbers of those that config files write otherwise (1.0, NumPy's).
 
     :param algorithm: a TRPO, with its arguments as attributes
-    :raises UserError: naming the first argument that is not allowed
+    :raises UserError: at the first argument that is not allowed
     """
     for name in ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
         setattr(algorithm, name, as_integer(name, getattr(algorithm, name), minimum=1))
@@ -93,7 +93,7 @@ def check_hyperparameters(algorithm: Hyperparameters) -> None:
         algorithm.fisher_chunk_size = as_integer("fisher_chunk_size", algorithm.fisher_chunk_size, minimum=1)
     for name in ("normalize_advantage", "cg_warm_start", "adaptive_kl", "use_sde", "check_env_outputs"):
         check_choice(name, getattr(algorithm, name), (True, False))
-    # With a rate of 0 the critic stays as it is; RL Zoo loads models so that are only to be watched.
+    # With a rate of 0 the critic stays as it is. RL Zoo sets it where it loads a model to watch it.
     check_schedule("learning_rate", algorithm.learning_rate, "at least 0", lambda x: x >= 0)
     check_schedule("target_kl", algorithm.target_kl, "above 0", lambda x: x > 0)
     check_schedule("min_std", algorithm.min_std, "at least 0", lambda x: x >= 0)
@@ -116,12 +116,12 @@ def check_hyperparameters(algorithm: Hyperparameters) -> None:
 
 def check_policy_and_env(policy: object, env: object, is_complete: bool) -> None:
     """
-    Check that policy and environment are what they are called.
+    Check that the arguments ``policy`` and ``env`` are no other things that are often given in their place.
 
     :param policy: the argument of this name
     :param env: the argument of this name
     :param is_complete: whether the model is made at once, and so needs an environment
-    :raises UserError: if one of them is something else that is often taken for it
+    :raises UserError: if one of them is
     """
     if not isinstance(policy, (str, type)):
         raise UserError(
@@ -143,7 +143,7 @@ def check_policy_and_env(policy: object, env: object, is_complete: bool) -> None
 
 def check_ready_to_train(algorithm: OnPolicyAlgorithm) -> None:
     """
-    Check that there is what ``train`` needs, which a training loop of the user's own may lack.
+    Check that an algorithm has what ``train`` needs, for a training loop of the user's own may not provide it.
 
     :param algorithm: the algorithm
     :raises UserError: if it has no logger, or its rollout buffer is not full
@@ -164,10 +164,10 @@ def check_ready_to_train(algorithm: OnPolicyAlgorithm) -> None:
 
 def explain_unknown_arguments(init: Callable[P, None]) -> Callable[P, None]:
     """
-    Let a constructor say what an argument that it does not know is called here.
+    Let a constructor that is given an unknown argument suggest the right name.
 
     :param init: the constructor
-    :return: the same, with an error that helps
+    :return: the same constructor with this error message
     """
     known = inspect.signature(init).parameters
 
@@ -218,7 +218,7 @@ def check_integer(name: str, value: object, minimum: int) -> None:
 
     :param name: the argument's name
     :param value: the argument
-    :param minimum: the least that is allowed
+    :param minimum: the least allowed value
     :raises UserError: if it is not an integer, or less
     """
     as_integer(name, value, minimum)
@@ -226,11 +226,11 @@ def check_integer(name: str, value: object, minimum: int) -> None:
 
 def as_integer(name: str, value: Any, minimum: int) -> int:
     """
-    Check a whole number, which may be written as one of floating point.
+    Check a whole number, which may be a float such as 1.0.
 
     :param name: the argument's name
     :param value: the argument
-    :param minimum: the least that is allowed
+    :param minimum: the least allowed value
     :return: the number
     :raises UserError: if it is not an integer, or less
     """
@@ -246,8 +246,8 @@ def check_real(name: str, value: Any, allowed: str, is_allowed: Callable[[float]
 
     :param name: the argument's name
     :param value: the argument
-    :param allowed: in words, after "must be"
-    :param is_allowed: the same as a test, for finite numbers
+    :param allowed: the allowed numbers, in words that follow "must be"
+    :param is_allowed: a function that tells whether a finite number is allowed
     :raises UserError: if it is not a finite number, or not allowed
     """
     is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
@@ -259,7 +259,7 @@ def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:
-        # A whole number beyond all floats.
+        # The number is whole, and larger than any float.
         return False
 
 
@@ -275,9 +275,9 @@ def check_schedule(name: str, value: Any, allowed: str, is_allowed: Callable[[fl
     Check a number, or a schedule by the number that it starts with.
 
     :param name: the argument's name
-    :param value: a number, or a schedule that starts with one
-    :param allowed: in words, after "must be a number"
-    :param is_allowed: the same as a test, for finite numbers
+    :param value: the argument: a number, or a schedule
+    :param allowed: the allowed numbers, in words that follow "must be a number"
+    :param is_allowed: a function that tells whether a finite number is allowed
     :raises UserError: if it is not allowed
     """
     if callable(value):
@@ -292,7 +292,7 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
     :param name: the argument's name
     :param value: the argument
-    :param choices: what is allowed
+    :param choices: the allowed values
     :raises UserError: if it is none of them
     """
     if value not in choices:
@@ -301,34 +301,34 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 def suggest_names(name: str, names: Iterable[str]) -> str:
     """
-    Say which names are most like one that does not exist.
+    Suggest names that are like one that does not exist.
 
     :param name: the name that does not exist
-    :param names: those that do
-    :return: the end of a sentence
+    :param names: the names that do
+    :return: the suggestion, as the end of a sentence
     """
     matches = difflib.get_close_matches(name, names)
     return f"did you mean {' or '.join(matches)}?" if matches else "nothing has a similar name."
 
 
 def check_spaces(
-    observation_space: spaces.Space,
-    action_space: spaces.Space,
-    action_kinds: tuple[type[spaces.Space], ...] = SUPPORTED_SPACES,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    action_kinds: tuple[type[spaces.Space[Any]], ...] = SUPPORTED_SPACES,
 ) -> None:
     """
-    Check that rollout buffers and policies have a place for observations and actions.
+    Check that rollout buffers and policies can take observations and actions.
 
     :param observation_space: the environment's observation space
     :param action_space: the environment's action space
-    :param action_kinds: the action spaces that the algorithm takes
-    :raises UserError: if they have none
+    :param action_kinds: the kinds of action spaces that the algorithm takes
+    :raises UserError: if they can't
     """
     _check_kind("action space", action_space, action_kinds)
     _check_dimensions("action space", action_space, RESHAPE)
     if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) > 1:
         _refuse("action space", action_space, f"must have one dimension: {RESHAPE}")
-    # SB3's policies count actions from 0, and give numbers of floating point for a Box.
+    # SB3's policies count actions from 0, and give floats for a Box.
     if np.any(getattr(action_space, "start", 0)):
         _refuse("action space", action_space, f"must start at 0: {SHIFT}")
     if isinstance(action_space, spaces.Box) and not np.issubdtype(action_space.dtype, np.floating):
@@ -344,12 +344,14 @@ class HasPolicyClass(Protocol):
     policy_class: Any
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]]
     policy_kwargs: dict[str, Any]
-    observation_space: spaces.Space
+    observation_space: spaces.Space[Any]
 
 
 def check_observation_encoding(algorithm: HasPolicyClass) -> None:
     """
-    Check that SB3's policies can take what SB3 makes of an observation; a user's own policy is the user's business.
+    Check that SB3's policies can take what SB3 makes of an observation.
+
+    A user's own policy is the user's business.
 
     :param algorithm: the algorithm, before it makes its policy
     :raises UserError: if they can't
@@ -372,7 +374,7 @@ def check_observation_encoding(algorithm: HasPolicyClass) -> None:
             _refuse(what, space, f"must have at least one dimension: {FLATTEN}")
 
 
-def _parts(observation_space: spaces.Space) -> Iterator[tuple[str, spaces.Space]]:
+def _parts(observation_space: spaces.Space[Any]) -> Iterator[tuple[str, spaces.Space[Any]]]:
     if not isinstance(observation_space, spaces.Dict):
         yield "observation space", observation_space
         return
@@ -382,25 +384,27 @@ def _parts(observation_space: spaces.Space) -> Iterator[tuple[str, spaces.Space]
         yield f"observation space {name!r}", space
 
 
-def _check_kind(what: str, space: spaces.Space, kinds: tuple[type[spaces.Space], ...]) -> None:
+def _check_kind(what: str, space: spaces.Space[Any], kinds: tuple[type[spaces.Space[Any]], ...]) -> None:
     if not isinstance(space, kinds):
         names = ", ".join(kind.__name__ for kind in kinds)
         also = ", or a Dict of these" if what == "observation space" else ""
         _refuse(what, space, f"must be one of {names}{also}")
 
 
-def _check_dimensions(what: str, space: spaces.Space, advice: str) -> None:
+def _check_dimensions(what: str, space: spaces.Space[Any], advice: str) -> None:
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) > 1:
         _refuse(what, space, f"must have one dimension: {advice}")
     if 0 in (space.shape or ()):
         _refuse(what, space, "must have at least one element")
 
 
-def _refuse(what: str, space: spaces.Space, requirement: str) -> None:
+def _refuse(what: str, space: spaces.Space[Any], requirement: str) -> None:
     """
-    :param what: in words
-    :param space: which it is
-    :param requirement: that it does not meet, after "but"
+    Refuse a space.
+
+    :param what: the space's name, in words
+    :param space: the space
+    :param requirement: the requirement that it does not meet, in words that follow "but"
     :raises UserError: always
     """
     # NumPy prints matrices in several lines.

@@ -13,11 +13,11 @@ from stable_baselines3.common.callbacks import (
 )
 
 from sb3_trpo.callbacks.traversal import walk_callbacks
-from sb3_trpo.checkpoints.codec import NotSavableError, class_path
-from sb3_trpo.checkpoints.codecs import CODECS
 from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part, printable
+from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.offered_state import offered_by, offers_state
 from sb3_trpo.checkpoints.tree import pack, unpack
+from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
 
 # All of them numbers: nothing else is set, neither paths nor names.

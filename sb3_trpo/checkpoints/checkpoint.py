@@ -15,11 +15,11 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_trpo.checkpoints.codec import NotSavableError
 from sb3_trpo.checkpoints.fit import part
 from sb3_trpo.checkpoints.offered_state import METHODS
 from sb3_trpo.checkpoints.training_state import is_state_known, restore_training, save_training
 from sb3_trpo.checkpoints.tree import pack, unpack
+from sb3_trpo.checkpoints.tree_format import NotSavableError
 from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.atomic import atomic_write, saved_path
 from sb3_trpo.saved_models.untrusted import TRAINING_STATE

@@ -2,7 +2,7 @@
 The state of environments, wrapper by wrapper.
 
 Of each layer every attribute is saved. An environment whose attributes are all data, or of a sort that is known
-(``codecs.py``), goes on exactly where it was: classic control, toy text and MuJoCo tasks, with Gymnasium's wrappers.
+(``known_objects.py``), goes on exactly where it was: classic control, toy text and MuJoCo tasks, with Gymnasium's wrappers.
 One that keeps its state elsewhere (Box2D, an emulator, a server, its class, its module) may offer it (``OffersState``).
 Its random numbers (``np_random``) need not be in it.
 """
@@ -14,10 +14,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_trpo.checkpoints.codec import NotSavableError, class_path
-from sb3_trpo.checkpoints.codecs import CODECS
+from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.offered_state import offered_by, offers_state
 from sb3_trpo.checkpoints.tree import pack, unpack
+from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.validation import UserError
 
 # The next layer; arguments that a layer was made with.

@@ -5,9 +5,9 @@ The last episodes that an algorithm has seen, of which the log's means are made.
 from collections import deque
 from typing import Any
 
-from sb3_trpo.checkpoints.codec import NotSavableError
 from sb3_trpo.checkpoints.fit import is_number
 from sb3_trpo.checkpoints.tree import pack
+from sb3_trpo.checkpoints.tree_format import NotSavableError
 from sb3_trpo.validation import UserError
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 import numpy as np
 import torch as th
 
-from sb3_trpo.checkpoints.codec import NotSavableError
+from sb3_trpo.checkpoints.tree_format import NotSavableError
 
 METHODS = "get_checkpoint_state and set_checkpoint_state"
 

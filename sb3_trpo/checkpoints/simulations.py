@@ -5,7 +5,7 @@ The state of a MuJoCo simulation.
 import hashlib
 from typing import Any, Protocol
 
-from sb3_trpo.checkpoints.codec import Codec, NotSavableError, class_path
+from sb3_trpo.checkpoints.tree_format import Codec, NotSavableError, class_path
 
 
 class _Model(Protocol):

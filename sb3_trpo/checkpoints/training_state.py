@@ -15,14 +15,14 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_trpo.callbacks.traversal import walk_callbacks
 from sb3_trpo.checkpoints.callback_state import restore_callbacks, save_callbacks
-from sb3_trpo.checkpoints.codec import NotSavableError
-from sb3_trpo.checkpoints.codecs import CODECS
 from sb3_trpo.checkpoints.env_state import process_random
 from sb3_trpo.checkpoints.episodes import restore_episodes, save_episodes
 from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part, printable
+from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.logged import restore_logged, save_logged
 from sb3_trpo.checkpoints.offered_state import offered_by, offers_state, own_copy
 from sb3_trpo.checkpoints.tree import pack, unpack
+from sb3_trpo.checkpoints.tree_format import NotSavableError
 from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
 
 # Those that `learn` sets anew, and observations, which a model that is not trusted comes without.

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from sb3_trpo.checkpoints.codec import Codec, NotSavableError
+from sb3_trpo.checkpoints.tree_format import Codec, NotSavableError
 from sb3_trpo.checkpoints.tree_reader import Reader
 from sb3_trpo.checkpoints.tree_writer import Writer
 from sb3_trpo.validation import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_trpo.checkpoints.codec import DTYPE_KINDS, TEXT_KINDS, Codec, NotSavableError, class_path
+from sb3_trpo.checkpoints.tree_format import DTYPE_KINDS, TEXT_KINDS, Codec, NotSavableError, class_path
 from sb3_trpo.checkpoints.tree_writer import Node, Writer
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sb3_trpo.checkpoints.codec import BUILT_IN, DTYPE_KINDS, MAX_DEPTH, Codec, NotSavableError, class_path
+from sb3_trpo.checkpoints.tree_format import BUILT_IN, DTYPE_KINDS, MAX_DEPTH, Codec, NotSavableError, class_path
 
 # For JSON; ``Any`` because JSON's types are recursive.
 Node: TypeAlias = Any

@@ -23,12 +23,12 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
-from sb3_trpo.checkpoints.codec import NotSavableError, class_path
-from sb3_trpo.checkpoints.codecs import CODECS
 from sb3_trpo.checkpoints.env_state import restore_envs, save_envs
 from sb3_trpo.checkpoints.fit import check_fits
+from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.offered_state import METHODS, offered_by, offers_state, own_copy
 from sb3_trpo.checkpoints.tree import pack, unpack
+from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.validation import UserError
 
 # What changes in a wrapper; the rest is how it was made.

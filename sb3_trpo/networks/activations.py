@@ -13,8 +13,8 @@ from torch.nn import functional
 _ATEN = th.ops.aten
 _MINUS_ONE = th.tensor(-1.0)
 
-# From a gradient with respect to y = f(x), and what is kept of the activation, the gradient with respect to x, into a
-# place for the result.
+# A function of a gradient with respect to y = f(x), of what is kept of the activation, and of a place for the result:
+# the gradient with respect to x.
 Backward: TypeAlias = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 
 
@@ -23,14 +23,14 @@ class Activation:
     """
     An elementwise function and its derivative.
 
-    Most derivatives can be told from the result y = f(x), so that x need not be kept. Where they can't, f'(x) itself is
+    Most derivatives follow from the result y = f(x), so that x need not be kept. Where they do not, f'(x) itself is
     kept: it is computed once, and every product with the Jacobian after that is a multiplication.
 
     :param apply: x -> f(x), bit for bit as the module computes it
-    :param write: from c x, f(x) to rounding, into a place for the result, which may be the first
-    :param backward: multiplies a tensor by f'(x), given y, or f'(x) where there is a ``slope_``, and a place for the
-        result, which may be the first; gradients go back that way, and tangents forward
-    :param scale: c, which the matrix product before it supplies at no cost
+    :param write: c x -> f(x) to rounding, into a place for the result, which may be that of c x
+    :param backward: the product of a tensor with f'(x), from y, or from f'(x) where there is a ``slope_``, into a place
+        for the result, which may be the tensor's; gradients go back that way, and tangents forward
+    :param scale: c, which the matrix product before the activation supplies at no cost
     :param slope_: x -> f'(x) in place; None where y is enough
     """
 
@@ -46,7 +46,7 @@ def activation_of(module: nn.Module) -> Activation | None:
     Give the activation that a module computes.
 
     :param module: a module of torch
-    :return: its activation, with the module's arguments as they are now; None if the module is none of those known
+    :return: the activation, with the module's arguments as they are now; None if the module is not a known one
     """
     make = ACTIVATIONS.get(type(module))
     return None if make is None else make(module)
@@ -87,13 +87,15 @@ def _elu(alpha: float, scale: float = 1.0, input_scale: float = 1.0, *, module: 
     :param alpha: α
     :param scale: s
     :param input_scale: c
-    :param module: computes it
+    :param module: the module that computes it
+    :return: the activation
     """
     coefficients = (alpha, scale, input_scale)
     apply = functional.selu if type(module) is nn.SELU else _elu_as_in(module)
 
     def write(x: th.Tensor, out: th.Tensor) -> th.Tensor:
-        return _ATEN.elu.out(x, *coefficients, out=out)
+        _ATEN.elu.out(x, *coefficients, out=out)
+        return out
 
     if alpha >= 0.0:
         return Activation(
@@ -119,12 +121,14 @@ def _leaky_relu(negative_slope: float) -> Activation:
         return functional.leaky_relu(x, negative_slope)
 
     def write(x: th.Tensor, out: th.Tensor) -> th.Tensor:
-        return _ATEN.leaky_relu.out(x, negative_slope, out=out)
+        _ATEN.leaky_relu.out(x, negative_slope, out=out)
+        return out
 
     is_told_by_result = negative_slope >= 0.0
 
     def backward(grad: th.Tensor, kept: th.Tensor, out: th.Tensor) -> th.Tensor:
-        return _ATEN.leaky_relu_backward.grad_input(grad, kept, negative_slope, is_told_by_result, grad_input=out)
+        _ATEN.leaky_relu_backward.grad_input(grad, kept, negative_slope, is_told_by_result, grad_input=out)
+        return out
 
     return Activation(apply, write, backward) if is_told_by_result else _keeping_slope(apply, write, backward)
 
@@ -160,11 +164,12 @@ def _keeping_slope(
     backward: Backward,
 ) -> Activation:
     """
-    Give an activation whose derivative is not told by its result.
+    Give an activation whose derivative does not follow from its result.
 
-    :param apply: see ``Activation``
-    :param write: see ``Activation``
-    :param backward: multiplies a tensor by f'(x), given x
+    :param apply: ``Activation.apply``
+    :param write: ``Activation.write``
+    :param backward: the product of a tensor with f'(x), from x, into a place for the result
+    :return: the activation, which keeps f'(x)
     """
 
     def slope_(x: th.Tensor) -> th.Tensor:

@@ -18,7 +18,7 @@ class PlainMlp:
 
     :param parameters: weight (m, n) and bias (m,) of each layer in turn; the network follows them when they are changed
         in place
-    :param activations: what follows each layer but the last
+    :param activations: the activation after each layer but the last
     """
 
     def __init__(self, parameters: Sequence[th.Tensor], activations: Sequence[Activation]) -> None:
@@ -32,8 +32,8 @@ class PlainMlp:
         """
         Evaluate the network, bit for bit as SB3 does.
 
-        :param x: inputs, (N, n_in)
-        :return: outputs, (N, n_out)
+        :param x: the inputs, (N, n_in)
+        :return: the outputs, (N, n_out)
         """
         return self.outputs(self.latent(x))
 
@@ -41,8 +41,8 @@ class PlainMlp:
         """
         Evaluate the network up to the inputs of its last layer, bit for bit as SB3 does.
 
-        :param x: inputs, (N, n_in)
-        :return: what SB3 calls the latent, (N, n)
+        :param x: the inputs, (N, n_in)
+        :return: the latent, as SB3 calls it, (N, n)
         """
         for i, activation in enumerate(self.activations):
             x = activation.apply(th.addmm(self._biases[i], x, self._transposed[i]))
@@ -53,7 +53,7 @@ class PlainMlp:
         Evaluate the last layer, bit for bit as SB3 does.
 
         :param latent: the inputs of the last layer, (N, n)
-        :return: outputs, (N, n_out)
+        :return: the outputs, (N, n_out)
         """
         return th.addmm(self._biases[-1], latent, self._transposed[-1])
 
@@ -68,14 +68,14 @@ class PlainMlp:
 
 class LayerInputs:
     """
-    What enters the layers of a network on columns, and what the derivatives of its activations are told from.
+    What enters the layers of a network on columns, and what the derivatives of its activations follow from.
 
     The views that derivatives need are made once.
 
     :param columns: [x; 1], (n_in + 1, N)
-    :param widths: width of each layer but the last
-    :param activations: what follows each layer but the last
-    :param with_tangents: whether tangents will be carried forward: they get their place below what they belong to
+    :param widths: the width of each layer but the last
+    :param activations: the activation after each layer but the last
+    :param with_tangents: whether there is a place for tangents, below what they belong to
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class LayerInputs:
         # Without the ones.
         self.hidden = [matrix[:-1] for matrix in self.homogeneous]
         self._activations = activations
-        # M_i h_{i-1}, in the place of the activation's result where its derivative is told by that.
+        # M_i h_{i-1}, in the place of the activation's result where the derivative follows from that.
         self.arguments = [
             hidden if activation.slope_ is None else th.empty_like(hidden)
             for hidden, activation in zip(self.hidden[1:], activations, strict=True)
@@ -105,22 +105,22 @@ class LayerInputs:
 
     def replace(self, columns: th.Tensor) -> None:
         """
-        Take other inputs, for which the layers are to be computed anew.
+        Take other inputs; what enters the layers is then computed anew by ``ColumnMlp.layer_inputs``.
 
-        :param columns: other inputs of the same number
+        :param columns: [x; 1] of as many samples, (n_in + 1, N)
         """
         self.homogeneous[0], self.transposed[0] = columns, columns.t()
         self._has_slope = [activation.slope_ is None for activation in self._activations]
 
     def kept(self, i: int) -> th.Tensor:
         """
-        Give what the derivative of an activation is told from.
+        Give what the derivative of an activation follows from.
 
-        :param i: number of the activation
+        :param i: the number of the activation
         :return: its result or, where that is not enough, f'(x), (width, N)
         """
         if not self._has_slope[i]:
-            # In the place of x, at the first request: a forward pass alone needs no derivative.
+            # f'(x) takes the place of x, at the first request: a forward pass alone needs no derivative.
             slope_ = self._activations[i].slope_
             assert slope_ is not None
             slope_(self.arguments[i])
@@ -132,7 +132,7 @@ class LayerInputs:
         Give every k-th column, without a place for tangents.
 
         :param step: k
-        :return: copies, but for k = 1
+        :return: a copy; for k = 1 this object itself
         """
         if step == 1:
             return self
@@ -149,15 +149,17 @@ class LayerInputs:
 
 class ColumnMlp:
     """
-    A plain network on columns, one for each sample, with a last row of ones, so that bias and weight are one matrix:
+    A plain network on columns, one for each sample.
+
+    The columns end with a 1, so that weight and bias are one matrix:
 
         h_0 = [x; 1],  h_i = [f(M_i h_{i-1}); 1],  output = M_L h_{L-1},  M_i = [W_i b_i].
 
-    A layer is one matrix product, its gradient another, with nothing to add for the bias; and rows of samples, long
-    and contiguous, are what matrix libraries work fastest along, however narrow the layer.
+    A layer is one matrix product, its gradient another, with nothing to add for the bias. Matrix libraries work fastest
+    along rows that are long and contiguous. Here these are the samples, however narrow the layer.
 
     :param matrices: M of each layer, (m, n + 1); the network follows them when they are changed in place
-    :param activations: what follows each layer but the last
+    :param activations: the activation after each layer but the last
     """
 
     def __init__(self, matrices: Sequence[th.Tensor], activations: Sequence[Activation]) -> None:
@@ -174,8 +176,8 @@ class ColumnMlp:
         Evaluate the network up to the inputs of its last layer.
 
         :param columns: [x; 1], (n_in + 1, N)
-        :param out: of as many columns, to be overwritten; None makes new ones
-        :param with_tangents: whether new ones are to have a place for ``jvp``
+        :param out: the layer inputs of as many columns, which are overwritten; None makes new ones
+        :param with_tangents: whether new ones get a place for ``jvp``
         :return: what enters each layer
         """
         if out is None:
@@ -193,8 +195,8 @@ class ColumnMlp:
         """
         Evaluate the last layer.
 
-        :param inputs: ``layer_inputs``
-        :return: (n_out, N)
+        :param inputs: what ``layer_inputs`` gave
+        :return: the outputs, (n_out, N)
         """
         return self.matrices[-1].mm(inputs.homogeneous[-1])
 
@@ -202,8 +204,8 @@ class ColumnMlp:
         """
         Evaluate the last layer, less targets.
 
-        :param inputs: ``layer_inputs``
-        :param targets: (n_out, N)
+        :param inputs: what ``layer_inputs`` gave
+        :param targets: the targets, (n_out, N)
         :param scale: c
         :return: c (outputs − targets), (n_out, N)
         """
@@ -213,12 +215,12 @@ class ColumnMlp:
         """
         Compute the directional derivative of the outputs, J v.
 
-        A layer's own tangent and what comes up from below,
-        M_i' h_{i-1} + W_i h_{i-1}', are one matrix product [M_i' W_i] [h_{i-1}; h_{i-1}'].
+        A layer's own tangent and what comes up from below, M_i' h_{i-1} + W_i h_{i-1}', are one matrix product
+        [M_i' W_i] [h_{i-1}; h_{i-1}'].
 
-        :param inputs: ``layer_inputs`` of the point, with a place for tangents
+        :param inputs: what ``layer_inputs`` gave at the point, with a place for tangents
         :param tangents: v, weight (m, n) and bias (m,) of each layer in turn
-        :return: (n_out, N)
+        :return: J v, (n_out, N)
         """
         out = to_matrices(tangents[:2])[0].mm(inputs.homogeneous[0])
         for i, activation in enumerate(self.activations):
@@ -231,10 +233,11 @@ class ColumnMlp:
         """
         Propagate a gradient back to each layer's output.
 
-        :param inputs: ``layer_inputs`` of the point
-        :param grad: gradient with respect to the last layer's output, (n_out, N)
-        :param on_latent: gradient with respect to what enters the last layer, on another way than through that, (n, N)
-        :return: first layer to last, each (the layer's width, N)
+        :param inputs: what ``layer_inputs`` gave at the point
+        :param grad: the gradient with respect to the last layer's output, (n_out, N)
+        :param on_latent: the gradient with respect to what enters the last layer, in another way than through that
+            layer, (n, N)
+        :return: the gradients, from the first layer to the last, each (the layer's width, N)
         """
         grads = [grad]
         for i in range(len(self.activations), 0, -1):
@@ -248,9 +251,9 @@ class ColumnMlp:
         """
         Compute the gradient with respect to the matrices, Jᵀ u.
 
-        :param inputs: ``layer_inputs`` of the point
+        :param inputs: what ``layer_inputs`` gave at the point
         :param grad: u, (n_out, N)
-        :param out: where the result goes, shaped as ``matrices``
+        :param out: the tensors to write the result into, shaped as ``matrices``
         """
         for grad_i, input_i, out_i in zip(self.backward(inputs, grad), inputs.transposed, out, strict=True):
             th.mm(grad_i, input_i, out=out_i)
@@ -263,15 +266,15 @@ class ColumnMlp:
         on_latent: th.Tensor | None = None,
     ) -> None:
         """
-        Compute Jᵀ u by weights and biases.
+        Compute Jᵀ u, with weights and biases apart.
 
-        For many samples it is faster: a matrix product into 64 columns takes a
-        fifth less than one into 65. For few it is slower, for it takes twice as many calls.
+        For many samples this is faster: a matrix product into 64 columns takes a fifth less than one into 65. For few
+        it is slower, for it takes twice as many calls.
 
-        :param inputs: ``layer_inputs`` of the point
+        :param inputs: what ``layer_inputs`` gave at the point
         :param grad: u, (n_out, N)
-        :param out: where the result goes: weight (m, n) and bias (m,) of each layer in turn
-        :param on_latent: see ``backward``
+        :param out: the tensors to write the result into, weight (m, n) and bias (m,) of each layer in turn
+        :param on_latent: the gradient with respect to what enters the last layer, as for ``backward``
         """
         for i, grad_i in enumerate(self.backward(inputs, grad, on_latent)):
             th.mm(grad_i, inputs.transposed[i][:, :-1], out=out[2 * i])
@@ -282,8 +285,8 @@ def to_matrices(pieces: Sequence[th.Tensor]) -> list[th.Tensor]:
     """
     Join the weight and the bias of each layer.
 
-    :param pieces: weight (m, n) and bias (m,) of each layer in turn, or something shaped as these
-    :return: a matrix [W b] for each layer, (m, n + 1), copies
+    :param pieces: weight (m, n) and bias (m,) of each layer in turn, or tensors shaped as these
+    :return: a copy in the form of a matrix [W b] for each layer, (m, n + 1)
     """
     pairs = zip(pieces[::2], pieces[1::2], strict=True)
     return [th.cat([weight.detach(), bias.detach().unsqueeze(1)], dim=1) for weight, bias in pairs]
@@ -294,8 +297,8 @@ def write_matrices_(pieces: Sequence[th.Tensor], matrices: Sequence[th.Tensor]) 
     """
     Write matrices back into weights and biases: the reverse of ``to_matrices``.
 
-    :param pieces: to be written
-    :param matrices: a matrix [W b] for each layer
+    :param pieces: the tensors to write into, weight (m, n) and bias (m,) of each layer in turn
+    :param matrices: a matrix [W b] for each layer, (m, n + 1)
     """
     for weight, bias, matrix in zip(pieces[::2], pieces[1::2], matrices, strict=True):
         weight.copy_(matrix[:, :-1])
@@ -306,7 +309,7 @@ def to_columns(x: th.Tensor) -> th.Tensor:
     """
     Turn rows into columns with a last row of ones.
 
-    :param x: (N, n)
+    :param x: the rows, (N, n)
     :return: [xᵀ; 1], (n + 1, N)
     """
     return th.cat([x.t(), x.new_ones(1, len(x))])

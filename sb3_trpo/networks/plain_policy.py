@@ -51,7 +51,7 @@ def plain_actor(policy: nn.Module) -> PlainMlp | None:
     """
     Give the network from features to mean actions or logits.
 
-    :param policy: a policy
+    :param policy: the policy
     :return: the network, if it is a plain one, on features that the actor does not train, and ``get_distribution`` is
         SB3's; else None
     """
@@ -62,7 +62,7 @@ def plain_critic(policy: nn.Module) -> PlainMlp | None:
     """
     Give the network from the critic's features to values.
 
-    :param policy: a policy
+    :param policy: the policy
     :return: the network, if it is a plain one and ``predict_values`` is SB3's; else None
     """
     return _unless_not_plain(_critic_network, policy)
@@ -72,8 +72,8 @@ def why_not_plain(policy: nn.Module) -> str:
     """
     Say why a policy can't act, and be evaluated, by plain networks alone.
 
-    :param policy: a policy
-    :return: a clause that goes on from "because", such as "the policy's action_net has a hook"; empty if it can
+    :param policy: the policy
+    :return: the reason, in words that follow "because", such as "the policy's action_net has a hook"; empty if it can
     """
     try:
         # ``forward`` is what acts.
@@ -89,11 +89,11 @@ def why_features_change(extractor: nn.Module, moved: Iterable[nn.Parameter], is_
     """
     Say why the features of the same observations may change while an actor or a critic learns.
 
-    :param extractor: a features extractor, in evaluation mode
+    :param extractor: the features extractor, in evaluation mode
     :param moved: the parameters that are moved meanwhile
-    :param is_counted_on: whether the extractor stays in evaluation mode, and the policy step has counted on its giving
-        the same features at each evaluation
-    :return: a clause that goes on from "because"; empty if features need computing only once
+    :param is_counted_on: whether the extractor stays in evaluation mode, and the policy step already relies on it to
+        give the same features at each evaluation
+    :return: the reason, in words that follow "because"; empty if features need computing only once
     """
     # 1. What learns.
     moving = {id(parameter) for parameter in moved}
@@ -115,8 +115,8 @@ def actor_modules(policy: nn.Module) -> list[nn.Module] | None:
     """
     Give the modules that the action distribution comes from.
 
-    :param policy: a policy
-    :return: the modules, plain or not; None if ``get_distribution`` is not SB3's, so that they can't be told
+    :param policy: the policy
+    :return: the modules, plain or not; None if ``get_distribution`` is not SB3's, so that nobody can tell
     """
     try:
         checked = _check_methods(policy, _ACTOR)
@@ -129,10 +129,10 @@ def extract_features(policy: BasePolicy, obs: PyTorchObs, extractor: nn.Module) 
     """
     Give the inputs of a policy's network, as SB3 prepares them (one-hot, scaled images, flattened).
 
-    :param policy: a policy that ``plain_actor`` or ``plain_critic`` accepts
-    :param obs: a batch of observations, (N, ...), or a dictionary of such
+    :param policy: a policy whose actor or critic is plain
+    :param obs: the observations of N states, a tensor (N, ...) or a dictionary of such
     :param extractor: the policy's features extractor
-    :return: features, (N, features_dim)
+    :return: the features, (N, features_dim)
     """
     features = BasePolicy.extract_features(policy, obs, extractor)  # type: ignore[arg-type]
     assert isinstance(features, th.Tensor)
@@ -141,9 +141,11 @@ def extract_features(policy: BasePolicy, obs: PyTorchObs, extractor: nn.Module) 
 
 def _actor_network(policy: nn.Module) -> PlainMlp:
     """
-    :param policy: a policy
-    :return: the network from features to mean actions or logits
-    :raises _NotPlainError: if it is not a plain one, or more than that
+    Give the network from features to mean actions or logits.
+
+    :param policy: the policy
+    :return: the network
+    :raises _NotPlainError: if it is not a plain one, or not all that the actor is
     """
     checked = _check_methods(policy, _ACTOR)
     trained = [parameter for parameter in checked.pi_features_extractor.parameters() if parameter.requires_grad]
@@ -155,9 +157,11 @@ def _actor_network(policy: nn.Module) -> PlainMlp:
 
 def _critic_network(policy: nn.Module) -> PlainMlp:
     """
-    :param policy: a policy
-    :return: the network from the critic's features to values
-    :raises _NotPlainError: if it is not a plain one, or more than that
+    Give the network from the critic's features to values.
+
+    :param policy: the policy
+    :return: the network
+    :raises _NotPlainError: if it is not a plain one, or not all that the critic is
     """
     checked = _check_methods(policy, _CRITIC)
     return _plain_mlp([checked.mlp_extractor.value_net, checked.value_net], "the critic's network")
@@ -172,10 +176,12 @@ def _unless_not_plain(network_of: Callable[[nn.Module], PlainMlp], policy: nn.Mo
 
 def _check_methods(policy: nn.Module, methods: Sequence[str]) -> ActorCriticPolicy:
     """
-    :param policy: a policy
-    :param methods: names of methods
-    :return: the policy; one for action masks has all that is asked of it here
-    :raises _NotPlainError: if these methods, or the ones they call, are not SB3's own ones on SB3's own modules
+    Check that methods of a policy are SB3's own.
+
+    :param policy: the policy
+    :param methods: the names of the methods
+    :return: the policy, with the type whose attributes it has; so has one for action masks
+    :raises _NotPlainError: if these methods, or those that they call, are not SB3's own on SB3's own modules
     """
     # 1. torch, for whatever is called.
     reason = why_torch_is_touched()
@@ -205,8 +211,10 @@ def _check_methods(policy: nn.Module, methods: Sequence[str]) -> ActorCriticPoli
 
 def _plain_mlp(modules: Sequence[nn.Module], name: str) -> PlainMlp:
     """
+    Make a plain network of modules.
+
     :param modules: linear layers, activations and sequences of these, in the order of evaluation
-    :param name: what they are, for messages
+    :param name: the name of the whole, for messages
     :return: the network that they form
     :raises _NotPlainError: if it is not a plain one
     """
@@ -236,9 +244,11 @@ def _plain_mlp(modules: Sequence[nn.Module], name: str) -> PlainMlp:
 
 def _leaves(modules: Iterable[nn.Module], name: str) -> Iterator[nn.Module]:
     """
-    :param modules: in the order of evaluation
-    :param name: what they are, for messages
-    :return: the same, sequences replaced by what is in them
+    Take modules out of the sequences that they are in.
+
+    :param modules: modules and sequences, in the order of evaluation
+    :param name: the name of the whole, for messages
+    :return: the modules, in the same order
     :raises _NotPlainError: if calling one of them may do something else than its class says
     """
     for module in modules:

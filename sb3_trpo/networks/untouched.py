@@ -1,8 +1,8 @@
 """
 Whether a call does what is written in the class that it is made on, and nothing else.
 
-What is written out for SB3's modules may stand in for them only then. Classes alone do not tell: a method can be set on
-an instance or put into SB3's own class, and torch can be told to do something else at each call.
+Only then may other code do the same in its place. Classes alone do not tell: a method can be set on an instance or put
+into SB3's own class, and torch can be told to do something else at each call.
 """
 
 import sys
@@ -24,11 +24,11 @@ def is_as_written(cls: type, base: type, name: str) -> bool:
     """
     Say whether a method of a class is what is written in the source of one of its bases.
 
-    :param cls: a class, perhaps a user's
-    :param base: the class that is meant
+    :param cls: the class, perhaps a user's
+    :param base: the base
     :param name: the method's name
-    :return: whether it is neither overridden on the way from the base nor replaced in the base itself; what
-        ``functools.wraps`` has made to look like the original is found out, too
+    :return: whether it is neither overridden on the way from the base nor replaced in the base itself, not even by a
+        function that ``functools.wraps`` makes look like the original
     """
     owner = next((ancestor for ancestor in base.__mro__ if name in vars(ancestor)), None)
     function = getattr(cls, name, None)
@@ -42,8 +42,8 @@ def why_module_is_touched(module: nn.Module, methods: Iterable[str] = ("forward"
     Say why calling a module may do something else than its class says, forward or backward.
 
     :param module: a module of torch or SB3, or of a class derived from these
-    :param methods: what is called of it
-    :return: what follows its name in a sentence, such as "has a hook"; empty if there is no reason
+    :param methods: the methods that are called
+    :return: the reason, in words that follow the module's name, such as "has a hook"; empty if there is none
     """
     # 1. A method set on the instance, which Python finds before the one of the class.
     for name in (*methods, "_call_impl"):
@@ -66,7 +66,7 @@ def why_torch_is_touched() -> str:
     """
     Say why torch itself may do something else than it says.
 
-    :return: a clause such as "a global hook of torch.nn is set"; empty if there is no reason
+    :return: the reason, in words that follow "because", such as "a hook for all modules is set"; empty if there is none
     """
     # 1. Hooks that are called for every module. The registers have no public names.
     if (
@@ -81,7 +81,8 @@ def why_torch_is_touched() -> str:
         return "torch.nn.Module has been patched"
     # 3. Modes, through which every function or operator goes. A default device is one, too, and harmless. torch has no
     #    public way to ask for those in force.
-    for mode in (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()):
+    function_modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # torch gives it no types.
+    for mode in (*function_modes, *_get_current_dispatch_mode_stack()):
         if not isinstance(mode, DeviceContext):
             return f"torch is in a {type(mode).__name__}"
     # 4. Lower precision, which some functions take and others don't.

@@ -9,11 +9,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
     """
-    ``buffer.compute_returns_and_advantage`` (Schulman et al. 2016, https://arxiv.org/abs/1506.02438, eq. 16) bit for
-    bit: the same operations, all steps at once but for the recursion itself.
+    Do what ``buffer.compute_returns_and_advantage`` does, bit for bit.
 
-    :param buffer: full
-    :param last_values: of the observations after the last step, (n_envs,)
+    The operations are the same, on all steps at once but for the recursion itself (Schulman et al. 2016,
+    https://arxiv.org/abs/1506.02438, eq. 16).
+
+    :param buffer: the buffer, full
+    :param last_values: the values of the observations after the last step, (n_envs,)
     :param dones: whether the last step ended an episode, (n_envs,)
     """
     next_values = np.concatenate([buffer.values[1:], last_values.cpu().numpy().reshape(1, -1)])

@@ -23,9 +23,10 @@ class OutputChecks:
     Checks of every step's observations and rewards, and of VecNormalize's statistics.
 
     :param env: the training environments, with their wrappers
-    :param when: says the moment in words, such as "after 10 steps"
-    :param can_handle: whether the policy makes finite actions and values of observations that are not finite
-    :param is_on: whether what is wrong is an error; VecNormalize's statistics are kept whole in any case
+    :param when: a function that gives the moment in words, such as "after 10 steps"
+    :param can_handle: a function that tells whether the policy makes finite actions and values of observations that are
+        not finite
+    :param is_on: whether wrong numbers are an error; VecNormalize's statistics are kept finite in any case
     """
 
     def __init__(
@@ -39,8 +40,8 @@ class OutputChecks:
         self._before: list[tuple[RunningMeanStd, Any, Any, Any]] = []
 
     def remember_statistics(self) -> None:
-        """Note what VecNormalize's statistics are before a step."""
-        # SB3 replaces the arrays and never writes into them, so that references will do.
+        """Note VecNormalize's statistics before a step."""
+        # SB3 replaces the arrays and never writes into them, so that references are enough.
         self._before = [(s, s.mean, s.var, s.count) for n in self._normalizers for s in statistics_of(n)]
 
     def check_step(
@@ -49,8 +50,8 @@ class OutputChecks:
         """
         Check what a step gave.
 
-        :param obs: observations
-        :param rewards: rewards, (n_envs,)
+        :param obs: the observations, (n_envs, ...)
+        :param rewards: the rewards, (n_envs,)
         :param dones: whether episodes have ended, (n_envs,)
         :param infos: the step's infos
         :raises UserError: if something is not finite or of another shape than the observation space says
@@ -67,7 +68,7 @@ class OutputChecks:
         """
         Check the observations that a rollout begins with.
 
-        :param obs: observations
+        :param obs: the observations, (n_envs, ...)
         :raises UserError: if one is not finite or of another shape than the observation space says
         """
         self._check_shape(obs)
@@ -110,7 +111,7 @@ class OutputChecks:
 
     def _blame_statistics(self) -> None:
         """
-        Say which environment's numbers VecNormalize's statistics do not stand.
+        Name the environment whose numbers made VecNormalize's statistics infinite.
 
         :raises UserError: always
         """
@@ -217,8 +218,8 @@ def innermost(env: VecEnv) -> VecEnv:
     """
     Return the environments below all wrappers.
 
-    :param env: environments, with their wrappers
-    :return: the last of the layers
+    :param env: the environments, with their wrappers
+    :return: the innermost ``VecEnv``
     """
     *_, last = _layers(env)
     return last
@@ -236,9 +237,9 @@ def _named(what: str, name: str) -> str:
 
 def _raise_if_not_finite(what: str, array: np.ndarray, when: str, first: int = 0) -> None:
     """
-    Say which row is not finite.
+    Refuse an array with a row that is not finite.
 
-    :param what: what the array holds
+    :param what: what a row of the array is, in words
     :param array: one row for each environment
     :param when: the moment, in words
     :param first: the number of the first row's environment

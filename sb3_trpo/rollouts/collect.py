@@ -1,5 +1,5 @@
 """
-Collection of rollouts: by the fast path where it can't be told from SB3's loop, and by SB3's loop elsewhere.
+Collection of rollouts: by the fast path where nobody can tell it from SB3's loop, and by SB3's loop elsewhere.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ from sb3_trpo.validation import UserError
 
 class RolloutCollector(OnPolicyAlgorithm):
     """
-    Collects rollouts: quickly where that can't be told from SB3's loop, checked and watched everywhere.
+    An algorithm that collects rollouts: by the fast path where it may, checked and watched everywhere.
 
-    A guest in the user's pipeline: neither environments nor buffers nor callbacks are changed. A subclass with a loop
-    of its own overrides ``_run_loop`` and keeps checks, limits and noise.
+    It is a guest in the user's pipeline: neither environments nor buffers nor callbacks are changed. A subclass with a
+    loop of its own overrides ``_run_loop`` and keeps checks, limits and noise.
     """
 
     noise_correlation: float
@@ -52,7 +52,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         :param env: the training environments
         :param callback: the callback, called at each step, and at the beginning and end of the rollout
         :param rollout_buffer: the buffer to fill
-        :param n_rollout_steps: steps of each environment
+        :param n_rollout_steps: the number of steps of each environment
         :return: whether the rollout is complete, rather than ended by the callback
         :raises UserError: if an observation, a reward or an action is not finite
         :raises RuntimeError: if an environment's process has ended or does not answer
@@ -84,10 +84,10 @@ class RolloutCollector(OnPolicyAlgorithm):
         """
         Collect a rollout step by step: the extension point for a loop of one's own.
 
-        :param env: the environments, guarded
+        :param env: the environments behind their guard
         :param callback: the callback
         :param rollout_buffer: the buffer to fill
-        :param n_rollout_steps: steps of each environment
+        :param n_rollout_steps: the number of steps of each environment
         :return: whether the rollout is complete
         """
         return OnPolicyAlgorithm.collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps)
@@ -97,8 +97,8 @@ class RolloutCollector(OnPolicyAlgorithm):
         Choose how to collect a rollout, and say so when the choice is another than before.
 
         :param buffer: the buffer to fill
-        :param n_rollout_steps: steps of each environment
-        :return: why SB3's loop has to do it; empty for the fast path
+        :param n_rollout_steps: the number of steps of each environment
+        :return: the reason for SB3's loop; empty for the fast path
         """
         if "_run_loop" in vars(self) or type(self)._run_loop is not RolloutCollector._run_loop:
             reason = f"{type(self).__name__} has a loop of its own"
@@ -115,8 +115,8 @@ class RolloutCollector(OnPolicyAlgorithm):
         """
         Tell whether the policy can act on, and learn from, observations that are not finite.
 
-        :param obs: observations of N states
-        :return: whether it makes finite actions and values of them, with finite gradients
+        :param obs: the observations of N states
+        :return: whether the policy makes finite actions and values of them, with finite gradients
         """
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         try:
@@ -128,7 +128,7 @@ class RolloutCollector(OnPolicyAlgorithm):
             # An infinity that an activation has swallowed comes back in the gradient.
             gradients = th.autograd.grad(total, parameters, allow_unused=True)
         except Exception:
-            # Whatever a network comes to, with numbers that it is not made for.
+            # A network may raise anything at numbers that it is not made for.
             return False
         return all(bool(x.isfinite().all()) for x in (actions, total, *gradients) if x is not None)
 
@@ -159,7 +159,7 @@ class RolloutCollector(OnPolicyAlgorithm):
     @contextlib.contextmanager
     def _explain_reset(self, env: VecEnv) -> Iterator[None]:
         """
-        Limit waiting in the block, which may reset the environments, and say which one fails.
+        Limit waiting in a block that resets the environments, and name the one that fails.
 
         :param env: the training environments
         """

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 # A pipe is closed a little before its process is seen to have ended.
 SECONDS_TO_END = 5.0
-# After so long without an answer of the environments a warning says so, once.
+# After this time without an answer of the environments there is a warning, once.
 SECONDS_TO_A_WARNING = 60.0
 _AFTERWARDS = "The environments are closed; the model can be saved, and trained in others (set_env)."
 
@@ -28,7 +28,7 @@ class Failures:
     What is done when an environment fails.
 
     :param env: the environments below all wrappers
-    :param when: says the moment in words, such as "after 10 steps"
+    :param when: a function that gives the moment in words, such as "after 10 steps"
     """
 
     def __init__(self, env: VecEnv, when: Callable[[], str]) -> None:
@@ -40,9 +40,9 @@ class Failures:
         """
         Raise an environment's error, with the environment's number and the step.
 
-        An environment's own exception keeps its type. Of one in another process only the end of the process is seen, or
-        that it does not answer: then the processes of the other environments are ended too, for SB3 can no longer close
-        them.
+        An environment's own exception keeps its type. Of an environment in another process we see only that the process
+        has ended, or does not answer. Then the processes of the other environments are ended too, for SB3 can no longer
+        close them.
 
         :param error: the exception
         :param index: the environment's number
@@ -56,9 +56,11 @@ class Failures:
 
     def explain(self, error: Exception) -> None:
         """
-        Say which environment an error comes from that code which is not ours has met, if that can be told.
+        Raise an error once more, with the environment's number and the step, if it can be told whose it is.
 
-        :param error: raised while the environments were stepped or reset
+        This is for errors from steps that are not ours.
+
+        :param error: the exception, raised while the environments were stepped or reset
         :raises RuntimeError: if the process of an environment has ended, or does not answer
         """
         if not self._is_told:
@@ -89,7 +91,7 @@ class Failures:
         """
         Find out which environment an exception comes from.
 
-        :param error: raised while the environments were stepped or reset
+        :param error: the exception, raised while the environments were stepped or reset
         :return: the environment's number; None if it comes from elsewhere, or that can't be told
         """
         if isinstance(self._env, DummyVecEnv):
@@ -97,7 +99,7 @@ class Failures:
         if isinstance(self._env, SubprocVecEnv):
             index = _first_in_traceback(error.__traceback__, self._env.remotes, None)
             if index is None and isinstance(error, (EOFError, OSError)) and _ended_workers(self._env):
-                return 0  # whose number the message then takes from the processes that have ended
+                return 0  # The message names the processes that have ended, whatever this number is.
             return index
         return None
 
@@ -105,10 +107,11 @@ class Failures:
 @contextlib.contextmanager
 def limit_waiting(env: VecEnv, seconds: float | None) -> Iterator[None]:
     """
-    End a read from an environment in another process that takes too long with a BlockingIOError, in the block.
+    Limit how long a read from an environment in another process may take, in the block.
 
-    The time is kept by the system, as a property of the socket, so that it costs nothing at a step. Environments in the
-    training's own process can't be told from slow ones; nor can, on Windows, others.
+    A read that takes longer ends with a BlockingIOError. The operating system keeps the time, as a property of the
+    socket, so that it costs nothing at a step. There is no limit for environments in the training's own process, nor on
+    Windows.
 
     :param env: the environments below all wrappers
     :param seconds: the limit; None for none, and then nothing is touched
@@ -127,7 +130,7 @@ def _set_receive_timeout(env: VecEnv, seconds: float) -> None:
     if os.name != "posix" or not isinstance(env, SubprocVecEnv) or env.closed:
         return
     fraction, whole = math.modf(seconds)
-    # At least a microsecond, for 0 stands for ever.
+    # At least a microsecond, for 0 means no limit.
     timeval = struct.pack("ll", int(whole), max(int(fraction * 1e6), 1 if seconds else 0))
     for remote in env.remotes:
         # What is not a socket, in a subclass, stays as it is.
@@ -137,17 +140,19 @@ def _set_receive_timeout(env: VecEnv, seconds: float) -> None:
 
 class WaitingWatch:
     """
-    Warns, once, when a step of the environments takes long. Whoever steps them counts in ``n_begun`` and ``n_done``.
+    A watch that warns, once, when a step of the environments takes long.
+
+    Whoever steps the environments counts steps in ``n_begun`` and ``n_done``.
 
     :param env: the environments below all wrappers
-    :param when: says the moment in words
+    :param when: a function that gives the moment in words
     :param said: the warnings that were given already in this training
     """
 
     def __init__(self, env: VecEnv, when: Callable[[], str], said: set[str]) -> None:
         self.n_begun = 0
         self.n_done = 0
-        # Of the present step, in the order of the environments; None where they are not stepped one by one.
+        # Environments that have answered in the current step, in their order; None where they do not answer one by one.
         self.n_answered: int | None = None
         self._said = said
         self._env = env
@@ -226,9 +231,9 @@ def _first_in_traceback(
     """
     Find out which of several objects was at work when an exception was raised.
 
-    :param traceback: the exception's
+    :param traceback: the exception's traceback
     :param objects: the objects
-    :param container: a class whose methods count the objects in their only whole number; None for none
+    :param container: a class in whose methods the only local variable of type int counts the objects; None for none
     :return: the number of the first object that one of the frames works on; None if there is none
     """
     while traceback is not None:

@@ -1,10 +1,10 @@
 """
 The fast path: what SB3's ``collect_rollouts`` does, in a fraction of the time.
 
-For small policies SB3 spends more time around each step than in the simulation: distribution objects, values and
-log-probabilities of one state at a time, deep copies. Here only the actor is evaluated at each step; values,
-log-probabilities and the values that truncated episodes are bootstrapped with are computed for the whole rollout at
-once. Actions and random numbers are SB3's bit for bit, and so are observations, rewards and episodes; values and
+For small policies SB3 spends more time around each step than in the simulation: on distribution objects, on values and
+log-probabilities of one state at a time, on deep copies. Here only the actor is evaluated at each step. Values and
+log-probabilities, also the values that truncated episodes are bootstrapped with, are computed for the whole rollout at
+once. Actions and random numbers are SB3's bit for bit, and so are observations, rewards and episodes. Values and
 log-probabilities agree to rounding, for a matrix product of many rows may sum in another order than one of few.
 
 A callback that reads a step's tensors (``obs_tensor``, ``values``, ``log_probs``) or infos gets them: they are computed
@@ -50,7 +50,7 @@ def why_not_fast(algorithm: OnPolicyAlgorithm, buffer: RolloutBuffer, n_rollout_
 
     :param algorithm: the algorithm that collects it
     :param buffer: the buffer to fill
-    :param n_rollout_steps: steps of each environment
+    :param n_rollout_steps: the number of steps of each environment
     :return: the reason, as the end of a sentence; empty if the fast path does the same
     """
     policy = algorithm.policy
@@ -96,7 +96,7 @@ class FastRollout:
         self.critic: PlainMlp = critic
         self.n_envs = guard.num_envs
         self.sample = make_sampler(self.policy, self.n_envs, noise)
-        # Where SB3's preprocessing and a FlattenExtractor come to a conversion, it is made in place.
+        # Where SB3's preprocessing and a FlattenExtractor are nothing but a conversion, it is made in place.
         space = algorithm.observation_space
         self.obs_are_features = (
             isinstance(space, spaces.Box)
@@ -114,7 +114,7 @@ class FastRollout:
         self.actions: list[th.Tensor] = []
         # Step, environment and last observation of truncated episodes.
         self.truncations: list[tuple[int, int, Observations]] = []
-        # What callbacks have read, by the step: the buffer is to have the same.
+        # What callbacks have read, by the step: the buffer gets the same.
         self.read_values: dict[int, th.Tensor] = {}
         self.read_log_probs: dict[int, th.Tensor] = {}
         self.action_shape = (self.n_envs, *(algorithm.action_space.shape or ()))
@@ -191,8 +191,8 @@ class FastRollout:
         """
         Sample actions, and keep them with the network's outputs.
 
-        :param obs: observations, (n_envs, ...)
-        :return: actions, (n_envs, ...)
+        :param obs: the observations, (n_envs, ...)
+        :return: the actions, (n_envs, ...)
         """
         if self.obs_are_features:
             self.features_array[:] = obs.reshape(self.features_array.shape)
@@ -210,7 +210,7 @@ class FastRollout:
             raise
         self.outputs.append(outputs)
         if self.is_noise_of_state:
-            # Without hidden layers it is the features, whose place is used again at the next step.
+            # Without hidden layers the latent is the features, whose place is used again at the next step.
             self.latents.append(latent.clone() if latent is features else latent)
         self.actions.append(actions)
         return actions.cpu().numpy().reshape(self.action_shape)
@@ -220,7 +220,7 @@ class FastRollout:
         Show a step's tensors by their names in SB3's loop.
 
         :param step: the number of the step
-        :param obs: observations, (n_envs, ...)
+        :param obs: the observations, (n_envs, ...)
         :return: the tensors, computed when they are read
         """
         policy, actions = self.policy, self.actions[-1]
@@ -261,8 +261,8 @@ class FastRollout:
         """
         Compute what was left out, returns and advantages, and show callbacks the end.
 
-        :param scope: the local variables
-        :param last_obs: observations after the last step
+        :param scope: the local variables that callbacks see
+        :param last_obs: the observations after the last step, (n_envs, ...)
         :param dones: whether the last step ended episodes, (n_envs,)
         """
         # What a callback reads later belongs to this policy.
@@ -309,10 +309,10 @@ class FastRollout:
 
     def _values(self, obs: Observations) -> np.ndarray:
         """
-        Evaluate the critic, in parts.
+        Evaluate the critic, at most ``MAX_ROWS`` states at a time.
 
-        :param obs: observations of N states
-        :return: values, (N,)
+        :param obs: the observations of N states
+        :return: the values, (N,)
         """
         extractor = self.policy.vf_features_extractor
         n = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
@@ -331,7 +331,7 @@ class FastRollout:
         Compute ln π(a|s).
 
         :param n_steps: the number of steps in the buffer
-        :return: logarithms, (n_steps · n_envs,)
+        :return: the logarithms, (n_steps · n_envs,)
         """
         distribution, outputs = self.policy.action_dist, th.cat(self.outputs[:n_steps])
         if isinstance(distribution, StateDependentNoiseDistribution):
@@ -348,9 +348,9 @@ def _rows(observations: Observations, n_steps: int) -> Observations:
     """
     Put the steps and environments of a buffer's observations into rows.
 
-    :param observations: arrays of shape (n_steps, n_envs, ...)
-    :param n_steps: how many steps to take
-    :return: the same, (n_steps · n_envs, ...)
+    :param observations: arrays of shape (buffer size, n_envs, ...)
+    :param n_steps: the number of steps to take
+    :return: arrays of shape (n_steps · n_envs, ...)
     """
     if isinstance(observations, dict):
         return {key: _rows(part, n_steps) for key, part in observations.items()}
@@ -363,13 +363,15 @@ def _batch(observations: tuple[Observations, ...]) -> Observations:
     return np.stack(observations)
 
 
-def _make_action_converter(action_space: spaces.Space, policy: ActorCriticPolicy) -> Callable[[np.ndarray], np.ndarray]:
+def _make_action_converter(
+    action_space: spaces.Space[Any], policy: ActorCriticPolicy
+) -> Callable[[np.ndarray], np.ndarray]:
     """
-    Make what is done to actions before the environment gets them.
+    Make the function that turns actions as sampled into actions for the environments.
 
     :param action_space: the algorithm's action space
     :param policy: the policy that acts
-    :return: the function from actions as sampled to actions for the environment
+    :return: the function, of arrays of shape (n_envs, ...)
     """
     shape = (-1, *(action_space.shape or ()))
     if not isinstance(action_space, spaces.Box):
@@ -379,7 +381,8 @@ def _make_action_converter(action_space: spaces.Space, policy: ActorCriticPolicy
     low, high = action_space.low, action_space.high
 
     def clip(actions: np.ndarray) -> np.ndarray:
-        clipped = np.maximum(actions.reshape(shape), low)
-        return np.minimum(clipped, high, out=clipped)
+        clipped: np.ndarray = np.maximum(actions.reshape(shape), low)
+        np.minimum(clipped, high, out=clipped)
+        return clipped
 
     return clip

@@ -22,13 +22,14 @@ from sb3_trpo.validation import UserError
 
 class StepGuard(VecEnvWrapper):
     """
-    Steps the user's environments for the duration of a rollout, without a change to them.
+    The user's environments for the duration of a rollout: stepped, checked, watched, and not changed.
 
-    It is given to the loop that collects the rollout in place of the environments, and nobody else sees it.
+    The loop that collects the rollout gets it in place of the environments, and nobody else sees it.
 
     :param env: the training environments, with their wrappers
-    :param count_steps: gives the number of steps that were finished
-    :param can_handle: whether the policy makes finite actions and values of observations that are not finite
+    :param count_steps: a function that gives the number of finished steps
+    :param can_handle: a function that tells whether the policy makes finite actions and values of observations that are
+        not finite
     :param checks_outputs: whether observations and rewards that are not finite are an error
     :param said: the warnings that were given already in this training
     """
@@ -47,9 +48,9 @@ class StepGuard(VecEnvWrapper):
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_mode = getattr(env, "render_mode", None)
         self.class_attributes: dict[str, Any] = {}
-        # Whether the loop is neither in a step nor in a callback: then it is the policy that is at work.
+        # Whether the policy is at work, because the loop is neither in a step nor in a callback.
         self.is_acting = True
-        # Whether a step has begun that has not come to its end, perhaps never will.
+        # Whether a step has begun and not ended; if it failed, it never will.
         self.is_stepping = False
         self._count_steps = count_steps
         self._failures = Failures(innermost(env), self._in_this_step)
@@ -69,7 +70,7 @@ class StepGuard(VecEnvWrapper):
         Check the first observations, and limit and watch the waiting in the block.
 
         :param timeout: the seconds that an environment in another process may take; None for no limit
-        :param obs: what the rollout begins with
+        :param obs: the observations that the rollout begins with
         """
         self._checks.check_reset(obs)
         with limit_waiting(innermost(self.venv), timeout), self._watch:
@@ -79,7 +80,7 @@ class StepGuard(VecEnvWrapper):
         """
         Step the environments.
 
-        :param actions: actions, (n_envs, ...)
+        :param actions: the actions, (n_envs, ...)
         :return: what ``env.step`` gives; the infos may belong to the environments (``shares_infos``)
         :raises UserError: if an action, an observation or a reward is not finite
         """
@@ -105,7 +106,7 @@ class StepGuard(VecEnvWrapper):
 
     def refuse_actions(self, index: int) -> NoReturn:
         """
-        Say that the policy makes no finite action of an environment's observation.
+        Raise the error that the policy makes no finite action of an environment's observation.
 
         :param index: the environment's number
         :raises UserError: always
@@ -125,13 +126,13 @@ class StepGuard(VecEnvWrapper):
 
 
 class CopyingGuard(StepGuard):
-    """As ``StepGuard``, for a loop that shows the infos to callbacks as they come."""
+    """A ``StepGuard`` for a loop that shows the infos to callbacks as they come."""
 
     def step(self, actions: np.ndarray) -> VecEnvStepReturn:
         """
-        Step the environments.
+        Step the environments, and copy infos that belong to them.
 
-        :param actions: actions, (n_envs, ...)
+        :param actions: the actions, (n_envs, ...)
         :return: what ``env.step`` gives
         """
         obs, rewards, dones, infos = super().step(actions)
@@ -140,7 +141,9 @@ class CopyingGuard(StepGuard):
 
 class PausingCallback(BaseCallback):
     """
-    Shows callbacks the user's environments in place of the guard, and tells the guard when callbacks are at work.
+    A callback that shows the others the user's environments in place of the guard.
+
+    It also tells the guard when callbacks are at work.
 
     :param callback: the callback that was given to ``learn``
     :param guard: the environments that the loop steps

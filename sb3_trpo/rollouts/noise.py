@@ -45,11 +45,13 @@ def check_noise(
 
 class CorrelatedNoise:
     """
-    Standard Gaussian noise of which each step remembers the one before: z_t = ρ z_{t-1} + √(1 − ρ²) ε_t with
-    independent ε_t ~ N(0, I), so that each z_t ~ N(0, I), too, and z_t and z_{t+k} have the correlation ρᵏ.
+    Standard Gaussian noise that is correlated from step to step.
+
+    It is ξ_t = ρ ξ_{t-1} + √(1 − ρ²) ε_t with independent ε_t ~ N(0, I). So each ξ_t ~ N(0, I), too, and ξ_t and
+    ξ_{t+k} have the correlation ρᵏ.
 
     :param correlation: ρ
-    :param begin: gives z_0, (n_envs, n_actions), when the first noise is asked for
+    :param begin: a function that gives ξ_0, (n_envs, n_actions), when the first noise is asked for
     """
 
     def __init__(self, correlation: float, begin: Callable[[], th.Tensor]) -> None:
@@ -61,7 +63,7 @@ class CorrelatedNoise:
         """
         Draw the next noise.
 
-        :return: z_t, (n_envs, n_actions); the next call changes it in place
+        :return: ξ_t, (n_envs, n_actions); the next call changes it in place
         """
         if self.last is None:
             self.last = self._begin()
@@ -71,9 +73,9 @@ class CorrelatedNoise:
 
 class NoisyGaussian(DiagGaussianDistribution):
     """
-    SB3's Gaussian, which samples with a noise of one's choice while it is told to, and as ever otherwise.
+    SB3's Gaussian, which samples with a given noise while the rollout acts, and as ever otherwise.
 
-    :param action_dim: the number of actions
+    :param action_dim: the number of action dimensions
     """
 
     def __init__(self, action_dim: int) -> None:
@@ -85,7 +87,7 @@ class NoisyGaussian(DiagGaussianDistribution):
         """
         Sample actions.
 
-        :return: actions, (n_envs, n_actions)
+        :return: the actions, (n_envs, n_actions)
         """
         if self.noise is None or not self.is_acting():
             return super().sample()
@@ -107,7 +109,7 @@ class Explorer(Protocol):
 
 def noise_of_rollout(algorithm: Explorer, n_envs: int) -> CorrelatedNoise | None:
     """
-    Make the noise of a rollout, which goes on from where it was in the last one, and beyond the ends of episodes.
+    Make the noise of a rollout, which goes on where it was in the last one, also beyond the ends of episodes.
 
     :param algorithm: the algorithm that collects the rollout
     :param n_envs: the number of environments
@@ -148,10 +150,11 @@ def use_noise(
     """
     Let the policy, when a rollout calls it in the block, sample its actions with the noise.
 
+    When a callback or an environment calls ``predict`` meanwhile, it samples as ever.
+
     :param noise: the noise; None for independent noise
     :param policy: the policy that acts
-    :param is_acting: tells whether it is the rollout that calls: ``predict``, which a callback or an environment may
-        use meanwhile, samples as ever
+    :param is_acting: a function that tells whether it is the rollout that calls
     """
     if noise is None:
         yield

@@ -1,8 +1,8 @@
 """
-Environments in processes that end with their training, even if it is killed.
+The end of environments' processes when their training is killed.
 
-A worker of ``SubprocVecEnv`` ends when its pipe is closed. Two kinds never see that: one that was forked, for its
-siblings hold the pipe open, too, and one whose environment blocks. A small process watches over them.
+A worker of ``SubprocVecEnv`` ends when its pipe is closed. Two kinds never see that: a worker that was forked, for its
+siblings hold the pipe open, too, and a worker whose environment blocks. A small process watches over them.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from sb3_trpo.rollouts.checks import innermost
 
 # The watcher: when its parent has ended, it has another parent. A worker's number may have gone to another process
-# meanwhile, which has not started at the same time.
+# meanwhile, but that has started at another time.
 _WATCH = """
 import os, signal, sys, time
 
@@ -41,7 +41,7 @@ for pid, start in starts.items():
 @contextlib.contextmanager
 def end_workers_with_training(env: VecEnv | None) -> Iterator[None]:
     """
-    End the environments' processes should this process be killed in the block.
+    End the environments' processes if this process is killed in the block.
 
     :param env: the training environments, with their wrappers
     """

@@ -16,18 +16,18 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.rollouts.noise import CorrelatedNoise
 
-# From the actor network's outputs, (N, ·), and what entered its last layer, (N, n).
+# A function of the actor network's outputs, (N, ·), and of what entered its last layer, (N, n), that samples actions.
 Sampler = Callable[[th.Tensor, th.Tensor], th.Tensor]
 
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int, noise: CorrelatedNoise | None) -> Sampler:
     """
-    Make what samples actions from the actor network's outputs.
+    Make the function that samples actions from the actor network's outputs.
 
-    :param policy: the policy, of a kind in ``SAMPLERS``
+    :param policy: the policy, whose action distribution is one of ``SAMPLERS``
     :param n_envs: the number of environments
     :param noise: the noise of Gaussian actions; None for independent noise
-    :return: the function from outputs, (n_envs, ·), and what entered the last layer, (n_envs, n), to actions
+    :return: the function, of outputs, (n_envs, ·), and of what entered the last layer, (n_envs, n)
     """
     return SAMPLERS[type(policy.action_dist)](policy, n_envs, noise)
 
@@ -66,7 +66,7 @@ def _multi_categorical(policy: ActorCriticPolicy, *_: object) -> Sampler:
     distribution = policy.action_dist
     assert isinstance(distribution, MultiCategoricalDistribution)
     sizes = list(distribution.action_dims)
-    return lambda logits, _: th.stack([_sample_category(part) for part in logits.split(sizes, dim=1)], dim=1)
+    return lambda logits, _: th.stack([_sample_category(part) for part in logits.split_with_sizes(sizes, dim=1)], dim=1)
 
 
 def _bernoulli(*_: object) -> Sampler:

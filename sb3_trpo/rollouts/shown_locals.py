@@ -16,7 +16,7 @@ class Lazy:
     """
     A value that is computed when it is first read.
 
-    :param compute: gives the value
+    :param compute: a function that gives the value
     """
 
     __slots__ = ("_compute", "_value", "is_read")
@@ -39,10 +39,10 @@ class Lazy:
 
 class ShownLocals(dict[str, Any]):
     """
-    A dictionary whose ``Lazy`` values are read for whoever looks at them.
+    A dictionary whose ``Lazy`` values are computed for whoever looks at them.
 
-    Whatever copies it (``dict(...)``, ``{**...}``, the ``update`` of an ordinary dictionary) gets the values, for a
-    class that defines ``__iter__`` is copied by its keys and ``[]``.
+    Whatever copies it (``dict(...)``, ``{**...}``, the ``update`` of an ordinary dictionary) gets the values: Python
+    copies a class that defines ``__iter__`` by its keys and ``[]``.
     """
 
     def __getitem__(self, name: str) -> Any:
@@ -100,7 +100,7 @@ class ShownLocals(dict[str, Any]):
         return self[name]
 
     def update(self, /, *others: Any, **more: Any) -> None:
-        """Take over values; those of the same kind of dictionary stay to be computed."""
+        """Take over values; those of another ``ShownLocals`` are not computed by that."""
         for other in others:
             if other is self:
                 continue
@@ -116,7 +116,7 @@ class ShowingCallback(CallbackList):
     """
     The callback that was given to ``learn``, which finds the rollout's local variables in ``ShownLocals``.
 
-    :param callback: the user's, initialised
+    :param callback: the user's callback, initialised
     :param model: the algorithm that learns
     """
 
@@ -128,8 +128,8 @@ class ShowingCallback(CallbackList):
         """
         Begin the training, as SB3 does.
 
-        :param locals_: local variables of ``learn``
-        :param globals_: global variables of ``learn``'s module
+        :param locals_: the local variables of ``learn``
+        :param globals_: the global variables of ``learn``'s module
         """
         shown = ShownLocals(locals_)
         # Callbacks find in it what they would without this one.

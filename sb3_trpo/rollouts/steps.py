@@ -25,7 +25,7 @@ Blame = Callable[[Exception, int], NoReturn]
 
 
 class Progress(Protocol):
-    """Who wants to know how many environments have answered in the present step."""
+    """An object that is told how many environments have answered in the current step."""
 
     n_answered: int | None
 
@@ -35,9 +35,10 @@ def make_step(env: VecEnv, blame: Blame, progress: Progress) -> tuple[Step, bool
     Find the quickest way to do what ``env.step`` does.
 
     :param env: the environments, with their wrappers
-    :param blame: told of an environment's exception, and of the environment's number
-    :param progress: told of answers, where they come one by one
-    :return: the way, and whether the infos that it gives belong to the environments: who keeps one has to copy it
+    :param blame: a function that is called with an environment's exception and the environment's number
+    :param progress: the object that is told of answers, where they come one by one
+    :return: the function to call, and whether the infos that it gives belong to the environments: who keeps one has to
+        copy it
     """
     if is_untouched(env, DummyVecEnv):
         return functools.partial(_step_dummy, env, blame), True  # type: ignore[arg-type]
@@ -66,7 +67,7 @@ def statistics_of(env: VecNormalize) -> list[RunningMeanStd]:
     :return: the observations' statistics, if observations are normalised, and those of the returns
     """
     if not env.norm_obs:
-        # It has none.
+        # There are none of observations.
         return [env.ret_rms]
     of_obs = env.obs_rms
     return [*(of_obs.values() if isinstance(of_obs, dict) else [of_obs]), env.ret_rms]
@@ -78,7 +79,7 @@ def _step_in_halves(env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
 
 
 def _step_dummy(env: DummyVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvStepReturn:
-    """``DummyVecEnv.step``, with a deep copy of an info only where an episode ends."""
+    """Do what ``DummyVecEnv.step`` does, with a deep copy of an info only where an episode ends."""
     env.actions = actions
     dones, rewards, infos = env.buf_dones, env.buf_rews, env.buf_infos
     i = 0
@@ -110,13 +111,15 @@ def _write(buffers: dict[Any, np.ndarray], i: int, obs: Any) -> None:
 
 def _copied(buffers: dict[Any, np.ndarray]) -> VecEnvObs:
     if None in buffers:
-        return buffers[None].copy()
+        copied: np.ndarray = buffers[None].copy()
+        return copied
     # An OrderedDict, as SB3 has it.
-    return type(buffers)((key, buffer.copy()) for key, buffer in buffers.items())
+    make: Callable[..., dict[Any, np.ndarray]] = type(buffers)
+    return make((key, buffer.copy()) for key, buffer in buffers.items())
 
 
 def _step_subproc(env: SubprocVecEnv, blame: Blame, progress: Progress, actions: np.ndarray) -> VecEnvStepReturn:
-    """``SubprocVecEnv.step``, which names the environment whose process has ended or whose numbers do not fit."""
+    """Do what ``SubprocVecEnv.step`` does, and blame the environment whose process has ended or numbers do not fit."""
     results: list[Any] = []
     n_sent = 0
     try:
@@ -125,7 +128,7 @@ def _step_subproc(env: SubprocVecEnv, blame: Blame, progress: Progress, actions:
             n_sent += 1
         env.waiting = True
         progress.n_answered = 0
-        # Not in one go: how many have answered is told.
+        # One by one, so that ``progress`` knows how many have answered.
         for remote in env.remotes:
             results.append(remote.recv())
             progress.n_answered += 1
@@ -141,7 +144,7 @@ def _step_subproc(env: SubprocVecEnv, blame: Blame, progress: Progress, actions:
     )
 
 
-def _stacked_obs(obs: Sequence[Any], space: spaces.Space, blame: Blame) -> VecEnvObs:
+def _stacked_obs(obs: Sequence[Any], space: spaces.Space[Any], blame: Blame) -> VecEnvObs:
     if isinstance(space, spaces.Dict):
         return {key: _stacked([one[key] for one in obs], blame, part.shape) for key, part in space.spaces.items()}
     return _stacked(obs, blame, space.shape)
@@ -151,9 +154,9 @@ def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None
     """
     Stack what the environments gave, one row each.
 
-    :param numbers: an array or a number of each environment
-    :param blame: told of the first environment whose numbers are none, or of another shape than most
-    :param shape: the shape that they should have; None for that of the first
+    :param numbers: an array or a number from each environment
+    :param blame: a function that is called with the number of the first environment whose numbers do not fit
+    :param shape: the shape that each should have; None for that of the first
     :return: the array, (n_envs, ...)
     """
     try:
@@ -170,7 +173,7 @@ def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None
 
 
 def _step_normalized(env: VecNormalize, inner: Step, actions: np.ndarray) -> VecEnvStepReturn:
-    """``VecNormalize.step``, without a copy of the observations before they are normalised."""
+    """Do what ``VecNormalize.step`` does, without a copy of the observations before they are normalised."""
     obs, rewards, dones, infos = inner(actions)
     env.old_obs = obs  # type: ignore[assignment]
     env.old_reward = rewards
@@ -211,10 +214,10 @@ def _update(statistics: RunningMeanStd, batch: np.ndarray) -> None:
     """
     Update running statistics as ``statistics.update(batch)`` does, bit for bit.
 
-    The additions are those of NumPy's ``mean`` and ``var``, in their order; for a few numbers these take several times
-    as long.
+    The additions are those of NumPy's ``mean`` and ``var``, in their order; for a few numbers NumPy's functions take
+    several times as long.
 
-    :param statistics: running mean and variance
+    :param statistics: the running mean and variance
     :param batch: the numbers, (n, ...)
     """
     if batch.dtype not in (np.float32, np.float64):

@@ -28,7 +28,7 @@ class Solution:
 
     :param x: the solution, (P,)
     :param product: A x, by recursion rather than by one more product, (P,)
-    :param iterations: products with A that were used, not counting the one that a non-zero start takes
+    :param iterations: the number of products with A, not counting the one that a non-zero start takes
     :param residual: ‖b − A x‖ / ‖b‖, in the norm of the tolerance
     :param stop: why the iteration ended
     """
@@ -54,22 +54,22 @@ def conjugate_gradient(
     Solve A x = b for symmetric positive definite A (Nocedal & Wright, Algorithm 5.3).
 
     The stopping rule is relative: ‖r‖ ≤ ``residual_tol`` ‖b‖, so that the result does not depend on the scale of b.
-    With a preconditioner P the norm is that of P⁻¹, √(rᵀP⁻¹r), in which the iteration takes place anyway, and which
-    for P ≈ A is close to the error that matters, √(eᵀAe). (SciPy's ``cg`` measures ‖r‖₂ in both cases.)
+    With a preconditioner P the norm is that of P⁻¹, √(rᵀP⁻¹r). The iteration computes it anyway, and for P ≈ A it is
+    close to the error that matters, √(eᵀAe). (SciPy's ``cg`` measures ‖r‖₂ in both cases.)
 
     It also stops when what it maximises, bᵀx − ½ xᵀAx, hardly grows any more (Martens 2010, section 4.4): an iteration
     adds ½ α rᵀP⁻¹r to it.
 
-    Non-positive curvature, pᵀAp ≤ 0, and anything that is not finite end the iteration at the last good x: for a start
+    Non-positive curvature, pᵀAp ≤ 0, and any value that is not finite end the iteration at the last good x. For a start
     at zero each iterate is an ascent direction for b, so that stopping early never hurts. No random numbers are used.
 
     :param operator: v -> A v
-    :param b: right-hand side, (P,)
-    :param max_steps: maximum number of iterations
-    :param residual_tol: relative tolerance
-    :param progress_tol: end after an iteration that has added less than this share of bᵀx − ½ xᵀAx
+    :param b: the right-hand side, (P,)
+    :param max_steps: the maximum number of iterations
+    :param residual_tol: the relative tolerance
+    :param progress_tol: the share of bᵀx − ½ xᵀAx; an iteration that adds less is the last
     :param preconditioner: r -> P⁻¹ r, symmetric positive definite; None is the identity
-    :param x0: start; None is zero
+    :param x0: the start; None is zero
     :return: the solution with its statistics
     """
     # 1. Dividing b by its largest element keeps the squares of very large or very small gradients in range.
@@ -134,11 +134,11 @@ def conjugate_gradient(
 
 def _best_multiple(operator: Operator, x0: th.Tensor, b: th.Tensor) -> tuple[th.Tensor, th.Tensor] | None:
     """
-    Scale a start to be as near to the solution as it can, so that one of the wrong length or sign does no harm.
+    Scale a start to lie as near to the solution as it can, so that a wrong length or sign does no harm.
 
     :param operator: v -> A v
-    :param x0: start
-    :param b: right-hand side
+    :param x0: the start, (P,)
+    :param b: the right-hand side, (P,)
     :return: c x₀ and A (c x₀) with c = bᵀx₀ / x₀ᵀAx₀; None if there is no curvature along x₀, or it is not finite
     """
     product = operator(x0)

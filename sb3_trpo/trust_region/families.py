@@ -1,8 +1,8 @@
 """
 Which family an action distribution belongs to.
 
-The family is told by torch's distribution inside SB3's, so that squashed Gaussians and gSDE (a Gaussian, before the
-bijection, which does not change KL) and masked categoricals need no entry of their own.
+torch's distribution inside SB3's decides. So masked categoricals need no entry of their own, nor do squashed Gaussians
+and gSDE: both are Gaussians before a bijection, which does not change KL.
 """
 
 import copy
@@ -66,11 +66,12 @@ def register_family(kind: type[TorchDistribution], make_family: MakeFamily) -> N
     Tell TRPO how to measure the actions of a policy of one's own.
 
     Most policies need no such call: where ``torch.distributions.kl_divergence`` has a rule for the distribution, TRPO
-    takes KL and its curvature from there. It takes one for a distribution that torch has no rule for, and saves time
-    for one whose metric is known in closed form.
+    takes KL and its curvature from there. A distribution that torch has no rule for needs one. One whose metric is
+    known in closed form gets faster.
 
     :param kind: a class of torch's distributions; its subclasses count as it, unless they have an entry of their own
-    :param make_family: makes the family of a distribution of this class, a ``DistributionFamily``
+    :param make_family: a function that gives, for a distribution of this class, its ``DistributionFamily``
+    :raises UserError: if either is of another kind
     """
     if not (isinstance(kind, type) and issubclass(kind, TorchDistribution)):
         raise UserError(f"kind is {kind!r}, but must be a subclass of torch.distributions.Distribution.")
@@ -81,11 +82,11 @@ def register_family(kind: type[TorchDistribution], make_family: MakeFamily) -> N
 
 def family_and_z(distribution: Distribution) -> tuple[DistributionFamily[Any], DistributionParameters]:
     """
-    Find out what the distributions of a batch of states are.
+    Find the family that an action distribution belongs to, and its parameters there.
 
-    :param distribution: SB3's, with its parameters set
-    :return: their family, and their parameters in it
-    :raises UserError: if that cannot be told
+    :param distribution: SB3's distribution of N states, with its parameters set
+    :return: the family, and z
+    :raises UserError: if there is no such family
     """
     parts = [_unwrapped(part, distribution) for part in torch_distributions(distribution)]
     families = [_family_of(part) for part in parts]
@@ -103,8 +104,8 @@ def torch_distributions(distribution: Distribution) -> Sequence[TorchDistributio
     """
     Find torch's distributions inside one of SB3's.
 
-    :param distribution: SB3's, with its parameters set
-    :return: one, or one for each sub-action
+    :param distribution: SB3's distribution, with its parameters set
+    :return: one distribution, or one for each sub-action
     :raises UserError: if there is none
     """
     # sb3-contrib's masked sub-actions keep theirs under the second name.
@@ -126,8 +127,9 @@ def _unwrapped(inner: TorchDistribution, distribution: Distribution) -> TorchDis
     Take off what does not change KL: which axes count as one event, and a bijection of the actions.
 
     :param inner: torch's distribution
-    :param distribution: SB3's around it
-    :return: what is underneath, with an axis of states
+    :param distribution: SB3's distribution around it, for error messages
+    :return: the distribution underneath, with an axis of states
+    :raises UserError: if the bijection is learned, or there is no axis of states
     """
     while True:
         if isinstance(inner, Independent):
@@ -162,8 +164,8 @@ class ProductFamily(DistributionFamily[Any]):
     """
     Sub-actions that are independent of each other and of different families.
 
-    :param families: of the sub-actions
-    :param n_tensors: how many tensors z has for each of them
+    :param families: the family of each sub-action
+    :param n_tensors: the number of tensors in z for each of them
     """
 
     def __init__(self, families: Sequence[DistributionFamily[Any]], n_tensors: Sequence[int]) -> None:
@@ -171,18 +173,22 @@ class ProductFamily(DistributionFamily[Any]):
         self._n_tensors = n_tensors
 
     def z_of(self, distribution: Sequence[TorchDistribution]) -> DistributionParameters:
+        """Read the parameters of each sub-action, one after another."""
         pairs = zip(self.families, distribution, strict=True)
         return tuple(part for family, inner in pairs for part in family.z_of(inner))
 
     def compute_kl(self, old: DistributionParameters, new: DistributionParameters) -> th.Tensor:
+        """Add up KL over the sub-actions."""
         parts = zip(self.families, self._split(old), self._split(new), strict=True)
         return th.stack([family.compute_kl(old_i, new_i) for family, old_i, new_i in parts]).sum(dim=0)
 
     def metric(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by M(z), which has a block for each sub-action."""
         parts = zip(self.families, self._split(z), self._split(u), strict=True)
         return tuple(part for family, z_i, u_i in parts for part in family.metric(z_i, u_i))
 
     def metric_root(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by a square root of M(z), which has a block for each sub-action."""
         parts = zip(self.families, self._split(z), self._split(u), strict=True)
         return tuple(part for family, z_i, u_i in parts for part in family.metric_root(z_i, u_i))
 
@@ -216,7 +222,7 @@ def check_family(policy: ActorCriticPolicy) -> None:
     except UserError:
         raise
     except Exception:
-        # It takes more than observations, or not these. Then a rollout will tell.
+        # The policy takes more than observations, or not these. Then a rollout will tell.
         return
     finally:
         policy.set_training_mode(was_training)
@@ -241,10 +247,10 @@ def _some_observations(space: spaces.Space[Any]) -> Any:
 
 def _check_distribution(distribution: Distribution) -> None:
     """
-    Check that KL of a distribution is known and measured along the right axis.
+    Check that the KL divergence of a distribution is known, and has one value for each state.
 
-    :param distribution: of ``_N_TRIED`` states
-    :raises UserError: if it is not
+    :param distribution: the distribution of ``_N_TRIED`` states
+    :raises UserError: if it is not known, or counts other things than states
     """
     _, z = family_and_z(distribution)
     if any(len(part) != _N_TRIED for part in z):

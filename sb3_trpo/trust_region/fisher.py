@@ -2,10 +2,13 @@
 The Fisher information of a policy, as a product with vectors.
 """
 
+from typing import Any
+
 import torch as th
 
 from sb3_trpo.trust_region.linearization import Linearizations
 
+# The share of xᵀ (F + λ I) x below which xᵀ F x, as a difference, has lost too many digits.
 CANCELLATION = 1e-2
 
 
@@ -17,10 +20,10 @@ class Fisher:
     is exact, for KL's gradient in z vanishes at z_old: the term with the second derivative of z drops out. It is
     positive semi-definite whatever rounding does.
 
-    :param linearizations: the policy's, on the states that the expectation is over
+    :param linearizations: z(θ) on the states that the expectation is over
     """
 
-    def __init__(self, linearizations: Linearizations) -> None:
+    def __init__(self, linearizations: Linearizations[Any]) -> None:
         self.linearizations = linearizations
         self.parameters = linearizations.first().parameters
 
@@ -28,7 +31,7 @@ class Fisher:
         """
         Multiply by F.
 
-        :param v: (P,)
+        :param v: the vector, (P,)
         :return: F v, (P,)
         """
         total: th.Tensor | None = None
@@ -44,7 +47,7 @@ class Fisher:
         """
         Compute xᵀ F x from a product with F + λ I that is at hand, as it is after solving for x.
 
-        :param x: (P,)
+        :param x: the vector, (P,)
         :param damped_product: (F + λ I) x, (P,)
         :param damping: λ
         :return: xᵀ F x

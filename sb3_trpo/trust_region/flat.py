@@ -18,7 +18,7 @@ class FlatParameters:
     A complex parameter counts as its real and imaginary parts, side by side. Parameters of different precisions share a
     vector of the highest.
 
-    :param tensors: the parameters, at least one, each of them once
+    :param tensors: the parameters, at least one, each of them once, in the order of θ
     """
 
     def __init__(self, tensors: Sequence[nn.Parameter]) -> None:
@@ -34,7 +34,7 @@ class FlatParameters:
 
     def vector(self) -> th.Tensor:
         """
-        Copy the parameters into a vector.
+        Copy the parameters into one vector.
 
         :return: θ, (P,)
         """
@@ -44,7 +44,7 @@ class FlatParameters:
         """
         Set the parameters in place: their storage stays where it is.
 
-        :param vector: (P,)
+        :param vector: θ, (P,)
         """
         with th.no_grad():
             for tensor, values in zip(self.tensors, self.split(vector), strict=True):
@@ -54,18 +54,18 @@ class FlatParameters:
         """
         Cut a vector into a piece for each parameter.
 
-        :param vector: (P,)
+        :param vector: a vector like θ, (P,)
         :return: views of it, shaped as the parameters; for a complex one with one more axis, of real and imaginary part
         """
-        pieces = vector.split(self._sizes)
+        pieces = vector.split_with_sizes(self._sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
     def flatten_gradients(self, gradients: Sequence[th.Tensor | None]) -> th.Tensor:
         """
         Put gradients into one vector.
 
-        :param gradients: one for each parameter; None, as autograd has it, for one that the result does not depend on
-        :return: (P,)
+        :param gradients: a gradient for each parameter; None, as autograd gives it, counts as zero
+        :return: the gradient in θ, (P,)
         """
         pairs = zip(self.tensors, gradients, strict=True)
         return flatten([th.zeros_like(tensor) if gradient is None else gradient for tensor, gradient in pairs])

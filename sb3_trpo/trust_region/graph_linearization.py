@@ -23,13 +23,13 @@ from sb3_trpo.trust_region.shared_switches import SharedSwitches
 
 class GraphLinearization(Linearization):
     """
-    Any policy, by autograd.
+    The linearisation of any policy, by autograd.
 
-    J v without forward mode, which few operations of torch have: g(w) = Jᵀw is linear in w, so that the gradient of
-    ⟨g(w), v⟩ in w is J v. The graph of g is built once, at the first product. Where an operation has no second
+    J v does not take forward mode, which few operations of torch have: g(w) = Jᵀw is linear in w, so that the gradient
+    of ⟨g(w), v⟩ in w is J v. The graph of g is built once, at the first product. Where an operation has no second
     derivative (``EmbeddingBag``), J v is a central difference instead.
 
-    :param distribution_of: evaluates the policy
+    :param distribution_of: a function that evaluates the policy
     :param policy: the module in which ``distribution_of`` finds its parameters
     :param parameters: θ; None is every trainable parameter that z turns out to depend on
     """
@@ -50,9 +50,11 @@ class GraphLinearization(Linearization):
         self._has_second_derivative = True
 
     def gradient(self, objective: th.Tensor) -> th.Tensor:
+        """Differentiate through the policy's graph, which is kept."""
         return self._flat(th.autograd.grad(objective, self.parameters.tensors, retain_graph=True, allow_unused=True))
 
     def jvp(self, v: th.Tensor) -> DistributionParameters:
+        """Multiply by J: exactly where every operation has a second derivative, else by a central difference."""
         if self._has_second_derivative:
             try:
                 return self._exact_jvp(v)
@@ -88,7 +90,7 @@ class GraphLinearization(Linearization):
         """
         Approximate J v by (z(θ + εv) − z(θ − εv)) / 2ε.
 
-        :param v: (P,)
+        :param v: the direction, (P,)
         :return: J v, to about two thirds of the digits of z
         """
         theta = self.parameters.vector()
@@ -116,14 +118,17 @@ class GraphLinearization(Linearization):
                 tensor.data.copy_(values)
 
     def vjp(self, u: DistributionParameters) -> th.Tensor:
+        """Multiply by Jᵀ, by one backward pass."""
         return self._flat(self._backward(self.parameters.tensors, u))
 
     def vjp_pieces(self, u: DistributionParameters, positions: Sequence[int]) -> list[th.Tensor]:
+        """Multiply by the rows of Jᵀ that belong to the chosen parameters."""
         chosen = [self.parameters.tensors[i] for i in positions]
         pieces = self._backward(chosen, u)
         return [_real(th.zeros_like(p) if piece is None else piece) for p, piece in zip(chosen, pieces, strict=True)]
 
     def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
+        """Go through the layers that were recorded; all states count, for leaving some out would save no time."""
         own = {id(parameter) for parameter in self.parameters}
         uses = Counter(id(parameter) for call in self._calls for parameter in call.layer.parameters(recurse=False))
         once = [
@@ -149,7 +154,7 @@ class GraphLinearization(Linearization):
         Propagate u backward.
 
         :param inputs: parameters, or other places in the graph of z
-        :param u: shaped as z
+        :param u: the vector to propagate, shaped as z
         :param create_graph: whether the result is to be differentiable
         :return: the gradient of u · z with respect to each of the inputs; None where there is none
         """
@@ -214,7 +219,7 @@ def use_twice_differentiable_kernels(policy: nn.Module) -> Iterator[None]:
     What ``torch.compile`` makes of a module is not, nor is fused attention, nor are cuDNN's recurrent layers, which in
     evaluation mode cannot be differentiated even once. For any other module nothing changes.
 
-    :param policy: the policy, which may have such modules
+    :param policy: the policy that is evaluated in the block
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_NOT_FUSED.hold())
@@ -241,9 +246,9 @@ class _Call:
 
 class _Recorder:
     """
-    Notes what goes through each linear layer and convolution while it is open.
+    A context in which each call of a linear layer or convolution is noted.
 
-    :param policy: where to look for layers
+    :param policy: the module whose layers are noted
     """
 
     def __init__(self, policy: nn.Module) -> None:

@@ -16,16 +16,17 @@ from sb3_trpo.trust_region.mlp_linearization import Cotangents, MlpLinearization
 
 class GsdeLinearization(MlpLinearization):
     """
-    A plain network that gives mean actions, with gSDE (Raffin et al. 2021, https://arxiv.org/abs/2005.05719).
+    The linearisation of a plain network with gSDE (Raffin et al. 2021, https://arxiv.org/abs/2005.05719).
 
-    The noise is linear in the latent h that enters the last layer, with weights of standard deviation S(log σ), so that
-    actions have the variance s² = h² S² + ε and z = (μ, s), where squares are elementwise:
+    The network gives mean actions μ. The noise is linear in the latent h that enters the last layer, with weights of
+    standard deviation S(log σ). So actions have the variance s² = h² S² + ε, and z = (μ, s), where squares are
+    elementwise:
 
         ds = ((h ∘ dh) S² + h² (S ∘ dS)) / s.
 
     :param mlp: the network
-    :param features: its inputs, (N, n_in)
-    :param action_dist: SB3's
+    :param features: the network's inputs, (N, n_in)
+    :param action_dist: the policy's action distribution
     :param parameters: θ: the network's parameters, then log σ
     :param log_std: log σ, (n, action dimensions) or (n, 1)
     """

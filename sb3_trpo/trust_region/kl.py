@@ -5,8 +5,8 @@ Let z be the parameters of a distribution, a tuple of tensors of shape (N, ...) 
 
     KL(z ‖ z + u) = ½ uᵀ M(z) u,
 
-where M(z) is the Fisher information of z, cheap, for it acts on each state alone. Everything is summed over action
-dimensions, for that is what the KL divergence of the joint distribution is.
+where M(z) is the Fisher information of z. It is cheap, for it acts on each state alone. Everything is summed over
+action dimensions, for that is what the KL divergence of the joint distribution is.
 
 Here are the families that have closed forms for both; ``families`` says which family a distribution belongs to.
 """
@@ -40,10 +40,12 @@ class DistributionFamily(ABC, Generic[DistributionT]):
     @abstractmethod
     def z_of(self, distribution: DistributionT) -> DistributionParameters:
         """
-        Read the parameters of a distribution. Any z near these has to be a distribution of the family: no tensor may be
-        tied to another, as probabilities are that sum to 1.
+        Read the parameters of a distribution.
 
-        :param distribution: torch's distribution, differentiable
+        Any z near these has to be a distribution of the family: no tensor may be tied to another, as probabilities are
+        that sum to 1.
+
+        :param distribution: torch's distribution of N states, differentiable
         :return: z, tensors of shape (N, ...)
         """
 
@@ -72,8 +74,8 @@ class DistributionFamily(ABC, Generic[DistributionT]):
         """
         Multiply by M(z), here by differentiating KL(z ‖ ·) twice at z.
 
-        :param z: parameters
-        :param u: tangents, shaped as z
+        :param z: the distribution parameters
+        :param u: a change of them, shaped as z
         :return: M(z) u
         """
         with th.enable_grad():
@@ -90,10 +92,10 @@ class DistributionFamily(ABC, Generic[DistributionT]):
 
     def metric_root(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
         """
-        Multiply by a square root of M(z), here that of its eigenvalues.
+        Multiply by a square root of M(z), here from its eigenvalues.
 
-        :param z: parameters
-        :param u: shaped as z
+        :param z: the distribution parameters
+        :param u: a vector shaped as z
         :return: R u with R Rᵀ = M(z): with independent u of mean 0 and variance 1, a vector of covariance M(z)
         """
         batch = z[0].shape[: self.batch_dims]
@@ -103,7 +105,9 @@ class DistributionFamily(ABC, Generic[DistributionT]):
             return th.cat([part.reshape(-1, size) for part, size in zip(parts, sizes, strict=True)], dim=1)
 
         def shaped(rows: th.Tensor) -> DistributionParameters:
-            return tuple(rows_i.reshape(part.shape) for rows_i, part in zip(rows.split(sizes, dim=1), z, strict=True))
+            return tuple(
+                rows_i.reshape(part.shape) for rows_i, part in zip(rows.split_with_sizes(sizes, dim=1), z, strict=True)
+            )
 
         exact = _in_float64(z)
         units = th.eye(sum(sizes), dtype=exact[0].dtype, device=exact[0].device)
@@ -124,8 +128,8 @@ def _in_rows(tensor: th.Tensor) -> th.Tensor:
     """
     Join all axes but the first.
 
-    :param tensor: (N, ...)
-    :return: (N, K)
+    :param tensor: a tensor of shape (N, ...)
+    :return: the same elements, (N, K)
     """
     return tensor if tensor.dim() == 2 else tensor.reshape(len(tensor), -1)
 
@@ -134,23 +138,27 @@ class GaussianFamily(DistributionFamily[Normal]):
     """Independent Gaussians; z = (μ, σ), each (N, action dimensions)."""
 
     def z_of(self, distribution: Normal) -> DistributionParameters:
+        """Read the means and standard deviations."""
         return _in_rows(distribution.loc), _in_rows(distribution.scale)
 
     def compute_kl(self, old: DistributionParameters, new: DistributionParameters) -> th.Tensor:
+        """Compute Σ ½ (σ_old²/σ_new² − 1) + ln(σ_new/σ_old) + ½ ((μ_old − μ_new)/σ_new)²."""
         mean_old, std_old = old
         mean_new, std_new = new
         # Where the ratio underflows, KL is infinite: ∞ - ∞ would be NaN.
         log_ratio = th.log(std_new / std_old).clamp(min=-1e3)
-        # ½ (σ_old²/σ_new² − 1) + ln(σ_new/σ_old), without the cancellation between terms of nearly the same size.
+        # The terms in σ, without cancellation where they are of nearly the same size.
         spread = 0.5 * th.expm1(-2.0 * log_ratio) + log_ratio
         shift = 0.5 * ((mean_new - mean_old) / std_new).square()
         return (spread + shift).sum(dim=1)
 
     def metric(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by M(z) = diag(1/σ², 2/σ²)."""
         # Dividing twice, for σ² underflows earlier than u/σ does.
         return u[0] / z[1] / z[1], 2.0 * u[1] / z[1] / z[1]
 
     def metric_root(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by R = diag(1/σ, √2/σ)."""
         return u[0] / z[1], 2.0**0.5 * u[1] / z[1]
 
 
@@ -165,9 +173,11 @@ class CategoricalFamily(DistributionFamily[Categorical | OneHotCategorical]):
         self.sizes = list(sizes)
 
     def z_of(self, distribution: Categorical | OneHotCategorical) -> DistributionParameters:
+        """Read the logits, which for several sub-actions stand side by side."""
         return (_in_rows(distribution.logits),)
 
     def compute_kl(self, old: DistributionParameters, new: DistributionParameters) -> th.Tensor:
+        """Compute Σ p_old (ln p_old − ln p_new), over choices and sub-actions."""
         total = th.zeros((), dtype=old[0].dtype, device=old[0].device)
         for logits_old, logits_new in zip(self._split(old[0]), self._split(new[0]), strict=True):
             log_p = logits_old.log_softmax(dim=1)
@@ -178,14 +188,15 @@ class CategoricalFamily(DistributionFamily[Categorical | OneHotCategorical]):
         return total
 
     def metric(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by M(z) = diag(p) − p pᵀ, for each sub-action."""
         return (self._map(z[0], u[0], lambda p, v: p * (v - (p * v).sum(dim=1, keepdim=True))),)
 
     def metric_root(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
-        # R = diag(√p) − p√pᵀ.
+        """Multiply by R = diag(√p) − p √pᵀ, for each sub-action."""
         return (self._map(z[0], u[0], lambda p, v: p.sqrt() * v - p * (p.sqrt() * v).sum(dim=1, keepdim=True)),)
 
     def _split(self, tensor: th.Tensor) -> Sequence[th.Tensor]:
-        return tensor.split(self.sizes, dim=1)
+        return tensor.split_with_sizes(self.sizes, dim=1)
 
     def _map(self, logits: th.Tensor, u: th.Tensor, function: Callable[[th.Tensor, th.Tensor], th.Tensor]) -> th.Tensor:
         pairs = zip(self._split(logits), self._split(u), strict=True)
@@ -196,25 +207,29 @@ class BernoulliFamily(DistributionFamily[Bernoulli]):
     """Independent bits; z = (logits,), (N, bits)."""
 
     def z_of(self, distribution: Bernoulli) -> DistributionParameters:
+        """Read the logits."""
         return (_in_rows(distribution.logits),)
 
     def compute_kl(self, old: DistributionParameters, new: DistributionParameters) -> th.Tensor:
+        """Add up KL over both outcomes of each bit."""
         (old_logits,), (new_logits,) = old, new
         return (self._share(old_logits, new_logits) + self._share(-old_logits, -new_logits)).sum(dim=1)
 
     def metric(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by M(z) = diag(p (1 − p))."""
         return (self._variance(z[0]) * u[0],)
 
     def metric_root(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by R = diag(√(p (1 − p)))."""
         return (self._variance(z[0]).sqrt() * u[0],)
 
     @staticmethod
     def _share(old_logits: th.Tensor, new_logits: th.Tensor) -> th.Tensor:
         """
-        Compute what the outcome of these logits adds to KL.
+        Compute what one outcome of each bit adds to KL.
 
-        :param old_logits: (N, bits)
-        :param new_logits: (N, bits)
+        :param old_logits: the logits of the outcome under the old distribution, (N, bits)
+        :param new_logits: the same under the new one, (N, bits)
         :return: p (ln p − ln q), and 0 where p is 0, (N, bits)
         """
         p = old_logits.sigmoid()

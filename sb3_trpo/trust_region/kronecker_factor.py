@@ -20,7 +20,7 @@ class KroneckerFactor:
     """
     A matrix rowsᵀ rows / total, by its eigenvectors.
 
-    :param values: the eigenvalues, but for those that are taken as zero, (k,)
+    :param values: the eigenvalues, without those that are taken as zero, (k,)
     :param basis: their eigenvectors, (n, k)
     """
 
@@ -35,11 +35,11 @@ class KroneckerFactor:
     @classmethod
     def of(cls, rows: th.Tensor, total: float, with_ones: bool = False) -> "KroneckerFactor":
         """
-        Decompose rowsᵀ rows / total, by the cheapest way for its shape.
+        Decompose rowsᵀ rows / total, in the cheapest way for its shape.
 
-        :param rows: (R, n)
-        :param total: what the sum over rows is divided by
-        :param with_ones: whether each row goes on with a 1
+        :param rows: the rows, (R, n)
+        :param total: the number that the sum over rows is divided by
+        :param with_ones: whether a 1 is added at the end of each row
         :return: the factor
         """
         size = rows.shape[1] + with_ones
@@ -61,7 +61,7 @@ def _nonzero_eigenpairs(root: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     Decompose root rootᵀ.
 
-    :param root: (n, k), k the smaller
+    :param root: a matrix of shape (n, k), k ≤ n
     :return: the eigenvalues that are not zero, and their eigenvectors, orthonormal to rounding
     """
     basis, singular, _ = th.linalg.svd(root, full_matrices=False)
@@ -71,12 +71,14 @@ def _nonzero_eigenpairs(root: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
 
 def _leading_eigenpairs(rows: th.Tensor, total: float, with_ones: bool) -> tuple[th.Tensor, th.Tensor]:
     """
-    Approximate S = rowsᵀ rows / total by Nyström's S Q (Qᵀ S Q)⁻¹ Qᵀ S with random directions Q (Tropp et al. 2017,
-    https://arxiv.org/abs/1706.05736, algorithm 3): one pass over the rows in k directions, where S itself takes n.
+    Approximate S = rowsᵀ rows / total by Nyström's S Q (Qᵀ S Q)⁻¹ Qᵀ S with random directions Q.
 
-    :param rows: (R, n)
-    :param total: what the sum over rows is divided by
-    :param with_ones: whether each row goes on with a 1
+    This takes one pass over the rows in k directions, where S itself takes n (Tropp et al. 2017,
+    https://arxiv.org/abs/1706.05736, algorithm 3).
+
+    :param rows: the rows, (R, n)
+    :param total: the number that the sum over rows is divided by
+    :param with_ones: whether a 1 is added at the end of each row
     :return: up to k = ``N_LEADING`` eigenvalues and their eigenvectors
     """
     size = rows.shape[1] + with_ones
@@ -103,8 +105,8 @@ def _gram_matrix(rows: th.Tensor, with_ones: bool) -> th.Tensor:
     """
     Compute rowsᵀ rows, without a copy of the rows for the ones.
 
-    :param rows: (R, n)
-    :param with_ones: whether each row goes on with a 1
+    :param rows: the rows, (R, n)
+    :param with_ones: whether a 1 is added at the end of each row
     :return: rowsᵀ rows
     """
     products = rows.t() @ rows

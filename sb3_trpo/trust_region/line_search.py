@@ -10,8 +10,8 @@ import torch as th
 
 from sb3_trpo.trust_region.flat import FlatParameters
 
-# Where in the trust region a step that came out too long is brought back to. Short of 1, for KL is not exactly
-# quadratic in the step's length.
+# The share of δ that a step which came out too long is shortened to. It is below 1, for KL is not exactly quadratic in
+# the step's length.
 KL_AIM = 0.92
 
 
@@ -20,11 +20,11 @@ class LineSearchResult:
     """
     What the line search did.
 
-    :param success: whether a step was taken
+    :param success: whether a step was accepted
     :param fraction: the accepted share of the full step; 0 if none was
-    :param n_evaluations: steps that were tried
-    :param kl: KL(old ‖ new) at the parameters that were left behind, in nats
-    :param improvement: the surrogate's improvement there
+    :param n_evaluations: the number of steps that were tried
+    :param kl: KL(old ‖ new) of the accepted step, in nats; 0 if none was
+    :param improvement: the surrogate's improvement by it; 0 if none was
     """
 
     success: bool
@@ -57,15 +57,16 @@ def backtracking_line_search(
     The search is a transaction: if no step is accepted, or anything is raised, the parameters are bit for bit what they
     were.
 
-    :param evaluate: KL(old ‖ θ) and the surrogate's improvement over θ_old, at the parameters as they are
+    :param evaluate: a function that measures, at the parameters as they are, KL(old ‖ θ) and the surrogate's
+        improvement over θ_old
     :param parameters: θ, at θ_old
     :param full_step: the longest step to try, (P,)
-    :param project: brings each θ that is tried into the set that it may lie in, in place, and θ_old by less than δ;
-        None where it may lie anywhere
+    :param project: a function that brings θ into the set that it may lie in, in place, and θ_old by less than δ; None
+        where θ may lie anywhere
     :param max_kl: δ
-    :param shrinking_factor: largest reduction of the step from one try to the next
-    :param max_iter: maximum number of tries
-    :return: what was done
+    :param shrinking_factor: the largest reduction of the step from one try to the next
+    :param max_iter: the maximum number of tries
+    :return: the accepted step, or that there is none
     """
     old = parameters.vector()
     success = False
@@ -98,10 +99,10 @@ def _reduction(kl: float, max_kl: float, shrinking_factor: float) -> float:
     """
     Choose how much shorter the next step is.
 
-    :param kl: of the step that was too long, or did not improve the surrogate
+    :param kl: KL of the step that was too long, or did not improve the surrogate
     :param max_kl: δ
-    :param shrinking_factor: largest reduction
-    :return: what the step is multiplied with
+    :param shrinking_factor: the largest reduction
+    :return: the factor for the step
     """
     # KL grows with the square of the step. Where it is not to blame, or not finite, the parabola says nothing.
     if max_kl < kl < math.inf:

@@ -2,8 +2,8 @@
 The distribution parameters z(θ) of a batch of states, linearised at the current θ.
 
 All that TRPO needs to know about the policy's networks is the product of the Jacobian J = ∂z/∂θ with a vector, from
-either side: the surrogate's gradient is one Jᵀu, a Fisher-vector product one Jv and one Jᵀu, the Kronecker factors one
-Jᵀu. ``GraphLinearization`` takes them from autograd, for any policy; ``MlpLinearization`` has them written out.
+either side. The surrogate's gradient takes one Jᵀu, a Fisher-vector product one Jv and one Jᵀu, the Kronecker factors
+one Jᵀu. ``GraphLinearization`` takes them from autograd, for any policy; ``MlpLinearization`` has them written out.
 """
 
 import copy
@@ -29,13 +29,13 @@ class LayerPass:
     """
     What went through a linear layer or convolution, forward and backward.
 
-    :param weight: the layer's, (m, ...)
-    :param bias: the layer's, (m,), or None if it is not among the parameters
-    :param convolution: the layer, if it is one
-    :param inputs: what entered it, (..., n) or, for a convolution, (..., channels, height, width)
-    :param cotangents: gradient with respect to what left it, (..., m) or (..., m, height, width)
-    :param n_states: the number of states N that this is the whole of; the leading axes need not count them: a branch of
-        the network may see some states only, or each state in several rows
+    :param weight: the layer's weight, (m, ...)
+    :param bias: the layer's bias, (m,), or None if it is not among the parameters
+    :param convolution: the layer, if it is a convolution
+    :param inputs: what entered the layer, (..., n) or, for a convolution, (..., channels, height, width)
+    :param cotangents: the gradient with respect to what left it, (..., m) or (..., m, height, width)
+    :param n_states: the number of states N that all rows together stand for; the leading axes need not count them: a
+        branch of the network may see some states only, or each state in several rows
     """
 
     weight: th.Tensor
@@ -50,7 +50,8 @@ class Linearization(ABC):
     """
     z(θ) ≈ z + J (θ − θ_old) for a batch of N states.
 
-    ``distribution`` is π(·|s), differentiable; ``z`` has its parameters, tensors of shape (N, ·), in ``family``.
+    ``distribution`` is π(·|s), differentiable. ``family`` is its family, and ``z`` has its parameters there, tensors of
+    shape (N, ·).
 
     :param distribution: π(·|s) for a batch of states, differentiable
     :param parameters: θ
@@ -80,7 +81,7 @@ class Linearization(ABC):
         """
         Multiply by the Jacobian: how z changes along v.
 
-        :param v: (P,)
+        :param v: the direction, (P,)
         :return: J v, shaped as z
         """
 
@@ -89,37 +90,41 @@ class Linearization(ABC):
         """
         Multiply by the transposed Jacobian: the gradient of u · z.
 
-        :param u: shaped as z
+        :param u: a vector shaped as z
         :return: Jᵀ u, (P,)
         """
 
     @abstractmethod
     def vjp_pieces(self, u: DistributionParameters, positions: Sequence[int]) -> list[th.Tensor]:
         """
-        Compute what ``vjp`` has for some of the parameters.
+        Compute the pieces of Jᵀ u that belong to some of the parameters.
 
-        :param u: shaped as z
-        :param positions: where in θ these parameters stand, at least one
-        :return: a piece of Jᵀ u for each, as ``FlatParameters.split`` has them
+        :param u: a vector shaped as z
+        :param positions: the places of these parameters in θ, at least one
+        :return: a piece for each, shaped as ``FlatParameters.split`` gives it
         """
 
     @abstractmethod
     def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
         """
-        Go through the layers that have Kronecker factors: those whose weights are among the parameters and that were
-        called exactly once. No two of them share a parameter.
+        Go through the layers that have Kronecker factors.
 
-        :param u: shaped as z, propagated backward
-        :param every: k; only every k-th state is wanted, if leaving out the others saves time
+        These are the layers whose weights are among the parameters and that were called exactly once. No two of them
+        share a parameter.
+
+        :param u: the vector to propagate backward, shaped as z
+        :param every: k; every k-th state is enough, if leaving out the others saves time
         :return: what went through each of the layers
         """
 
 
 class Linearizations(Generic[SamplesT]):
     """
-    The linearisations of the chunks of a batch. One is kept; several are made anew each time, to bound the memory.
+    The linearisations of the chunks of a batch.
 
-    :param linearize: makes the linearisation of a chunk
+    A single one is kept; several are made anew each time, to bound the memory.
+
+    :param linearize: a function that linearises z(θ) on a chunk
     :param chunks: the batch, in chunks
     """
 

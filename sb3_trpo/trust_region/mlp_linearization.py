@@ -19,9 +19,10 @@ class Cotangents(NamedTuple):
     """
     A gradient with respect to what z is computed from.
 
-    :param outputs: of the network, (N, n_out)
-    :param latent: of what enters the network's last layer, (N, n), where z depends on that in another way as well
-    :param log_std: of log σ, shaped as it is
+    :param outputs: the gradient in the network's outputs, (N, n_out)
+    :param latent: the gradient in what enters the network's last layer, (N, n), where z depends on that in another way
+        as well
+    :param log_std: the gradient in log σ, shaped as log σ
     """
 
     outputs: th.Tensor
@@ -31,21 +32,21 @@ class Cotangents(NamedTuple):
 
 class MlpLinearization(Linearization):
     """
-    A plain network that gives mean actions or logits, with or without a log σ that no state changes.
+    The linearisation of a plain network that gives mean actions or logits.
 
-    θ is the network's parameters, then log σ. Logits count as the network gives them, before torch normalises or masks
-    them: J v may differ by a shift of all logits of an action, and for those that are masked, to both of which the
-    metric is blind (M 1 = 0, 1ᵀM = 0, and M is 0 where the probability is).
+    θ is the network's parameters, then log σ, if the policy has one for all states. Logits count as the network gives
+    them, before torch normalises or masks them. So J v may differ by a shift of all logits of an action, and in those
+    that are masked; to both the metric is blind (M 1 = 0, 1ᵀM = 0, and M is 0 where the probability is).
 
     :param mlp: the network
-    :param features: its inputs, (N, n_in)
-    :param distribution_of: maps the network's outputs, and what entered its last layer, to an action distribution,
-        differentiably
+    :param features: the network's inputs, (N, n_in)
+    :param distribution_of: a differentiable function that makes the action distribution from the network's outputs and
+        from what entered its last layer
     :param parameters: θ
     :param log_std: log σ, (action dimensions,), or None
     """
 
-    # Whether z depends on the inputs of the last layer, on another way than through that layer.
+    # Whether z depends on the inputs of the last layer in another way than through that layer.
     uses_latent: ClassVar[bool] = False
 
     def __init__(
@@ -68,6 +69,7 @@ class MlpLinearization(Linearization):
         super().__init__(distribution_of(self._outputs, self._latent), parameters)
 
     def gradient(self, objective: th.Tensor) -> th.Tensor:
+        """Differentiate to the network's outputs by autograd, and from there to θ by the written-out pass."""
         leaves = {"outputs": self._outputs}
         if self.uses_latent:
             leaves["latent"] = self._latent
@@ -79,6 +81,7 @@ class MlpLinearization(Linearization):
 
     @th.no_grad()
     def jvp(self, v: th.Tensor) -> DistributionParameters:
+        """Multiply by J, by one forward pass of tangents."""
         tangents = self.parameters.split(v)
         on_outputs = self._mlp.jvp(self._inputs, tangents[: len(self._layers)]).t()
         on_latent = self._inputs.tangents[-1].t() if self._inputs.tangents else None
@@ -86,12 +89,13 @@ class MlpLinearization(Linearization):
 
     @th.no_grad()
     def vjp(self, u: DistributionParameters) -> th.Tensor:
+        """Multiply by Jᵀ, by one backward pass."""
         return self._pull_back(self._cotangents(u))
 
     @th.no_grad()
     def vjp_pieces(self, u: DistributionParameters, positions: Sequence[int]) -> list[th.Tensor]:
+        """Take the pieces from Jᵀ u; log σ alone takes no pass through the network."""
         if list(positions) == [len(self._layers)]:
-            # log σ alone, which needs no pass through the network.
             on_log_std = self._cotangents(u).log_std
             assert on_log_std is not None
             return [on_log_std]
@@ -100,6 +104,7 @@ class MlpLinearization(Linearization):
 
     @th.no_grad()
     def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
+        """Go through the network's layers, on every k-th state."""
         inputs, (on_outputs, on_latent, _) = self._inputs.every(every), self._cotangents(u)
         latent_columns = None if on_latent is None else on_latent[::every].t()
         for i, cotangents in enumerate(self._mlp.backward(inputs, on_outputs[::every].t(), latent_columns)):
@@ -111,17 +116,21 @@ class MlpLinearization(Linearization):
         self, on_outputs: th.Tensor, on_latent: th.Tensor | None, log_std: th.Tensor | None
     ) -> DistributionParameters:
         """
-        :param on_outputs: directional derivative of the network's outputs, (N, n_out)
-        :param on_latent: likewise of what enters the last layer, (N, n); None if that does not depend on θ
-        :param log_std: the direction in log σ, if there is one
-        :return: that of z
+        Compute how z changes from how the things change that it is computed from.
+
+        :param on_outputs: the change of the network's outputs, (N, n_out)
+        :param on_latent: the change of what enters the last layer, (N, n); None if that does not depend on θ
+        :param log_std: the change of log σ, if there is one
+        :return: the change of z
         """
         return (on_outputs,) if log_std is None else (on_outputs, self.z[1] * log_std)
 
     def _cotangents(self, u: DistributionParameters) -> Cotangents:
         """
-        :param u: shaped as z
-        :return: what u is for the network's outputs and for log σ
+        Propagate u back to what z is computed from.
+
+        :param u: a vector shaped as z
+        :return: the gradient of u · z in the network's outputs and in log σ
         """
         return Cotangents(u[0]) if self._log_std is None else Cotangents(u[0], None, (u[1] * self.z[1]).sum(dim=0))
 

@@ -16,8 +16,8 @@ from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.kronecker_factor import KroneckerFactor
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 
-# The factors are only a preconditioner: of twice as many states or more, and beyond so many elements of a layer's
-# inputs, some samples stand for all.
+# The factors are only a preconditioner, so that some samples may stand for all: of twice as many states or more every
+# second, third, ..., and of a layer's inputs at most this many elements.
 N_FACTOR_SAMPLES = 2048
 MAX_FACTOR_ELEMENTS = 2**23
 _SEED = 0
@@ -38,7 +38,7 @@ def kronecker_preconditioner(linearization: Linearization, damping: float) -> Op
     A parameter of any other kind (log σ, a normalisation's gain, a recurrent cell) gets its mean curvature, from the
     same signs. So does that of a layer whose block cannot be had: one that saw no sample, for example.
 
-    :param linearization: the policy's, on a sample of states
+    :param linearization: z(θ) on a sample of states
     :param damping: λ
     :return: r -> P⁻¹ r
     :raises PreconditionerError: if there is a parameter whose curvature is not finite, or not above 0
@@ -67,10 +67,10 @@ class _Block(Protocol):
 
     def solve(self, pieces: list[th.Tensor], solution: list[th.Tensor]) -> None:
         """
-        Multiply by it.
+        Multiply by this inverse.
 
         :param pieces: r, in pieces shaped as the parameters
-        :param solution: where the block's pieces of P⁻¹ r go
+        :param solution: P⁻¹ r, likewise; the block writes its own pieces
         """
 
 
@@ -78,8 +78,8 @@ class _LayerBlock:
     """
     (A ⊗ G + λ I)⁻¹ for one layer, exactly, from the eigenvectors of A and G.
 
-    :param weight: where the weight stands in θ
-    :param bias: where the bias stands in θ, or None
+    :param weight: the weight's place in θ
+    :param bias: the bias's place in θ, or None
     :param inputs: A, of size n, which counts the bias
     :param outputs: G, of size m
     :param damping: λ
@@ -120,7 +120,7 @@ def _check_curvature(curvature: th.Tensor, damping: float, is_complete: bool) ->
 
     :param curvature: eigenvalues of A ⊗ G + λ I; none, if all rows of a factor are zero
     :param damping: λ
-    :param is_complete: whether they are all there are, rather than all but those that are λ
+    :param is_complete: whether these are all eigenvalues; if not, the others are λ
     :raises PreconditionerError: if one of them is not finite, or not above 0
     """
     bounds = th.stack(curvature.aminmax()) if curvature.numel() else curvature.new_full((2,), damping)
@@ -138,7 +138,7 @@ def _layer_blocks(layers: Iterator[LayerPass], position: dict[int, int], damping
     Make the blocks of those layers that can have one.
 
     :param layers: what went through each layer
-    :param position: where in θ a parameter stands, by its id
+    :param position: the place of each parameter in θ, by its id
     :param damping: λ
     :return: a block for each of these layers
     """
@@ -169,9 +169,10 @@ def _rows(layer: LayerPass) -> tuple[th.Tensor, th.Tensor, float]:
     """
     Bring a layer's pass into rows, one for each time that its weight was multiplied with something.
 
-    :param layer: what went through it
-    :return: inputs (R, n) and cotangents (R, m); and the share of all rows that these are, for of very many some stand
-        for all
+    Of very many rows some stand for all.
+
+    :param layer: what went through the layer
+    :return: inputs (R, n), cotangents (R, m), and the share of all rows that these are
     """
     fan_out, fan_in = len(layer.weight), math.prod(layer.weight.shape[1:])
     inputs, cotangents = layer.inputs, layer.cotangents
@@ -207,9 +208,9 @@ def _thinned(rows: th.Tensor, max_rows: int) -> th.Tensor:
     """
     Take rows at equal distances.
 
-    :param rows: (N, ...), neighbours alike, as in a rollout
-    :param max_rows: how many the result may have
-    :return: one row of each few
+    :param rows: the rows, (N, ...); neighbours are alike, as in a rollout
+    :param max_rows: the most rows to take
+    :return: every k-th row, for the least k that is enough
     """
     return rows[:: -(-len(rows) // max_rows)]
 
@@ -227,7 +228,7 @@ class _ScalarBlock:
     """
     The inverse of a block that is a multiple of the identity.
 
-    :param piece: where a parameter of no known layer stands in θ
+    :param piece: the place in θ of a parameter of no known layer
     :param inverse: 1 / (its mean curvature + λ)
     """
 
@@ -242,14 +243,16 @@ def _scalar_blocks(
     linearization: Linearization, u: DistributionParameters, rest: Sequence[int], damping: float
 ) -> Iterator[_ScalarBlock]:
     """
-    Give each of some parameters its mean curvature. As ε is independent from state to state, (Jᵀ R ε)² / N has the mean
-    diag F.
+    Give each of some parameters its mean curvature.
 
-    :param linearization: the policy's, on N states
+    As ε is independent from state to state, (Jᵀ R ε)² / N has the mean diag F.
+
+    :param linearization: z(θ) on N states
     :param u: R ε
-    :param rest: where in θ these parameters stand
+    :param rest: the places of these parameters in θ
     :param damping: λ
     :return: a block for each
+    :raises PreconditionerError: if a curvature is not finite, or not above 0
     """
     if not rest:
         return

@@ -11,16 +11,16 @@ class SharedSwitches:
     """
     Switches that are set while at least one training needs them.
 
-    The first one sets them, and the last one puts them back. If each did so by itself, one that ends while another goes
-    on would leave behind what it had found: the other's setting.
+    The first training sets them, and the last one puts them back. If each did so by itself, one that ends while another
+    goes on would leave behind what it had found: the other's setting.
 
-    :param settings: make context managers that set the switches
+    :param settings: functions that make context managers, each of which sets a switch
     """
 
     def __init__(self, *settings: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        # Objects rather than a count: taking one out twice, or one that never came in, does no harm, so that an
+        # Objects rather than a count: it does no harm to take one out twice, or one that never came in. So an
         # interruption at any line of ``hold`` leaves the right state.
         self._holders: set[object] = set()
         self._stack = contextlib.ExitStack()

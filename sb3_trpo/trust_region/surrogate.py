@@ -18,10 +18,10 @@ LogProb = Callable[[Distribution, th.Tensor], th.Tensor]
 
 def log_prob_of_sampled(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
     """
-    Give each action the density, or probability, that the distribution itself gives it.
+    Give the log-probability of actions as the distribution itself has it.
 
-    :param distribution: of N states
-    :param actions: (N, ...)
+    :param distribution: the action distribution of N states
+    :param actions: the actions, (N, ...)
     :return: ln π(a|s), (N,)
     """
     return distribution.log_prob(actions)
@@ -33,8 +33,8 @@ class PolicyBatch(Generic[SamplesT]):
     States with the actions taken there, and how good these were.
 
     :param samples: what the policy needs in order to give an action distribution for each state
-    :param actions: as the distribution's ``log_prob`` takes them, (N, ...)
-    :param advantages: (N,)
+    :param actions: the actions as the distribution's ``log_prob`` takes them, (N, ...)
+    :param advantages: A(s, a), (N,)
     """
 
     samples: SamplesT
@@ -49,8 +49,8 @@ def normalize_advantages(batches: Sequence[PolicyBatch[SamplesT]]) -> list[Polic
     """
     Give the advantages of all batches together mean 0 and standard deviation 1.
 
-    :param batches: chunks of the data
-    :return: the same with other advantages
+    :param batches: the rollout, in chunks
+    :return: the same chunks with these advantages
     """
     advantages = th.cat([batch.advantages for batch in batches]) if len(batches) > 1 else batches[0].advantages
     mean, std = advantages.mean(), advantages.std()
@@ -59,18 +59,20 @@ def normalize_advantages(batches: Sequence[PolicyBatch[SamplesT]]) -> list[Polic
 
 class Surrogate:
     """
-    L(θ) and the KL divergence from π_old, where π_old is the policy when this is made:
+    The surrogate L(θ) and the KL divergence from π_old, the policy when this is made.
 
-        L(θ) = E[π_θ(a|s) / π_old(a|s) A(s, a)] + c E[H(π_θ(·|s))],    E[KL(π_old(·|s) ‖ π_θ(·|s))]
+    With an entropy bonus (TRPO paper, eq. 14) they are
 
-    (TRPO paper, eq. 14, with an entropy bonus). What is known at θ_old is there at once: ``gradient``, ∇L, (P,);
-    ``objective``, L; ``entropy``, E[H]. ``evaluate`` gives the rest at any other θ.
+        L(θ) = E[π_θ(a|s) / π_old(a|s) A(s, a)] + c E[H(π_θ(·|s))],    E[KL(π_old(·|s) ‖ π_θ(·|s))].
 
-    :param distribution_of: evaluates the policy on a batch's samples
-    :param batches: chunks of the data
+    What is known at θ_old is there at once: ``gradient``, ∇L, (P,); ``objective``, L; ``entropy``, E[H]. ``evaluate``
+    gives the rest at any other θ.
+
+    :param distribution_of: a function that evaluates the policy on a chunk's samples
+    :param batches: the rollout, in chunks
     :param linearizations: the linearisations of the same chunks, at θ_old
     :param ent_coef: c
-    :param log_prob: ln π(a|s) from action distributions and actions, (N,)
+    :param log_prob: a function of action distributions and actions that gives ln π(a|s), (N,)
     """
 
     def __init__(
@@ -135,9 +137,11 @@ class Surrogate:
 
 def _ratio_change(log_prob: th.Tensor, old_log_prob: th.Tensor) -> th.Tensor:
     """
-    Compute how much more, or less, likely each action has become.
+    Compute π_θ(a|s)/π_old(a|s) − 1, by which each action has become more, or less, likely.
 
-    :return: π_θ/π_old − 1, (N,)
+    :param log_prob: ln π_θ(a|s), (N,)
+    :param old_log_prob: ln π_old(a|s), (N,)
+    :return: the change, (N,)
     """
     # The improvement is small against the advantages: subtracting 1 first keeps its digits.
     return th.expm1(log_prob - old_log_prob)
@@ -145,9 +149,12 @@ def _ratio_change(log_prob: th.Tensor, old_log_prob: th.Tensor) -> th.Tensor:
 
 def _entropy(distribution: Distribution, log_prob: th.Tensor, ratio_change: th.Tensor) -> th.Tensor:
     """
-    Sum the entropy over the states.
+    Add up the entropy over the states.
 
-    :return: the entropy, a scalar
+    :param distribution: π_θ(·|s) of N states
+    :param log_prob: ln π_θ(a|s) of the actions that π_old took, (N,)
+    :param ratio_change: π_θ(a|s)/π_old(a|s) − 1, (N,)
+    :return: the entropy in nats, a scalar
     """
     entropy = distribution.entropy()
     if entropy is None:

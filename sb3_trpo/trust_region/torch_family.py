@@ -30,8 +30,8 @@ class TorchFamily(DistributionFamily[DistributionT]):
 
     The first axis of the batch shape is that of the states; further ones are sub-actions, over which KL is summed.
 
-    :param distribution: one of them
-    :raises UserError: if it cannot be made from its attributes
+    :param distribution: a distribution of this class
+    :raises UserError: if its constructor's arguments cannot be read from its attributes
     """
 
     def __init__(self, distribution: DistributionT) -> None:
@@ -67,6 +67,7 @@ class TorchFamily(DistributionFamily[DistributionT]):
         )
 
     def z_of(self, distribution: DistributionT) -> DistributionParameters:
+        """Read the arguments of the constructor, expanded to the batch shape."""
         batch_shape = distribution.batch_shape
         z = []
         for name, constraint in self._constraints.items():
@@ -76,6 +77,7 @@ class TorchFamily(DistributionFamily[DistributionT]):
         return tuple(z)
 
     def compute_kl(self, old: DistributionParameters, new: DistributionParameters) -> th.Tensor:
+        """Compute KL by torch's own rule."""
         try:
             kl = kl_divergence(self._distribution(old), self._distribution(new))
         except NotImplementedError as error:
@@ -89,7 +91,7 @@ class TorchFamily(DistributionFamily[DistributionT]):
         """
         Compare KL with what the metric makes of it, a small step away.
 
-        :param z: parameters of some distributions
+        :param z: the parameters of some distributions
         :raises UserError: if torch has no KL for them, or none with a second derivative
         """
         exact = tuple(part.detach().double() for part in z)
@@ -118,13 +120,14 @@ class BetaFamily(TorchFamily[Beta]):
     """Independent Beta distributions; z = (α, β), each (N, action dimensions)."""
 
     def metric(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by M(z) = [ψ₁(α) − s, −s; −s, ψ₁(β) − s] with s = ψ₁(α + β)."""
         of_alpha, of_beta, of_both = self._trigammas(z)
         shift = of_both * (u[0] + u[1])
         return (of_alpha * u[0] - shift).to(u[0]), (of_beta * u[1] - shift).to(u[1])
 
     def metric_root(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by the Cholesky factor of M(z)."""
         of_alpha, of_beta, of_both = self._trigammas(z)
-        # Cholesky's, of [ψ₁(α) − s, −s; −s, ψ₁(β) − s] with s = ψ₁(α + β).
         first = (of_alpha - of_both).sqrt()
         below = -of_both / first
         last = (of_beta - of_both - below.square()).clamp(min=0.0).sqrt()
@@ -141,11 +144,13 @@ class LaplaceFamily(TorchFamily[Laplace]):
     """
     Independent Laplace distributions; z = (location, scale), each (N, action dimensions).
 
-    KL has a second derivative, but autograd, which takes that of |x| at 0 for 0, does not see it.
+    KL has a second derivative, but autograd does not see it, for it takes that of |x| at 0 for 0.
     """
 
     def metric(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by M(z) = 1/b², where b is the scale."""
         return u[0] / z[1] / z[1], u[1] / z[1] / z[1]
 
     def metric_root(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
+        """Multiply by R = 1/b, where b is the scale."""
         return u[0] / z[1], u[1] / z[1]

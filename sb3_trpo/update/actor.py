@@ -1,5 +1,5 @@
 """
-The actor: z(θ) of a policy on batches of states, by the fastest way that its networks allow.
+The actor: z(θ) of a policy on chunks of a rollout, by the fastest way that its networks allow.
 """
 
 import contextlib
@@ -27,19 +27,17 @@ from sb3_trpo.trust_region.gsde_linearization import GsdeLinearization
 from sb3_trpo.trust_region.linearization import Linearization
 from sb3_trpo.trust_region.mlp_linearization import MlpLinearization
 
-# Distributions that the network's outputs determine, and those that take log σ, too.
+# The distributions that the network's outputs determine, and those that take log σ, too.
 _OF_OUTPUTS = (CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
 _WITH_LOG_STD = (DiagGaussianDistribution, StateDependentNoiseDistribution)
 
 
 class States(Protocol):
-    """
-    Rollout samples, as far as an actor is concerned.
-    """
+    """Rollout samples, as far as an actor is concerned."""
 
     @property
     def observations(self) -> PyTorchObs:
-        """Of N states."""
+        """The observations of N states."""
 
 
 StatesT = TypeVar("StatesT", bound=States)
@@ -50,11 +48,12 @@ class Actor(Generic[StatesT]):
     z(θ) of a policy, for the duration of one update.
 
     :param policy: the policy, in evaluation mode
-    :param distribution_of: evaluates the policy on a chunk of rollout samples
+    :param distribution_of: a function that evaluates the policy on a chunk of rollout samples
     :param is_builtin: whether ``distribution_of`` is nothing but the policy's ``get_distribution``, or what
         ``distribution_from`` makes of its network's outputs
-    :param distribution_from: makes the action distribution from the network's outputs, (N, n_out), differentiably, and
-        from the samples that they belong to, such as their action masks; None is the policy's own distribution
+    :param distribution_from: a function that makes the action distribution from the network's outputs, (N, n_out),
+        differentiably, and from the samples that they belong to, such as their action masks; None is the policy's own
+        distribution
     """
 
     def __init__(
@@ -86,10 +85,10 @@ class Actor(Generic[StatesT]):
 
     def linearize(self, samples: StatesT) -> Linearization:
         """
-        Linearise z(θ) at the present θ.
+        Linearise z(θ) at the current θ.
 
         :param samples: a chunk of rollout samples
-        :return: the linearisation on these
+        :return: the linearisation on this chunk
         """
         if self._mlp is None:
             linearization = GraphLinearization(lambda: self._distribution_of(samples), self._policy, self._parameters)
@@ -109,8 +108,10 @@ class Actor(Generic[StatesT]):
     @property
     def hides_features(self) -> bool:
         """
-        Whether ``linearize`` lacks a part of J: unless told to learn features for it, gSDE treats those that its noise
-        depends on as constants, and autograd does so in every product.
+        Whether ``linearize`` lacks a part of J.
+
+        Unless told to learn features for it, gSDE treats the features that its noise depends on as constants, and so
+        does autograd in every product.
         """
         action_dist = self._policy.action_dist
         return (
@@ -123,11 +124,11 @@ class Actor(Generic[StatesT]):
         """
         Linearise z(θ) with all that it depends on.
 
-        That gSDE's features are not trained for their noise is a matter of the gradient; KL changes with the noise
+        gSDE's features are not trained for the noise: that concerns the gradient alone. KL changes with the noise,
         whatever moves it.
 
         :param samples: a chunk of rollout samples
-        :return: the linearisation on these
+        :return: the linearisation on this chunk
         """
         if not self.hides_features:
             return self.linearize(samples)
@@ -137,7 +138,7 @@ class Actor(Generic[StatesT]):
     @th.no_grad()
     def distribution(self, samples: StatesT) -> Distribution:
         """
-        Evaluate the policy at the present θ, by the same arithmetic as in ``linearize``.
+        Evaluate the policy at the current θ, by the same arithmetic as in ``linearize``.
 
         :param samples: a chunk of rollout samples
         :return: π(·|s)
@@ -167,7 +168,7 @@ class Actor(Generic[StatesT]):
 @contextlib.contextmanager
 def _show_features(action_dist: Distribution) -> Iterator[None]:
     """
-    Make gSDE differentiable in all that it is given, while this is open.
+    Make gSDE differentiable, in the block, in all that it is given.
 
     :param action_dist: the distribution with state-dependent noise
     """

@@ -2,7 +2,7 @@
 Actions that are clipped on their way to the environment.
 
 SB3 samples Gaussian actions and clips them to the bounds of the action space. What happens then is the same for every
-action beyond a bound, so that where exactly it was drawn is noise in the policy gradient and nothing else.
+action beyond a bound. Where exactly it was drawn is nothing but noise in the policy gradient.
 """
 
 import functools
@@ -28,13 +28,15 @@ _MIN_DEVIATIONS = -12.0
 
 def log_prob_of_executed(policy: ActorCriticPolicy) -> LogProb:
     """
-    The logarithm of the probability of what the environment gets: for an action at or beyond a bound, that of all such
-    actions together. Its gradient has the same expectation as that of the density of what was sampled, and never more
-    variance (Fujita & Maeda 2018, https://arxiv.org/abs/1802.07564).
+    Make the function that gives the log-probability of what the environment gets.
 
-    :param policy: whose actions they are
-    :return: from action distributions of N states and actions as sampled, (N, ...), the logarithm, (N,): of a density
-        for what lies within the bounds, of a probability for what does not
+    For an action at or beyond a bound that is the probability of all such actions together. Its gradient has the same
+    expectation as that of the density of what was sampled, and never more variance (Fujita & Maeda 2018,
+    https://arxiv.org/abs/1802.07564).
+
+    :param policy: the policy that acts
+    :return: a function of the action distributions of N states and of the actions as sampled, (N, ...), that gives a
+        logarithm, (N,): of a density within the bounds, of a probability at or beyond them
     """
     space = policy.action_space
     if not isinstance(space, spaces.Box) or policy.squash_output:
@@ -46,16 +48,19 @@ def log_prob_of_executed(policy: ActorCriticPolicy) -> LogProb:
 
 def _log_prob_of_clipped(low: th.Tensor, high: th.Tensor, distribution: Distribution, actions: th.Tensor) -> th.Tensor:
     """
-    :param low: of each sub-action, (number of sub-actions,)
-    :param high: likewise
-    :param distribution: of N states
-    :param actions: as sampled, (N, number of sub-actions)
+    Give the log-probability of Gaussian actions after they are clipped.
+
+    :param low: the lower bound of each action dimension, (action dimensions,)
+    :param high: the upper bound of each, (action dimensions,)
+    :param distribution: the action distribution of N states
+    :param actions: the actions as sampled, (N, action dimensions)
+    :return: the logarithms, summed over action dimensions, (N,)
     """
     if type(distribution) not in _GAUSSIANS:
         return log_prob_of_sampled(distribution, actions)
     normal: Any = distribution.distribution
     above, below = actions >= high, actions <= low
-    # 0 within the bounds: the distance to an enormous bound would make the gradient in σ, which is not asked for there,
+    # 0 within the bounds, where the gradient in σ is not asked for: the distance to an enormous bound would make it
     # infinite, and its product with 0 not a number.
     beyond = th.where(above, normal.loc - high, th.where(below, low - normal.loc, 0.0))
     deviations = beyond / normal.scale

@@ -21,12 +21,12 @@ from sb3_trpo.update.samples import RolloutT, chunks, select
 from sb3_trpo.update.training_mode import train_critic
 from sb3_trpo.update.transaction import Transaction
 
-# Up to this size, features are put into an epoch's order all at once; beyond, that copy would take too much memory.
+# Up to this size all features are put into an epoch's order at once; beyond, that copy would take too much memory.
 MAX_SHUFFLED_ELEMENTS = 2**22
 # What rounding may add to KL from one evaluation of the same policy to the next, where a GPU sums in any order.
 KL_ROUNDING = 1e-6
 
-# Gives, for each minibatch of one epoch, the rows of the samples that are in it.
+# Gives for each minibatch of one epoch the rows of its samples.
 DrawRows: TypeAlias = Callable[[RolloutT, int], Sequence[th.Tensor]]
 
 
@@ -35,8 +35,8 @@ class CriticFit:
     """
     What the fit did.
 
-    :param losses: mean squared error of each minibatch, before the step that it led to, (number of steps,)
-    :param held: names of parameters that were to be moved but were not, for the policy moved with them
+    :param losses: the mean squared error of each minibatch, before the step that it led to, (number of steps,)
+    :param held: the names of parameters that the critic would train but may not, for the policy moves with them
     """
 
     losses: th.Tensor
@@ -44,7 +44,7 @@ class CriticFit:
 
     @property
     def mean_loss(self) -> float:
-        """Mean over the minibatches; 0 if there was none."""
+        """The mean over the minibatches; 0 if there was none."""
         return float(self.losses.mean()) if len(self.losses) else 0.0
 
 
@@ -53,9 +53,9 @@ class CriticSettings:
     """
     How the critic is fitted.
 
-    :param n_epochs: passes over the data
-    :param batch_size: samples of a minibatch
-    :param max_grad_norm: the gradient is scaled down to this Euclidean norm; None leaves it as it is
+    :param n_epochs: the number of passes over the rollout
+    :param batch_size: the number of samples in a minibatch
+    :param max_grad_norm: the Euclidean norm that the gradient is scaled down to; None leaves it as it is
     """
 
     n_epochs: int
@@ -68,11 +68,11 @@ def shuffle_rows(samples: RolloutT, batch_size: int) -> Sequence[th.Tensor]:
     Draw the minibatches of one epoch: every sample once, in random order.
 
     :param samples: the rollout
-    :param batch_size: samples of a minibatch
-    :return: for each minibatch the rows of the samples that are in it
+    :param batch_size: the number of samples in a minibatch
+    :return: for each minibatch the rows of its samples
     """
     returns = samples.returns
-    return th.randperm(len(returns), device=returns.device).split(batch_size)
+    return th.split(th.randperm(len(returns), device=returns.device), batch_size)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TrustRegion:
     """
     The bound on the policy's change in the whole update.
 
-    :param measure_kl: measures E[KL(π_old ‖ π)] of the policy as it is
+    :param measure_kl: a function that measures E[KL(π_old ‖ π)] of the policy as it is
     :param max_kl: δ
     """
 
@@ -89,7 +89,7 @@ class TrustRegion:
 
     def is_left(self) -> bool:
         """
-        Say whether the policy, as it is, is outside.
+        Say whether the policy, as it is, lies outside.
 
         :return: whether KL is more than δ, or not a number
         """
@@ -98,9 +98,7 @@ class TrustRegion:
 
 @dataclass(frozen=True)
 class _Regression(Generic[RolloutT]):
-    """
-    What the critic is fitted to, and how: the arguments of ``fit_critic`` of the same names.
-    """
+    """What the critic is fitted to, and how: the arguments of ``fit_critic`` of the same names."""
 
     policy: ActorCriticPolicy
     predict_values: Callable[[RolloutT], th.Tensor]
@@ -146,14 +144,14 @@ def fit_critic(
     A parameter may move the policy without a gradient that tells (an encoder whose output the actor detaches). If the
     policy has left the trust region after the fit, the fit is done again without such parameters.
 
-    :param policy: in evaluation mode; whose critic it is
-    :param predict_values: gives the values of samples, (N, 1)
+    :param policy: the policy with the critic, in evaluation mode
+    :param predict_values: a function that gives the values of samples, (N, 1)
     :param samples: the rollout: N states, as ``predict_values`` takes them, and their returns R, (N,)
-    :param actor_parameters: the parameters not to be moved
-    :param settings: how to fit
-    :param is_builtin: whether ``predict_values`` is nothing but the policy's
-    :param draw_rows: draws the minibatches of an epoch
-    :param trust_region: the bound on the policy's change; None if it is not to be looked after
+    :param actor_parameters: the parameters that stay as they are
+    :param settings: the settings of the fit
+    :param is_builtin: whether ``predict_values`` is nothing but the policy's own method
+    :param draw_rows: a function that draws the minibatches of an epoch
+    :param trust_region: the bound on the policy's change; None leaves it unmeasured
     :return: the losses, and the parameters that were left out
     """
     fixed = {id(parameter) for parameter in actor_parameters}
@@ -166,7 +164,9 @@ def fit_critic(
 
 def _may_move_policy(policy: ActorCriticPolicy, free: Iterable[nn.Parameter]) -> bool:
     """
-    :param policy: any
+    Tell whether a critic step may move the policy, too.
+
+    :param policy: the policy
     :param free: the parameters that the critic may move
     :return: False if none of them can have to do with the action distribution
     """
@@ -185,10 +185,12 @@ def _fit_within(
     regression: "_Regression[RolloutT]", trust_region: TrustRegion, free: Sequence[nn.Parameter]
 ) -> CriticFit:
     """
-    :param regression: what to fit
+    Fit the critic with as many of its parameters as leave the policy in its trust region.
+
+    :param regression: the regression to do
     :param trust_region: the bound on the policy's change
     :param free: the parameters that the critic may move, some of which may move the policy
-    :return: what was done
+    :return: the losses, and the parameters that were left out
     """
     names = {id(parameter): name for name, parameter in regression.policy.named_parameters()}
     moved: list[th.Tensor] = []
@@ -219,9 +221,9 @@ def _acting_parameters(
     """
     Find the parameters that the policy depends on, by trying each of them alone.
 
-    :param trust_region: measures the policy's change
-    :param parameters: as they were before the critic was fitted
-    :param moved: what the fit had made of them
+    :param trust_region: the measure of the policy's change
+    :param parameters: the parameters, as they were before the critic was fitted
+    :param moved: the values that the fit gave them
     :return: the ids of those that change the policy
     """
     kl, acting = trust_region.measure_kl(), set()
@@ -236,10 +238,12 @@ def _acting_parameters(
 
 def _fit(regression: "_Regression[RolloutT]", free: Sequence[nn.Parameter], in_training_mode: bool = True) -> CriticFit:
     """
-    :param regression: what to fit
+    Fit the critic, by the fastest way that its network and optimizer allow.
+
+    :param regression: the regression to do
     :param free: the parameters to move
     :param in_training_mode: whether the critic's own modules are in training mode meanwhile
-    :return: what was done
+    :return: the losses
     """
     policy = regression.policy
     network = plain_critic(policy) if regression.is_builtin else None
@@ -278,9 +282,11 @@ def _features_stay(policy: ActorCriticPolicy, free: Iterable[nn.Parameter]) -> b
 @th.no_grad()
 def _feature_columns(policy: ActorCriticPolicy, samples: RolloutT) -> th.Tensor:
     """
-    :param policy: whose critic's features do not change
+    Extract the features of a rollout, chunk by chunk, so that there is no other copy of them all on the way.
+
+    :param policy: a policy whose critic's features do not change in the fit
     :param samples: the rollout
-    :return: its features with a last row of ones, (n_features + 1, N), with no other copy of them all on the way
+    :return: the features with a last row of ones, (n_features + 1, N)
     """
     returns, extractor = samples.returns, policy.vf_features_extractor
     columns = th.ones(extractor.features_dim + 1, len(returns), dtype=returns.dtype, device=returns.device)
@@ -293,12 +299,14 @@ def _feature_columns(policy: ActorCriticPolicy, samples: RolloutT) -> th.Tensor:
 
 def _shuffled(columns: th.Tensor, epoch: Sequence[th.Tensor]) -> Iterator[th.Tensor]:
     """
-    :param columns: one for each sample, (n, N)
+    Cut columns into the minibatches of an epoch.
+
+    :param columns: one column for each sample, (n, N)
     :param epoch: the samples of each minibatch
-    :return: the minibatches
+    :return: the columns of each minibatch
     """
     if epoch and columns.numel() <= MAX_SHUFFLED_ELEMENTS:
-        yield from columns.index_select(1, th.cat(list(epoch))).split([len(rows) for rows in epoch], dim=1)
+        yield from columns.index_select(1, th.cat(list(epoch))).split_with_sizes([len(rows) for rows in epoch], dim=1)
     else:
         yield from (columns.index_select(1, rows) for rows in epoch)
 
@@ -306,15 +314,17 @@ def _shuffled(columns: th.Tensor, epoch: Sequence[th.Tensor]) -> Iterator[th.Ten
 @th.no_grad()
 def _fit_plain(regression: "_Regression[RolloutT]", network: PlainMlp) -> CriticFit:
     """
-    As ``_fit_by_autograd``, with the backward pass written out, on features that do not change.
+    Do what ``_fit_by_autograd`` does with the backward pass written out, on features that do not change.
 
-    :param network: from features to values
+    :param regression: the regression to do
+    :param network: the plain network from features to values
+    :return: the losses
     """
     policy, settings, returns = regression.policy, regression.settings, regression.samples.returns
     columns, targets = _feature_columns(policy, regression.samples), returns.unsqueeze(0)
     adam = FlatAdam(network, policy.optimizer)
     working_copy = ColumnMlp(adam.matrices, network.activations)
-    # By the number of samples, for a last minibatch may be smaller.
+    # Places for activations, by the number of samples, for a last minibatch may be smaller.
     inputs: dict[int, LayerInputs] = {}
     squares, factors = [], []
     for epoch in regression.epochs():

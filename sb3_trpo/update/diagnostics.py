@@ -1,12 +1,14 @@
 """
-What an update did, for the log; and advice on runs that go wrong: one warning for each kind of trouble, when it has
-lasted, with what to change.
+What an update did, for the log, and advice on runs that go wrong.
+
+There is one warning for each kind of trouble. It comes when the trouble has lasted, and says what to change.
 """
 
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -22,12 +24,12 @@ from sb3_trpo.trust_region.surrogate import Surrogate
 PATIENCE = 5
 # A relative residual above which CG has hardly begun to solve for the natural gradient.
 FAR_FROM_SOLVED = 0.5
-# The squared error of a critic that has diverged is so many times that of one that says 0 of every state ...
+# A critic has diverged if its squared error is this many times that of a critic that says 0 of every state ...
 DIVERGED = 2.0
-# ... and that of an untrained network: where returns are next to nothing, so are small errors.
+# ... and that of an untrained network, which counts where returns are nearly 0.
 UNTRAINED_SQUARED_ERROR = 1.0
 MIN_SAMPLES_PER_ACTION_DIMENSION = 32
-# Standard deviations of a new policy's actions within which it finds its way.
+# A new policy's actions hardly ever lie further from 0 than this many standard deviations.
 REACH = 3.0
 
 
@@ -38,10 +40,10 @@ class PolicyStep:
 
     :param parameters: θ, which the critic step must not move
     :param surrogate: L(θ)
-    :param grad_norm: Euclidean norm of ∇L(θ_old)
-    :param solution: of F x = ∇L
-    :param expected_improvement: ∇L · step, for the full step
-    :param line_search: its result
+    :param grad_norm: the Euclidean norm of g = ∇L(θ_old)
+    :param solution: the solution of (F + λ I) x = g
+    :param expected_improvement: g · step, for the full step
+    :param line_search: the result of the line search
     """
 
     parameters: FlatParameters
@@ -63,11 +65,11 @@ def record_update(
     """
     Log what an update did: first sb3-contrib's keys, then our own.
 
-    :param logger: of the algorithm
-    :param policy: after the update
-    :param step: of the policy
-    :param value_loss: mean squared error of the critic
-    :param explained_variance: of the returns by the critic's values during the rollout
+    :param logger: the algorithm's logger
+    :param policy: the policy after the update
+    :param step: the policy step
+    :param value_loss: the mean squared error of the critic
+    :param explained_variance: the share of the returns' variance that the critic's values explained in the rollout
     :param max_kl: δ
     """
     search = step.line_search
@@ -93,7 +95,10 @@ def record_update(
 @dataclass
 class Advice:
     """
-    Counts symptoms, and warns once of each.
+    What was noticed of the training, and said of it: a warning comes once for each symptom.
+
+    :param counts: for each symptom, the number of updates in a row that had it
+    :param given: the symptoms that were warned of
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -101,10 +106,12 @@ class Advice:
 
     def observe(self, symptom: str, is_present: bool, message: str, patience: int = PATIENCE) -> None:
         """
-        :param symptom: its name
-        :param is_present: in this update
-        :param message: what it is, and what to do about it
-        :param patience: updates in a row that it takes
+        Count a symptom, and warn of it once it has lasted.
+
+        :param symptom: the symptom's name
+        :param is_present: whether this update has it
+        :param message: what the trouble is, and what to do about it
+        :param patience: the number of updates in a row that it takes
         """
         self.counts[symptom] = self.counts.get(symptom, 0) + 1 if is_present else 0
         if self.counts[symptom] >= patience and symptom not in self.given:
@@ -113,7 +120,9 @@ class Advice:
 
     def on_policy_step(self, cg_residual: float, is_line_search_success: bool) -> None:
         """
-        :param cg_residual: relative
+        Look at a policy step.
+
+        :param cg_residual: the relative residual of conjugate gradient
         :param is_line_search_success: whether the update moved the policy
         """
         self.observe(
@@ -131,10 +140,12 @@ class Advice:
 
     def on_critic_step(self, value_loss: float, mean_squared_return: float) -> None:
         """
-        Explained variance is no measure of it: it is low where the returns hardly differ, as in a task that is solved.
+        Look at the critic's fit.
 
-        :param value_loss: mean squared error of the critic during its fit
-        :param mean_squared_return: the same of a critic that says 0
+        Explained variance would not tell: it is low where the returns hardly differ, as in a task that is solved.
+
+        :param value_loss: the mean squared error of the critic during its fit
+        :param mean_squared_return: the mean squared error of a critic that says 0
         """
         self.observe(
             "critic",
@@ -145,10 +156,10 @@ class Advice:
 
     def has_observed(self, symptom: str) -> bool:
         """
-        Say whether a symptom was looked for before.
+        Say whether a symptom was looked for before, with or without a finding.
 
-        :param symptom: its name
-        :return: whether it was, with or without a finding
+        :param symptom: the symptom's name
+        :return: whether it was
         """
         return symptom in self.counts
 
@@ -156,7 +167,7 @@ class Advice:
         """
         Look at what the critic was not allowed to train.
 
-        :param names: names of parameters
+        :param names: the names of these parameters
         """
         self.observe(
             "held parameters",
@@ -171,7 +182,7 @@ class Advice:
         """
         Look at normalisers and the like that learn in training mode only.
 
-        :param modules: names of the actor's, as a user finds them in the policy
+        :param modules: the names of the actor's modules of this kind, as a user finds them in the policy
         """
         self.observe(
             "statistics",
@@ -184,9 +195,9 @@ class Advice:
 
     def on_policy(self, policy: ActorCriticPolicy) -> None:
         """
-        Look at a new policy: one that acts around 0 can't reach bounds far from there.
+        Look at a new policy, which acts around 0 and can't reach bounds far from there.
 
-        :param policy: the policy, new
+        :param policy: the policy before its first update
         """
         space = policy.action_space
         if (
@@ -207,10 +218,12 @@ class Advice:
             patience=1,
         )
 
-    def on_setup(self, n_samples: int, action_space: spaces.Space) -> None:
+    def on_setup(self, n_samples: int, action_space: spaces.Space[Any]) -> None:
         """
-        :param n_samples: steps in a rollout, over all environments
-        :param action_space: the environment's
+        Look at the size of a rollout.
+
+        :param n_samples: the number of steps in a rollout, over all environments
+        :param action_space: the environments' action space
         """
         dimensions = action_dimensions(action_space)
         needed = MIN_SAMPLES_PER_ACTION_DIMENSION * dimensions
@@ -223,9 +236,11 @@ class Advice:
         )
 
 
-def action_dimensions(action_space: spaces.Space) -> int:
+def action_dimensions(action_space: spaces.Space[Any]) -> int:
     """
-    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    Count the action dimensions.
+
+    :param action_space: a Box, Discrete, MultiDiscrete or MultiBinary
     :return: the number of independent sub-actions
     """
     return 1 if isinstance(action_space, spaces.Discrete) else math.prod(action_space.shape or ())

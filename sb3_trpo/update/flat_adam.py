@@ -14,7 +14,12 @@ from sb3_trpo.trust_region.flat import flatten
 
 def is_flat_adam(optimizer: th.optim.Optimizer, network: PlainMlp, free: Iterable[nn.Parameter]) -> bool:
     """
-    :return: whether one Adam step over one vector does what the optimizer would do with the network's parameters
+    Tell whether ``FlatAdam`` does what the optimizer would do with a network's parameters.
+
+    :param optimizer: the policy's optimizer
+    :param network: the network to train
+    :param free: the parameters that may be moved
+    :return: whether it does
     """
     if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
         return False
@@ -33,12 +38,12 @@ def is_flat_adam(optimizer: th.optim.Optimizer, network: PlainMlp, free: Iterabl
 
 class FlatAdam:
     """
-    ``torch.optim.Adam`` on a network's parameters, gathered into one vector; the same arithmetic in one kernel a step.
+    ``torch.optim.Adam`` on a network's parameters as one vector: the same arithmetic in one kernel a step.
 
     The network's own parameters, and the optimizer's state, stay as they were until ``commit``.
 
-    :param network: whose parameters to move
-    :param optimizer: whose settings and state to use
+    :param network: the network to train
+    :param optimizer: the optimizer with the settings and the state to use
     """
 
     def __init__(self, network: PlainMlp, optimizer: th.optim.Optimizer) -> None:
@@ -74,7 +79,9 @@ class FlatAdam:
 
     def step(self, max_grad_norm: float | None) -> None:
         """
-        :param max_grad_norm: the gradient is scaled down to this norm; None leaves it as it is
+        Take one step along ``gradients``.
+
+        :param max_grad_norm: the Euclidean norm that the gradient is scaled down to; None leaves it as it is
         """
         if max_grad_norm is not None:
             # As in torch's clip_grad_norm_, so that both ways give the same numbers.
@@ -85,9 +92,7 @@ class FlatAdam:
 
     @th.no_grad()
     def commit(self) -> None:
-        """
-        Write parameters and state back, the parameters in place.
-        """
+        """Write parameters and state back, the parameters in place."""
         write_matrices_(self._parameters, self.matrices)
         moments = []
         for moment in self._moments:
@@ -98,4 +103,6 @@ class FlatAdam:
             self._optimizer.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
     def _views(self, vector: th.Tensor) -> list[th.Tensor]:
-        return [piece.view(shape) for piece, shape in zip(vector.split(self._sizes), self._shapes, strict=True)]
+        return [
+            piece.view(shape) for piece, shape in zip(vector.split_with_sizes(self._sizes), self._shapes, strict=True)
+        ]

@@ -9,8 +9,8 @@ import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-# 74 stacks of four Atari frames, or 6,000 observations of a humanoid. Smaller chunks save memory; on a CPU they
-# save time too, for what an image network computes then fits the caches.
+# 74 stacks of four Atari frames, or 6,000 observations of a humanoid. Smaller chunks save memory. On a CPU they save
+# time too, for then what an image network computes fits the caches.
 MAX_CHUNK_ELEMENTS = 2**21
 # A GPU wants more work at a time: 594 stacks, for which there is room on any that trains image networks.
 MAX_CHUNK_ELEMENTS_ON_GPU = 2**24
@@ -19,25 +19,21 @@ Index = th.Tensor | slice
 
 
 class Rows(Protocol):
-    """
-    Samples as a named tuple: its fields are tensors of N rows, dictionaries of such, or None.
-    """
+    """Samples as a named tuple: its fields are tensors of N rows, dictionaries of such, or None."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
 
 class Rollout(Rows, Protocol):
-    """
-    What every rollout buffer's samples have.
-    """
+    """What every rollout buffer's samples have."""
 
     @property
     def observations(self) -> PyTorchObs:
-        """Of N states."""
+        """The observations of N states."""
 
     @property
     def returns(self) -> th.Tensor:
-        """What the critic learns, (N,)."""
+        """The returns, which the critic learns, (N,)."""
 
 
 RowsT = TypeVar("RowsT", bound=Rows)
@@ -46,8 +42,10 @@ RolloutT = TypeVar("RolloutT", bound=Rollout)
 
 def whole_rollout(buffer: RolloutBuffer) -> Any:
     """
-    :param buffer: full
-    :return: all that is in it, as tensors, N rows
+    Read all of a rollout as tensors.
+
+    :param buffer: the buffer, full
+    :return: the samples, N rows
     """
     if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
         return next(iter(buffer.get(batch_size=None)))
@@ -59,9 +57,11 @@ def whole_rollout(buffer: RolloutBuffer) -> Any:
 
 def select(samples: RowsT, index: Index) -> RowsT:
     """
+    Select rows of samples.
+
     :param samples: a named tuple; its fields are tensors of N rows, dictionaries of such, or None
-    :param index: which rows
-    :return: the same with these rows only
+    :param index: the rows to select
+    :return: samples with these rows only
     """
     make: Callable[..., RowsT] = type(samples)
     return make(*(_rows(field, index) for field in samples))
@@ -69,10 +69,13 @@ def select(samples: RowsT, index: Index) -> RowsT:
 
 def chunks(samples: RowsT, size: int | None) -> Sequence[RowsT]:
     """
-    :param samples: as for ``select``, observations first
-    :param size: rows of a chunk; None chooses by the size of an observation and the kind of device
-    :return: the samples in chunks, whose sizes differ by one at most; each takes rows from all over the rollout, so
-        that one alone is representative
+    Divide samples into chunks.
+
+    Each chunk takes rows from all over the rollout, so that one alone is representative.
+
+    :param samples: a named tuple as for ``select``, with observations first
+    :param size: the number of rows in a chunk; None chooses by the size of an observation and the kind of device
+    :return: the chunks, whose sizes differ by one at most
     """
     n_samples = n_rows(samples)
     if size is None:
@@ -85,7 +88,9 @@ def chunks(samples: RowsT, size: int | None) -> Sequence[RowsT]:
 
 def n_rows(samples: Rows) -> int:
     """
-    :param samples: as for ``select``
+    Count the rows of samples.
+
+    :param samples: a named tuple as for ``select``
     :return: N
     """
     return len(next(_tensors(next(iter(samples)))))
@@ -93,8 +98,10 @@ def n_rows(samples: Rows) -> int:
 
 def _chunk_size(observations: Any) -> int:
     """
-    :param observations: tensor of N rows, or a dictionary of such
-    :return: how many rows are few enough for a chunk
+    Choose the size of a chunk.
+
+    :param observations: a tensor of N rows, or a dictionary of such
+    :return: the largest number of rows that a chunk may have
     """
     tensors = list(_tensors(observations))
     limit = MAX_CHUNK_ELEMENTS if tensors[0].device.type == "cpu" else MAX_CHUNK_ELEMENTS_ON_GPU

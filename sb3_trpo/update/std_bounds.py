@@ -7,24 +7,25 @@ from collections.abc import Callable
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-# What the way down to an upper bound may take of the trust region in one update, and the largest fall of ln σ in one,
-# up to which that share is about right.
+# The share of δ that the way down to an upper bound may take in one update, and the largest fall of ln σ in one
+# update, up to which that share is about right.
 DESCENT_SHARE = 1 / 16
 MAX_DESCENT = 0.25
 
 
 def std_bounds(policy: ActorCriticPolicy, min_std: float, max_std: float, max_kl: float) -> Callable[[], object] | None:
     """
-    Bounds that leave room in the trust region, whatever σ is when they come.
+    Bound σ in a way that leaves room in the trust region, whatever σ is when the bounds come.
 
-    Above, σ_old is left in steps for which KL(old ‖ new) is about ``DESCENT_SHARE`` δ: with σ = q σ_old in all d
-    dimensions it is d (ln q + (q⁻² − 1) / 2) ≈ d (ln q)². Below, σ is not lifted over σ_old, so that KL only shrinks.
+    From above ``max_std``, σ comes down in steps for which KL(old ‖ new) is about ``DESCENT_SHARE`` δ: with σ = q σ_old
+    in all d dimensions it is d (ln q + (q⁻² − 1) / 2) ≈ d (ln q)². Below ``min_std``, σ is not lifted over σ_old, so
+    that KL only shrinks.
 
-    :param policy: at θ_old
+    :param policy: the policy, at θ_old
     :param min_std: the least σ of its actions; 0 for none
-    :param max_std: the largest, which counts where it is less than ``min_std``; infinite for none
+    :param max_std: the largest σ, which counts where it is less than ``min_std``; infinite for none
     :param max_kl: δ
-    :return: brings σ between the bounds; None if there are none
+    :return: a function that brings σ between the bounds; None if there are none
     """
     is_bounded = min_std > 0.0 or max_std < math.inf
     if not is_bounded or not policy.log_std.requires_grad:

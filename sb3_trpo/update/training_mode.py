@@ -1,9 +1,8 @@
 """
-Which modules of a policy learn from what they are called with: dropout draws, and normalisers track their inputs, in
-training mode only.
+Which modules of a policy are in training mode, in which dropout draws and normalisers track their inputs.
 
-Those of the critic alone are in training mode while it is fitted. Those of the actor never are: what they learn would
-move the policy outside of its trust region, and a policy that is drawn anew at each evaluation has no KL divergence.
+The modules of the critic alone are while it is fitted. Those of the actor never are: what they learn would move the
+policy outside of its trust region, and a policy that is drawn anew at each evaluation has no KL divergence.
 """
 
 import contextlib
@@ -23,8 +22,8 @@ class Call:
     """
     The first call of a module.
 
-    :param args: positional arguments
-    :param kwargs: keyword arguments
+    :param args: the positional arguments
+    :param kwargs: the keyword arguments
     """
 
     args: tuple[Any, ...]
@@ -35,8 +34,8 @@ def record_calls(policy: nn.Module, evaluate: Callable[[], object]) -> dict[nn.M
     """
     Record which modules of a policy an evaluation calls.
 
-    :param policy: a policy
-    :param evaluate: evaluates it, or a part of it
+    :param policy: the policy
+    :param evaluate: a function that evaluates the policy, or a part of it
     :return: the modules that were called, each with its first call
     """
     calls: dict[nn.Module, Call] = {}
@@ -57,14 +56,14 @@ def train_critic(
     policy: nn.Module, free: Iterable[nn.Parameter], evaluate_actor: Callable[[], object] | None
 ) -> Iterator[None]:
     """
-    Put the modules that belong to the critic alone into training mode.
+    Put the modules that belong to the critic alone into training mode, in the block.
 
     A module does if the actor neither calls it nor has a parameter in it. Without a way to see what the actor calls, a
     module without parameters counts as the actor's.
 
-    :param policy: in evaluation mode, as it is again afterwards
+    :param policy: the policy, in evaluation mode before and after
     :param free: the parameters that the critic may move
-    :param evaluate_actor: evaluates the actor; None if that is unknown
+    :param evaluate_actor: a function that evaluates the actor; None if there is none
     """
     own = {id(parameter) for parameter in free}
     by_actor: set[nn.Module] | None = None
@@ -94,10 +93,10 @@ def train_critic(
 
 def find_fixed_statistics(policy: nn.Module, evaluate_actor: Callable[[], object]) -> list[str]:
     """
-    Find what would learn without a gradient in the actor, and doesn't.
+    Find the modules of the actor that would learn without a gradient, in training mode, and do not.
 
-    :param policy: in evaluation mode
-    :param evaluate_actor: evaluates the actor
+    :param policy: the policy, in evaluation mode
+    :param evaluate_actor: a function that evaluates the actor
     :return: the modules whose buffers change in training mode, such as "features_extractor.norm (RunningNorm)"
     """
     names = {module: name for name, module in policy.named_modules() if any(True for _ in module.buffers(False))}
@@ -113,7 +112,11 @@ def find_fixed_statistics(policy: nn.Module, evaluate_actor: Callable[[], object
 
 def _learns(module: nn.Module, call: Call) -> bool:
     """
-    :return: whether a call in training mode, tried on a copy, changes the module's buffers
+    Try on a copy whether a call in training mode changes a module's buffers.
+
+    :param module: the module, which stays as it is
+    :param call: the call to repeat
+    :return: whether it does
     """
     devices = {tensor.device for tensor in module.buffers() if tensor.device.type == "cuda"}
     with th.random.fork_rng(devices), th.no_grad():

@@ -23,10 +23,11 @@ class NonFiniteError(ArithmeticError):
 
 class Transaction:
     """
-    While it is open, an exception restores the policy's parameters, buffers and optimizer, bit for bit and in place,
-    and goes on.
+    A block in which an exception restores the policy before it goes on.
 
-    :param policy: to be guarded
+    Parameters, buffers and the optimizer's state are then what they were, bit for bit and in place.
+
+    :param policy: the policy to guard
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
@@ -55,6 +56,8 @@ class Transaction:
 
     def check_finite(self) -> None:
         """
+        Check that the policy is finite.
+
         The optimizer's state counts too: with an infinite second moment Adam would never again move that parameter,
         which itself looks healthy. A buffer may hold what it held before, such as a mask of infinities.
 
@@ -77,9 +80,9 @@ class Transaction:
 
 def check_before_rollout(policy: ActorCriticPolicy) -> None:
     """
-    No update leaves such weights; a file or a callback may.
+    Check that a policy is finite before it acts: no update leaves other weights, but a file or a callback may.
 
-    :param policy: about to act
+    :param policy: the policy that is about to act
     :raises NonFiniteError: if a parameter or the optimizer's state is not finite
     """
     name = _first_not_finite(policy)
@@ -93,8 +96,10 @@ def check_before_rollout(policy: ActorCriticPolicy) -> None:
 
 def _first_not_finite(policy: ActorCriticPolicy) -> str:
     """
-    :param policy: with an optimizer
-    :return: the name of a parameter that is not finite, or whose state in the optimizer isn't; empty if there is none
+    Find a parameter that is not finite, or whose state in the optimizer is not.
+
+    :param policy: the policy with its optimizer
+    :return: the parameter's name; empty if there is none
     """
     for name, parameter in policy.named_parameters():
         if not all(map(_is_finite, [parameter, *policy.optimizer.state.get(parameter, {}).values()])):
@@ -114,8 +119,10 @@ def _is_finite(value: Any) -> bool:
 
 def _cloned(value: Any) -> Any:
     """
-    :param value: an optimizer's state
-    :return: a copy; ``deepcopy`` takes ten times as long for tensors
+    Copy an optimizer's state, for whose tensors ``deepcopy`` would take ten times as long.
+
+    :param value: the state, or a part of it
+    :return: the copy
     """
     if isinstance(value, th.Tensor):
         return value.detach().clone()
@@ -143,9 +150,9 @@ def skip_distribution_checks() -> contextlib.AbstractContextManager[None]:
     """
     Switch off torch's argument checks of distributions in a block.
 
-    A step that is too long may give parameters that are not finite. That is for the line search to judge, not for an
-    exception from inside the policy; and on a GPU each check waits for the device. torch has one switch for the whole
-    process and no other way.
+    A step that is too long may give distribution parameters that are not finite. That is for the line search to judge,
+    not for an exception from inside the policy; and on a GPU each check waits for the device. torch has one switch for
+    the whole process and no other way.
 
     :return: the context manager
     """

@@ -13,8 +13,8 @@ from gymnasium import spaces, wrappers
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_trpo.checkpoints import Checkpointable
-from sb3_trpo.checkpoints.codec import NotSavableError
 from sb3_trpo.checkpoints.env_state import restore_envs, save_envs
+from sb3_trpo.checkpoints.tree_format import NotSavableError
 
 CLASSIC = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0")
 # Gymnasium 1.0 has CliffWalking-v0.

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_trpo.checkpoints.codec import NotSavableError
 from sb3_trpo.checkpoints.env_state import restore_envs, save_envs
+from sb3_trpo.checkpoints.tree_format import NotSavableError
 
 
 class Color(enum.Enum):

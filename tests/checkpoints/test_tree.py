@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_trpo.checkpoints.codec import Codec, NotSavableError
 from sb3_trpo.checkpoints.tree import HEADER, MAGIC, pack, unpack
+from sb3_trpo.checkpoints.tree_format import Codec, NotSavableError
 
 NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=5))
 ARRAYS = hnp.arrays(

@@ -12,8 +12,8 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_trpo.checkpoints.codec import Codec, NotSavableError, class_path
 from sb3_trpo.checkpoints.simulations import MUJOCO
+from sb3_trpo.checkpoints.tree_format import Codec, NotSavableError, class_path
 
 # Windows, clocks and fonts, as far as Python objects hold them: they show a state, and have none.
 DISPLAYS = ("pygame.", "gymnasium.envs.mujoco.mujoco_rendering.")
