@@ -44,12 +44,17 @@ RowsT = TypeVar("RowsT", bound=Rows)
 RolloutT = TypeVar("RolloutT", bound=Rollout)
 
 
-def whole_rollout(buffer: RolloutBuffer) -> Any:
+def whole_rollout(
+    buffer: RolloutBuffer, kinds: tuple[type[RolloutBuffer], ...] = (RolloutBuffer, DictRolloutBuffer)
+) -> Any:
     """
-    :param buffer: full
-    :return: all that is in it, as tensors, N rows
+    Read a rollout buffer.
+
+    :param buffer: the buffer, full
+    :param kinds: the classes of which it is known that they can be read without ``get``, in order
+    :return: all that is in it, as tensors, N rows: those of the first environment, then those of the second, ...
     """
-    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
+    if type(buffer) not in kinds:
         return next(iter(buffer.get(batch_size=None)))
     # SB3's own way puts the rows into random order, which nothing here needs, by one more copy of them all. Taking a
     # single row brings the arrays into rows.
