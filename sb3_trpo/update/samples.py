@@ -81,7 +81,7 @@ def chunks(samples: RowsT, size: int | None) -> Sequence[RowsT]:
     """
     n_samples = n_rows(samples)
     if size is None:
-        size = _chunk_size(next(iter(samples)))
+        size = chunk_size(next(iter(samples)))
     if size >= n_samples:
         return [samples]
     n_chunks = -(-n_samples // size)
@@ -96,10 +96,12 @@ def n_rows(samples: Rows) -> int:
     return len(next(_tensors(next(iter(samples)))))
 
 
-def _chunk_size(observations: Any) -> int:
+def chunk_size(observations: Any) -> int:
     """
+    Choose the size of a chunk by the size of an observation and the kind of device.
+
     :param observations: tensor of N rows, or a dictionary of such
-    :return: how many rows are few enough for a chunk
+    :return: how many rows are few enough
     """
     tensors = list(_tensors(observations))
     limit = MAX_CHUNK_ELEMENTS if tensors[0].device.type == "cpu" else MAX_CHUNK_ELEMENTS_ON_GPU
