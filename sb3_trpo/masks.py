@@ -10,12 +10,16 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.rollouts.mask_guard import MaskGuard
+from sb3_trpo.rollouts.mask_guard import MaskGuard, mask_sizes
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.samples import whole_rollout
@@ -122,7 +126,10 @@ class MaskableTRPO(TRPO):
 
     def _distribution_from_logits(self, logits: th.Tensor, samples: MaskedSamples) -> Distribution:
         """
-        Do what ``_action_distribution`` does, from the network's outputs, and normalise once where it does so twice.
+        Do what ``_action_distribution`` does, from the network's outputs.
+
+        sb3-contrib's distributions normalise before they mask and after; with SB3's own, which normalise once, an
+        update takes no longer than without masks, and is the same where nothing is masked.
 
         :param logits: the network's outputs, (N, number of choices)
         :param samples: rollout samples of the same N states
@@ -130,8 +137,9 @@ class MaskableTRPO(TRPO):
         """
         if samples.action_masks is not None:
             logits = logits.masked_fill(~samples.action_masks, MASKED_LOGIT)
-        action_dist: Any = self.policy.action_dist
-        return action_dist.proba_distribution(logits)
+        if isinstance(self.action_space, spaces.Discrete):
+            return CategoricalDistribution(int(self.action_space.n)).proba_distribution(logits)
+        return MultiCategoricalDistribution(list(mask_sizes(self.action_space))).proba_distribution(logits)
 
     def _make_policy(self) -> Any:
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
