@@ -8,6 +8,7 @@ sequences: gradients and curvature go through time, from a sequence's first step
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -100,6 +101,11 @@ class RecurrentTRPO(TRPO):
         self._last_lstm_states = RNNStates(*tensors)
 
     def _setup_model(self) -> None:
+        if self.n_steps < 2:
+            raise UserError(
+                f"n_steps is {self.n_steps}, but must be at least 2: what an LSTM remembers is learned from the steps "
+                "that follow each other in one rollout."
+            )
         super()._setup_model()
         self._last_lstm_states = self._zero_states(self.n_envs)
 
@@ -144,7 +150,8 @@ class RecurrentTRPO(TRPO):
             observations={key: buffer.to_torch(value) for key, value in observations.items()}
             if isinstance(observations, dict)
             else buffer.to_torch(observations),
-            actions=buffer.to_torch(buffer.actions),
+            # As SB3's own buffers give them.
+            actions=buffer.to_torch(buffer.actions.astype(np.float32, copy=False)),
             old_values=buffer.to_torch(buffer.values).flatten(),
             old_log_prob=buffer.to_torch(buffer.log_probs).flatten(),
             advantages=buffer.to_torch(buffer.advantages).flatten(),
