@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.networks.plain_policy import extract_features
 from sb3_trpo.trpo import TRPO
+from sb3_trpo.trust_region.graph_linearization import use_twice_differentiable_kernels
 from sb3_trpo.update.samples import chunk_size
 from sb3_trpo.update.sequences import (
     SequenceSamples,
@@ -80,25 +81,15 @@ class RecurrentTRPO(TRPO):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def get_checkpoint_state(self) -> dict[str, Any]:
-        """
-        Give what a checkpoint has to hold besides TRPO's.
-
-        :return: the LSTMs' states, as arrays
-        """
-        assert self._last_lstm_states is not None
-        return {
-            name: [part.cpu().numpy() for part in states]
-            for name, states in zip(RNNStates._fields, self._last_lstm_states, strict=True)
-        }
+        states = self._last_lstm_states
+        return {**super().get_checkpoint_state(), "lstm_states": None if states is None else states._asdict()}
 
     def set_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """
-        Go on from a checkpoint.
-
-        :param state: what ``get_checkpoint_state`` gave
-        """
-        tensors = [tuple(th.tensor(part, device=self.device) for part in state[name]) for name in RNNStates._fields]
-        self._last_lstm_states = RNNStates(*tensors)
+        super().set_checkpoint_state(state)
+        assert self._last_lstm_states is not None
+        for name, parts in self._last_lstm_states._asdict().items():
+            for part, saved in zip(parts, state["lstm_states"][name], strict=True):
+                part.copy_(th.as_tensor(saved))
 
     def _setup_model(self) -> None:
         if self.n_steps < 2:
@@ -126,12 +117,13 @@ class RecurrentTRPO(TRPO):
         collect: Any = RecurrentPPO.collect_rollouts
         return bool(collect(self, env, callback, rollout_buffer, n_rollout_steps))
 
-    def _act_and_value(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+    def _evaluate_policy(self, obs: PyTorchObs) -> tuple[Distribution, th.Tensor]:
         policy: Any = self.policy
         n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         states, starts = self._zero_states(n), th.ones(n, device=self.device)
-        distribution, _ = policy.get_distribution(obs, states.pi, starts)
-        return distribution.get_actions(deterministic=True), policy.predict_values(obs, states.vf, starts)
+        with use_twice_differentiable_kernels(policy):
+            distribution, _ = policy.get_distribution(obs, states.pi, starts)
+            return distribution, policy.predict_values(obs, states.vf, starts)
 
     def _rollout_samples(self) -> SequenceSamples:  # type: ignore[override]
         buffer: Any = self.rollout_buffer
