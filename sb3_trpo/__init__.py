@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sb3_trpo.checkpoints import Checkpoint, Checkpointable
     from sb3_trpo.envpool import make_envpool_vec_env
     from sb3_trpo.masks import MaskableTRPO
+    from sb3_trpo.masks_and_memory import MaskableRecurrentTRPO
     from sb3_trpo.memory import RecurrentTRPO
     from sb3_trpo.trust_region.families import register_family
     from sb3_trpo.trust_region.kl import DistributionFamily
@@ -37,6 +38,7 @@ __all__ = [
     "CnnPolicy",
     "DistributionFamily",
     "GrowingHorizon",
+    "MaskableRecurrentTRPO",
     "MaskableTRPO",
     "MlpPolicy",
     "MultiInputPolicy",
@@ -52,6 +54,7 @@ _LAZY = {
     "Checkpointable": "sb3_trpo.checkpoints",
     "DistributionFamily": "sb3_trpo.trust_region.kl",
     "GrowingHorizon": "sb3_trpo.callbacks.growing_horizon",
+    "MaskableRecurrentTRPO": "sb3_trpo.masks_and_memory",
     "MaskableTRPO": "sb3_trpo.masks",
     "PolicyAverage": "sb3_trpo.callbacks.policy_average",
     "RecurrentTRPO": "sb3_trpo.memory",

@@ -136,7 +136,7 @@ class MaskableTRPO(TRPO):
         :return: π(·|s) for each of them
         """
         if samples.action_masks is not None:
-            logits = logits.masked_fill(~samples.action_masks, MASKED_LOGIT)
+            logits = mask_logits(logits, samples.action_masks)
         if isinstance(self.action_space, spaces.Discrete):
             return CategoricalDistribution(int(self.action_space.n)).proba_distribution(logits)
         return MultiCategoricalDistribution(list(mask_sizes(self.action_space))).proba_distribution(logits)
@@ -163,3 +163,14 @@ class MaskableTRPO(TRPO):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_use_masking"]
+
+
+def mask_logits(logits: th.Tensor, masks: th.Tensor) -> th.Tensor:
+    """
+    Give forbidden choices the probability 0.
+
+    :param logits: of the choices, (N, number of choices)
+    :param masks: which are allowed, of the same shape
+    :return: the logits; those of forbidden choices depend on nothing
+    """
+    return logits.masked_fill(~masks, MASKED_LOGIT)

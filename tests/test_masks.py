@@ -322,10 +322,11 @@ def test_continuous_actions_and_policies_without_masks_are_refused() -> None:
         MaskableTRPO("MlpPolicy", Game(), rollout_buffer_class=RolloutBuffer)
 
 
-def test_a_saved_model_acts_and_learns_as_before(tmp_path: Any) -> None:
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_saved_model_acts_and_learns_as_before(tmp_path: Any, trusted: bool) -> None:
     model = trained()
     model.save(tmp_path / "model.zip")
-    loaded = MaskableTRPO.load(tmp_path / "model.zip", env=model.get_env(), device="cpu")
+    loaded = MaskableTRPO.load(tmp_path / "model.zip", env=model.get_env(), device="cpu", trusted=trusted)
     obs = np.stack([model.observation_space.sample() for _ in range(20)])
     masks = np.random.default_rng(0).random((20, 5)) < 0.5
     masks[:, 0] = True

@@ -318,10 +318,11 @@ def test_predict_takes_and_gives_states() -> None:
     assert np.isfinite(mean)
 
 
-def test_a_saved_model_acts_and_learns_as_before(tmp_path: Any) -> None:
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_saved_model_acts_and_learns_as_before(tmp_path: Any, trusted: bool) -> None:
     model = make().learn(64)
     model.save(tmp_path / "model.zip")
-    loaded = RecurrentTRPO.load(tmp_path / "model.zip", env=envs(), device="cpu")
+    loaded = RecurrentTRPO.load(tmp_path / "model.zip", env=envs(), device="cpu", trusted=trusted)
     obs = np.random.default_rng(0).uniform(-1, 1, (2, 3)).astype(np.float32)
     for one, other in zip(
         model.predict(obs, deterministic=True)[1], loaded.predict(obs, deterministic=True)[1], strict=True
