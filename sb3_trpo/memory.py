@@ -102,8 +102,8 @@ class RecurrentTRPO(TRPO):
 
     def _zero_states(self, n: int) -> RNNStates:
         layers, _, hidden_units = self._recurrent_policy.lstm_hidden_state_shape
-        pi, vf = ((th.zeros(layers, n, hidden_units, device=self.device),) * 2 for _ in range(2))
-        return RNNStates(pi, vf)
+        parts = [th.zeros(layers, n, hidden_units, device=self.device) for _ in range(4)]
+        return RNNStates(pi=tuple(parts[:2]), vf=tuple(parts[2:]))
 
     @property
     def _recurrent_policy(self) -> RecurrentActorCriticPolicy:
