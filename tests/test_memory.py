@@ -16,8 +16,10 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
+from updates import Crash, changed, state
 
 from sb3_trpo import TRPO, RecurrentTRPO
+from sb3_trpo.checkpoints import Checkpoint
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.update.sequences import SequenceSamples, every_sequence, run_lstm, sequence_chunks, shuffle_sequences
@@ -358,3 +360,20 @@ def test_what_has_no_memory_is_refused() -> None:
         make(rollout_buffer_class=RolloutBuffer)
     with pytest.raises(ValueError, match="n_steps is 1, but must be at least 2"):
         make(n_steps=1, batch_size=2)
+
+
+def test_a_crash_changes_nothing(tmp_path: Any) -> None:
+    def make_env(seed: int) -> Any:
+        return make_vec_env("CartPole-v1", n_envs=2, seed=seed)
+
+    expected = make(env=make_env(0)).learn(256, Checkpoint(tmp_path / "other.zip", every=1))
+    with pytest.raises(InterruptedError):
+        make(env=make_env(0)).learn(256, [Checkpoint(tmp_path / "checkpoint.zip", every=1), Crash(170)])
+    checkpoint = Checkpoint(tmp_path / "checkpoint.zip", every=1)
+    resumed = checkpoint.load(make_env(5), RecurrentTRPO, device="cpu")
+    th.manual_seed(99)
+    resumed.learn(256, [checkpoint])
+    assert resumed.num_timesteps == 256
+    assert not changed(state(expected), state(resumed))
+    for a, b in zip(expected._last_lstm_states, resumed._last_lstm_states, strict=True):
+        assert all(th.equal(x, y) for x, y in zip(a, b, strict=True))
