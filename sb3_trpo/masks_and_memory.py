@@ -12,12 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.policies import (
-    RecurrentActorCriticCnnPolicy,
-    RecurrentActorCriticPolicy,
-    RecurrentMultiInputActorCriticPolicy,
-)
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution, MultiCategoricalDistribution
@@ -31,6 +25,19 @@ from sb3_trpo.rollouts.mask_guard import METHOD, MaskGuard, mask_sizes
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.sequences import SequenceSamples
 from sb3_trpo.validation import UserError
+
+try:
+    from sb3_contrib import RecurrentPPO
+    from sb3_contrib.common.recurrent.policies import (
+        RecurrentActorCriticCnnPolicy,
+        RecurrentActorCriticPolicy,
+        RecurrentMultiInputActorCriticPolicy,
+    )
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"MaskableRecurrentTRPO needs sb3-contrib ({error}): install it with `pip install 'sb3-trpo[contrib]'`.",
+        name=error.name,
+    ) from error
 
 AskMasks = Callable[[], np.ndarray | th.Tensor]
 

@@ -1,5 +1,7 @@
 import contextlib
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -7,6 +9,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.envs import (
+    InvalidActionEnvDiscrete,
+    InvalidActionEnvMultiBinary,
+    InvalidActionEnvMultiDiscrete,
+)
 from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
@@ -339,3 +346,26 @@ def test_a_saved_model_acts_and_learns_as_before(tmp_path: Any, trusted: bool) -
     )
     loaded.set_logger(configure(None, []))
     loaded.learn(64)
+
+
+@pytest.mark.parametrize(
+    "make_env",
+    [
+        lambda: InvalidActionEnvDiscrete(dim=20, n_invalid_actions=10),
+        lambda: InvalidActionEnvMultiDiscrete(dims=[4, 4], n_invalid_actions=2),
+        lambda: InvalidActionEnvMultiBinary(dims=3, n_invalid_actions=1),
+    ],
+    ids=["Discrete", "MultiDiscrete", "MultiBinary"],
+)
+def test_contribs_environments_where_a_forbidden_choice_is_an_error(make_env: Any) -> None:
+    model = MaskableTRPO("MlpPolicy", make_env(), n_steps=64, batch_size=32, seed=0, device="cpu").learn(256)
+    assert model.num_timesteps == 256
+    evaluate_policy(model, make_env(), n_eval_episodes=2, warn=False)
+
+
+@pytest.mark.parametrize("name", ["MaskableTRPO", "RecurrentTRPO", "MaskableRecurrentTRPO"])
+def test_without_sb3_contrib_a_sentence_says_what_to_install(name: str) -> None:
+    code = f"import sys, sb3_trpo; sys.modules['sb3_contrib'] = None; sb3_trpo.{name}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "TRPO needs sb3-contrib" in result.stderr.splitlines()[-1]
+    assert "pip install 'sb3-trpo[contrib]'" in result.stderr.splitlines()[-1]
