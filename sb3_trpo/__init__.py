@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sb3_trpo.callbacks.policy_average import PolicyAverage
     from sb3_trpo.checkpoints import Checkpoint, Checkpointable
     from sb3_trpo.envpool import make_envpool_vec_env
+    from sb3_trpo.masks import MaskableTRPO
+    from sb3_trpo.masks_and_memory import MaskableRecurrentTRPO
+    from sb3_trpo.memory import RecurrentTRPO
     from sb3_trpo.trust_region.families import register_family
     from sb3_trpo.trust_region.kl import DistributionFamily
 
@@ -35,20 +38,26 @@ __all__ = [
     "CnnPolicy",
     "DistributionFamily",
     "GrowingHorizon",
+    "MaskableRecurrentTRPO",
+    "MaskableTRPO",
     "MlpPolicy",
     "MultiInputPolicy",
     "PolicyAverage",
+    "RecurrentTRPO",
     "make_envpool_vec_env",
     "register_family",
 ]
 
-# Imported when they are first asked for: training alone needs none of them, and EnvPool is an extra.
+# Imported when they are first asked for: training alone needs none of them, and EnvPool and sb3-contrib are extras.
 _LAZY = {
     "Checkpoint": "sb3_trpo.checkpoints",
     "Checkpointable": "sb3_trpo.checkpoints",
     "DistributionFamily": "sb3_trpo.trust_region.kl",
     "GrowingHorizon": "sb3_trpo.callbacks.growing_horizon",
+    "MaskableRecurrentTRPO": "sb3_trpo.masks_and_memory",
+    "MaskableTRPO": "sb3_trpo.masks",
     "PolicyAverage": "sb3_trpo.callbacks.policy_average",
+    "RecurrentTRPO": "sb3_trpo.memory",
     "make_envpool_vec_env": "sb3_trpo.envpool",
     "register_family": "sb3_trpo.trust_region.families",
 }

@@ -32,6 +32,7 @@ from sb3_trpo.saved_models.algorithm import SafelySaved
 from sb3_trpo.saved_models.portable import undo_portable
 from sb3_trpo.trust_region.families import check_family
 from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch
+from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.clipped_actions import log_prob_of_executed
 from sb3_trpo.update.critic import shuffle_rows
 from sb3_trpo.update.diagnostics import Advice
@@ -76,6 +77,17 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :return: π(·|s) for each of them
         """
         return self.policy.get_distribution(samples.observations)
+
+    def _make_actor(self) -> Actor[Any]:
+        """
+        Make what linearises the policy.
+
+        A policy whose action distribution depends on more than observations keeps the fast path if it says here how
+        its network's outputs become a distribution.
+
+        :return: the actor, for one update
+        """
+        return Actor(self.policy, self._action_distribution, self._is_builtin("_action_distribution"))
 
     def _log_prob(self) -> LogProb:
         """
@@ -173,14 +185,15 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
             **self.rollout_buffer_kwargs,
         )
 
-    def _is_builtin(self, method: str) -> bool:
+    def _is_builtin(self, method: str, owner: "type[ExtensibleTRPO] | None" = None) -> bool:
         """
-        Tell whether an extension point is as it is here: neither a subclass's nor set on the instance.
+        Tell whether an extension point is as a class of ours has it: neither a subclass's nor set on the instance.
 
         :param method: its name
+        :param owner: the class; None for this one
         :return: whether it is
         """
-        return method not in vars(self) and getattr(type(self), method) is getattr(ExtensibleTRPO, method)
+        return method not in vars(self) and getattr(type(self), method) is getattr(owner or ExtensibleTRPO, method)
 
     # ---- Setting up, training, saving ----
 
@@ -189,9 +202,10 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         check_observation_encoding(self)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        self.rollout_buffer = self._make_rollout_buffer()
         self.policy = self._make_policy().to(self.device)
         check_family(self.policy)
+        # After the policy, which knows the shape of its memory.
+        self.rollout_buffer = self._make_rollout_buffer()
         self._maybe_recommend_cpu()
         self._advice.on_policy(self.policy)
         check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)

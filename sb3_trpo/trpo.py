@@ -276,7 +276,7 @@ class TRPO(ExtensibleTRPO):
         :return: what was done
         """
         batches = self._policy_batches(samples)
-        actor = Actor(self.policy, self._action_distribution, self._is_builtin("_action_distribution"))
+        actor = self._make_actor()
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
 
         # L(θ) and KL(θ_old ‖ θ), with g = ∇L(θ_old)

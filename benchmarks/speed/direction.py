@@ -66,7 +66,7 @@ class _Judged(sb3_trpo.TRPO):
 
         solve = functools.partial(conjugate_gradient, damped, g)
         plain = {n: quality(g, fisher, solve(max_steps=n, residual_tol=0.0).x) for n in PLAIN}
-        preconditioner = self._preconditioner(fisher)
+        preconditioner = self._make_preconditioner(fisher)
         verdict = {}
         for tolerance in TOLERANCES:
             solution = solve(

@@ -2,9 +2,9 @@
 The state of environments, wrapper by wrapper.
 
 Of each layer every attribute is saved. An environment whose attributes are all data, or of a sort that is known
-(``known_objects.py``), goes on exactly where it was: classic control, toy text and MuJoCo tasks, with Gymnasium's wrappers.
-One that keeps its state elsewhere (Box2D, an emulator, a server, its class, its module) may offer it (``OffersState``).
-Its random numbers (``np_random``) need not be in it.
+(``known_objects.py``), goes on exactly where it was: classic control, toy text and MuJoCo tasks, with Gymnasium's
+wrappers. One that keeps its state elsewhere (Box2D, an emulator, a server, its class, its module) may offer it
+(``OffersState``). Its random numbers (``np_random``) need not be in it.
 """
 
 import random

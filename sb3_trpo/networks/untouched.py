@@ -81,9 +81,32 @@ def why_torch_is_touched() -> str:
         return "torch.nn.Module has been patched"
     # 3. Modes, through which every function or operator goes. A default device is one, too, and harmless. torch has no
     #    public way to ask for those in force.
-    function_modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # torch gives it no types.
+    function_modes = _get_current_function_mode_stack()
     for mode in (*function_modes, *_get_current_dispatch_mode_stack()):
         if not isinstance(mode, DeviceContext):
             return f"torch is in a {type(mode).__name__}"
     # 4. Lower precision, which some functions take and others don't.
     return "torch is in autocast" if th.is_autocast_enabled() or th.is_autocast_enabled("cpu") else ""
+
+
+def is_untouched(instance: object, *kinds: type) -> bool:
+    """
+    Tell whether an object is of one of these classes, with every method as its class was written.
+
+    Users replace methods, on an object or on a class of Stable-Baselines3, to time, to capture, to correct. Then these
+    methods have to be called, and code that does the same without them may not take their place.
+
+    :param instance: the object
+    :param kinds: the classes, of which the object's own class has to be one; a subclass is not enough
+    :return: whether no method is replaced, neither on the object nor on its class or the classes below it
+    """
+    kind = type(instance)
+    if kind not in kinds:
+        return False
+    own = vars(instance)
+    methods = {
+        name for base in kind.__mro__[:-1] for name, value in vars(base).items() if isinstance(value, FunctionType)
+    }
+    # 1. A method that is set on the object hides the method of the class.
+    # 2. A method that is set on the class was written elsewhere.
+    return not methods & own.keys() and all(is_as_written(kind, kind, name) for name in methods)

@@ -12,6 +12,8 @@ from typing import Any
 import optuna
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_trpo.masks import MaskableTRPO
+from sb3_trpo.memory import RecurrentTRPO
 from sb3_trpo.rl_zoo.sampler import convert_trpo_params, sample_trpo_params
 from sb3_trpo.trpo import TRPO
 
@@ -38,4 +40,7 @@ class Algorithm:
 # The keys are what `--algo` takes.
 ALGORITHMS = {
     "trpo": Algorithm(TRPO, HYPERPARAMETERS / "trpo.yml", sample_trpo_params, convert_trpo_params),
+    # RL Zoo brings sb3-contrib along.
+    "trpo_mask": Algorithm(MaskableTRPO, HYPERPARAMETERS / "trpo_mask.yml", sample_trpo_params, convert_trpo_params),
+    "trpo_lstm": Algorithm(RecurrentTRPO, HYPERPARAMETERS / "trpo_lstm.yml", sample_trpo_params, convert_trpo_params),
 }

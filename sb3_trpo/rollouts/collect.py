@@ -10,8 +10,9 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -122,15 +123,24 @@ class RolloutCollector(OnPolicyAlgorithm):
         try:
             with th.enable_grad():
                 tensor = obs_as_tensor(obs, self.device)
-                distribution = self.policy.get_distribution(tensor)
+                distribution, values = self._evaluate_policy(tensor)
                 actions = distribution.get_actions(deterministic=True).detach()
-                total = distribution.log_prob(actions).sum() + self.policy.predict_values(tensor).sum()
+                total = distribution.log_prob(actions).sum() + values.sum()
             # An infinity that an activation has swallowed comes back in the gradient.
             gradients = th.autograd.grad(total, parameters, allow_unused=True)
         except Exception:
             # A network may raise anything at numbers that it is not made for.
             return False
         return all(bool(x.isfinite().all()) for x in (actions, total, *gradients) if x is not None)
+
+    def _evaluate_policy(self, obs: PyTorchObs) -> tuple[Distribution, th.Tensor]:
+        """
+        Evaluate actor and critic on observations alone, to see whether they can.
+
+        :param obs: observations of N states
+        :return: action distributions, and values, (N, 1)
+        """
+        return self.policy.get_distribution(obs), self.policy.predict_values(obs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         return ShowingCallback(super()._init_callback(callback, progress_bar), self)

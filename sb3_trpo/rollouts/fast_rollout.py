@@ -30,13 +30,13 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo.networks.mlp import PlainMlp
 from sb3_trpo.networks.plain_policy import extract_features, plain_actor, plain_critic, why_not_plain
+from sb3_trpo.networks.untouched import is_untouched
 from sb3_trpo.rollouts.advantages import compute_returns_and_advantage
 from sb3_trpo.rollouts.checks import last_observation
 from sb3_trpo.rollouts.guard import StepGuard
 from sb3_trpo.rollouts.noise import CorrelatedNoise
 from sb3_trpo.rollouts.samplers import SAMPLERS, make_sampler
 from sb3_trpo.rollouts.shown_locals import Lazy, ShowingCallback, ShownLocals
-from sb3_trpo.rollouts.untouched import is_untouched
 
 # Observations evaluated at a time: hidden layers of a long rollout would take more memory than the rollout itself.
 MAX_ROWS = 8192

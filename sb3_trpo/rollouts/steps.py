@@ -9,6 +9,7 @@ stepped by its own ``step``. As they step the environments one by one, they can 
 
 import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -18,7 +19,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_trpo.rollouts.untouched import is_untouched
+from sb3_trpo.networks.untouched import is_untouched
 
 Step = Callable[[np.ndarray], VecEnvStepReturn]
 Blame = Callable[[Exception, int], NoReturn]
@@ -114,8 +115,7 @@ def _copied(buffers: dict[Any, np.ndarray]) -> VecEnvObs:
         copied: np.ndarray = buffers[None].copy()
         return copied
     # An OrderedDict, as SB3 has it.
-    make: Callable[..., dict[Any, np.ndarray]] = type(buffers)
-    return make((key, buffer.copy()) for key, buffer in buffers.items())
+    return OrderedDict((key, buffer.copy()) for key, buffer in buffers.items())
 
 
 def _step_subproc(env: SubprocVecEnv, blame: Blame, progress: Progress, actions: np.ndarray) -> VecEnvStepReturn:

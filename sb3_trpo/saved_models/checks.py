@@ -140,12 +140,14 @@ def check_buffer(attributes: State) -> None:
 
 def _make_without_memory(attributes: State) -> ActorCriticPolicy:
     policy_class = type("Shapes", (attributes["policy_class"],), {"device": property(lambda _: th.device("meta"))})
+    # Policies for masked actions do not know the argument.
+    sde = {"use_sde": True} if attributes.get("use_sde") else {}
     with th.device("meta"), skip_distribution_checks():
         policy: ActorCriticPolicy = policy_class(
             attributes["observation_space"],
             attributes["action_space"],
             attributes["lr_schedule"],
-            use_sde=attributes.get("use_sde", False),
+            **sde,
             **{name: value for name, value in attributes["policy_kwargs"].items() if name != "device"},
         )
     return policy

@@ -311,6 +311,11 @@ OPTIONAL_CLASSES: dict[str, tuple[str, ...]] = {
         "RecurrentMultiInputActorCriticPolicy",
     ),
     "sb3_contrib.common.recurrent.buffers": ("RecurrentRolloutBuffer", "RecurrentDictRolloutBuffer"),
+    "sb3_trpo.masks_and_memory": (
+        "MaskableLstmPolicy",
+        "MaskableCnnLstmPolicy",
+        "MaskableMultiInputLstmPolicy",
+    ),
 }
 CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,

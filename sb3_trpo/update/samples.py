@@ -9,6 +9,8 @@ import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_trpo.networks.untouched import is_untouched
+
 # 74 stacks of four Atari frames, or 6,000 observations of a humanoid. Smaller chunks save memory. On a CPU they save
 # time too, for then what an image network computes fits the caches.
 MAX_CHUNK_ELEMENTS = 2**21
@@ -40,14 +42,17 @@ RowsT = TypeVar("RowsT", bound=Rows)
 RolloutT = TypeVar("RolloutT", bound=Rollout)
 
 
-def whole_rollout(buffer: RolloutBuffer) -> Any:
+def whole_rollout(
+    buffer: RolloutBuffer, kinds: tuple[type[RolloutBuffer], ...] = (RolloutBuffer, DictRolloutBuffer)
+) -> Any:
     """
-    Read all of a rollout as tensors.
+    Read a rollout buffer.
 
     :param buffer: the buffer, full
-    :return: the samples, N rows
+    :param kinds: the classes of which it is known that they can be read without ``get``, in order
+    :return: all that is in it, as tensors, N rows: those of the first environment, then those of the second, ...
     """
-    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
+    if not is_untouched(buffer, *kinds):
         return next(iter(buffer.get(batch_size=None)))
     # SB3's own way puts the rows into random order, which nothing here needs, by one more copy of them all. Taking a
     # single row brings the arrays into rows.
@@ -79,7 +84,7 @@ def chunks(samples: RowsT, size: int | None) -> Sequence[RowsT]:
     """
     n_samples = n_rows(samples)
     if size is None:
-        size = _chunk_size(next(iter(samples)))
+        size = chunk_size(next(iter(samples)))
     if size >= n_samples:
         return [samples]
     n_chunks = -(-n_samples // size)
@@ -96,12 +101,12 @@ def n_rows(samples: Rows) -> int:
     return len(next(_tensors(next(iter(samples)))))
 
 
-def _chunk_size(observations: Any) -> int:
+def chunk_size(observations: Any) -> int:
     """
-    Choose the size of a chunk.
+    Choose the size of a chunk by the size of an observation and the kind of device.
 
-    :param observations: a tensor of N rows, or a dictionary of such
-    :return: the largest number of rows that a chunk may have
+    :param observations: tensor of N rows, or a dictionary of such
+    :return: how many rows are few enough
     """
     tensors = list(_tensors(observations))
     limit = MAX_CHUNK_ELEMENTS if tensors[0].device.type == "cpu" else MAX_CHUNK_ELEMENTS_ON_GPU

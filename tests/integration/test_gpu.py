@@ -241,7 +241,7 @@ class Watched(TRPO):
     """Counts the waits of conjugate gradient with K-FAC, and those of the line search."""
 
     def _search_direction(self, fisher: Fisher, g: th.Tensor) -> Any:
-        precondition = self._preconditioner(fisher)
+        precondition = self._make_preconditioner(fisher)
         operator = lambda v: (fisher @ v).add_(v, alpha=self.cg_damping)  # noqa: E731
         # Whatever is made at the first product.
         precondition(operator(g))

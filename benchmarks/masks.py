@@ -1,0 +1,98 @@
+"""
+MaskableTRPO against MaskablePPO where hundreds of actions exist and a few are allowed.
+
+    python benchmarks/masks.py --seeds 0 1 2
+
+Both have their own default hyperparameters and the same network, environments, steps and seeds. Runs that are done are
+not repeated.
+"""
+
+import argparse
+import pathlib
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+from twin_runs import print_table, run
+
+from sb3_trpo import TRPO, MaskableTRPO
+
+SIZE = 16
+
+
+class KnightGame(gym.Env[np.ndarray, np.int64]):
+    """
+    A knight walks on a board with holes to a goal: an action names one of 256 squares, of which at most 8 are allowed.
+
+    A square that is not allowed costs as much as a move, and nothing happens: so it is for who does not ask for masks.
+    Each move costs 1, the goal gives 20, and a game ends after 60 moves.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (6,), np.float32)
+        self.action_space = spaces.Discrete(SIZE * SIZE)
+        rows, columns = np.divmod(np.arange(SIZE * SIZE), SIZE)
+        distances = [np.abs(axis[:, None] - axis[None, :]) for axis in (rows, columns)]
+        self._moves = (distances[0] * distances[1]) == 2
+        self._holes = np.random.default_rng(0).random(SIZE * SIZE) < 0.15
+        self._places = np.stack([rows, columns], axis=1)
+
+    def action_masks(self) -> np.ndarray:
+        """Say which squares are allowed."""
+        allowed = self._moves[self._at] & ~self._holes
+        # A knight that is shut in may stay.
+        allowed[self._at] = not allowed.any()
+        return allowed
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._at, self._goal = self.np_random.choice(np.flatnonzero(~self._holes), 2, replace=False)
+        self._n_moves = 0
+        return self._observe(), {}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.action_masks()[action]:
+            self._at = int(action)
+        self._n_moves += 1
+        is_there = bool(self._at == self._goal)
+        return self._observe(), 19.0 if is_there else -1.0, is_there, self._n_moves >= 60, {}
+
+    def _observe(self) -> np.ndarray:
+        at, goal = self._places[self._at], self._places[self._goal]
+        half = (SIZE - 1) / 2
+        return np.concatenate([at / half - 1, goal / half - 1, (goal - at) / SIZE]).astype(np.float32)
+
+
+def make_env(seed: int) -> VecEnv:
+    """Make the environments."""
+    return make_vec_env(KnightGame, n_envs=8, seed=seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, default=200_000)
+    parser.add_argument("--algos", nargs="+", default=["MaskableTRPO", "MaskablePPO"])
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results" / "masks")
+    options = parser.parse_args()
+    models = {
+        "MaskableTRPO": lambda env, seed: MaskableTRPO("MlpPolicy", env, n_steps=256, seed=seed, device="cpu"),
+        "MaskablePPO": lambda env, seed: MaskablePPO("MlpPolicy", env, n_steps=256, seed=seed, device="cpu"),
+        "TRPO without masks": lambda env, seed: TRPO("MlpPolicy", env, n_steps=256, seed=seed, device="cpu"),
+    }
+    for seed in options.seeds:
+        for name in options.algos:
+            run(options.out, "KnightGame", name, seed, options.steps, make_env, models[name])
+    print_table(options.out, {"KnightGame": 0.0})
+
+
+if __name__ == "__main__":
+    main()

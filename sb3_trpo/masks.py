@@ -1,0 +1,176 @@
+"""
+TRPO with action masks: what ``MaskablePPO`` of sb3-contrib is to PPO.
+
+A masked action has probability 0, so that KL, F and the surrogate are those of the choices that are left.
+"""
+
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.rollouts.mask_guard import MaskGuard, mask_sizes
+from sb3_trpo.trpo import TRPO
+from sb3_trpo.update.actor import Actor
+from sb3_trpo.update.samples import whole_rollout
+from sb3_trpo.validation import UserError
+
+try:
+    from sb3_contrib import MaskablePPO
+    from sb3_contrib.common.maskable.buffers import (
+        MaskableDictRolloutBuffer,
+        MaskableDictRolloutBufferSamples,
+        MaskableRolloutBuffer,
+        MaskableRolloutBufferSamples,
+    )
+    from sb3_contrib.common.maskable.distributions import (
+        MaskableBernoulliDistribution,
+        MaskableCategoricalDistribution,
+        MaskableMultiCategoricalDistribution,
+    )
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"MaskableTRPO needs sb3-contrib ({error}): install it with `pip install 'sb3-trpo[contrib]'`.", name=error.name
+    ) from error
+
+SelfMaskableTRPO = TypeVar("SelfMaskableTRPO", bound="MaskableTRPO")
+MaskedSamples = MaskableRolloutBufferSamples | MaskableDictRolloutBufferSamples
+
+# The logit of a masked choice, as sb3-contrib has it: its probability is 0, and nothing becomes infinite.
+MASKED_LOGIT = -1e8
+# Distributions that logits determine.
+_OF_LOGITS = (MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution, MaskableBernoulliDistribution)
+
+
+class MaskableTRPO(TRPO):
+    """
+    Trust region policy optimization with action masks.
+
+    The environments say which choices are allowed: they have a method ``action_masks()``, or are wrapped in
+    sb3-contrib's ``ActionMasker``. The arguments are those of TRPO, the interface is that of sb3-contrib's
+    ``MaskablePPO``; its ``evaluate_policy`` and ``MaskableEvalCallback`` take this class as they take that.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = MaskablePPO.policy_aliases
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (
+        spaces.Discrete,
+        spaces.MultiDiscrete,
+        spaces.MultiBinary,
+    )
+    # Whether rollouts ask for masks, as ``learn`` was told last.
+    _use_masking = True
+
+    def learn(  # type: ignore[override]
+        self: SelfMaskableTRPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "MaskableTRPO",
+        reset_num_timesteps: bool = True,
+        use_masking: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMaskableTRPO:
+        """
+        Train, as ``TRPO.learn`` does.
+
+        :param total_timesteps: the number of steps, in all environments together
+        :param callback: called at every step
+        :param log_interval: updates between two lines of the log
+        :param tb_log_name: the name of the run in TensorBoard
+        :param reset_num_timesteps: whether to count steps from 0
+        :param use_masking: whether to ask the environments for masks; without, every choice is allowed
+        :param progress_bar: whether to show one
+        :return: the algorithm
+        """
+        self._use_masking = use_masking
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    # As MaskablePPO's, which passes the masks on to the policy.
+    predict = MaskablePPO.predict
+
+    def _run_loop(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        guard = MaskGuard(env, lambda: f"after {self.num_timesteps} steps")
+        if self._use_masking:
+            guard.check_support()
+        # sb3-contrib's loop, which reads of an algorithm nothing that this one does not have.
+        collect: Any = MaskablePPO.collect_rollouts
+        return bool(collect(self, guard, callback, rollout_buffer, n_rollout_steps, self._use_masking))
+
+    def _rollout_samples(self) -> MaskedSamples:  # type: ignore[override]
+        samples = whole_rollout(self.rollout_buffer, (MaskableRolloutBuffer, MaskableDictRolloutBuffer))
+        masks = samples.action_masks.bool()
+        # Without a masked choice the update is TRPO's own, bit for bit.
+        return samples._replace(action_masks=None if masks.all() else masks)
+
+    def _action_distribution(self, samples: MaskedSamples) -> Distribution:  # type: ignore[override]
+        policy: Any = self.policy
+        return policy.get_distribution(samples.observations, samples.action_masks)
+
+    def _make_actor(self) -> Actor[Any]:
+        is_builtin = self._is_builtin("_action_distribution", MaskableTRPO)
+        is_known = type(self.policy.action_dist) in _OF_LOGITS
+        return Actor(self.policy, self._action_distribution, is_builtin and is_known, self._distribution_from_logits)
+
+    def _distribution_from_logits(self, logits: th.Tensor, samples: MaskedSamples) -> Distribution:
+        """
+        Do what ``_action_distribution`` does, from the network's outputs.
+
+        sb3-contrib's distributions normalise before they mask and after; with SB3's own, which normalise once, an
+        update takes no longer than without masks, and is the same where nothing is masked.
+
+        :param logits: the network's outputs, (N, number of choices)
+        :param samples: rollout samples of the same N states
+        :return: π(·|s) for each of them
+        """
+        if samples.action_masks is not None:
+            logits = mask_logits(logits, samples.action_masks)
+        if isinstance(self.action_space, spaces.Discrete):
+            return CategoricalDistribution(int(self.action_space.n)).proba_distribution(logits)
+        return MultiCategoricalDistribution(list(mask_sizes(self.action_space))).proba_distribution(logits)
+
+    def _make_policy(self) -> Any:
+        policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        if not isinstance(policy, MaskableActorCriticPolicy):
+            raise UserError(
+                f"policy is {type(policy).__name__}, but must be 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy', or a "
+                "subclass of sb3_contrib's MaskableActorCriticPolicy."
+            )
+        return policy
+
+    def _make_rollout_buffer(self) -> RolloutBuffer:
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = MaskableDictRolloutBuffer if is_dict else MaskableRolloutBuffer
+        if not issubclass(self.rollout_buffer_class, (MaskableRolloutBuffer, MaskableDictRolloutBuffer)):
+            raise UserError(
+                f"rollout_buffer_class is {self.rollout_buffer_class.__name__}, but must be a subclass of "
+                "sb3_contrib's MaskableRolloutBuffer or MaskableDictRolloutBuffer, which keep the masks."
+            )
+        return super()._make_rollout_buffer()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_use_masking"]
+
+
+def mask_logits(logits: th.Tensor, masks: th.Tensor) -> th.Tensor:
+    """
+    Give forbidden choices the probability 0.
+
+    :param logits: of the choices, (N, number of choices)
+    :param masks: which are allowed, of the same shape
+    :return: the logits; those of forbidden choices depend on nothing
+    """
+    return logits.masked_fill(~masks, MASKED_LOGIT)

@@ -1,0 +1,211 @@
+"""
+TRPO with memory: what ``RecurrentPPO`` of sb3-contrib is to PPO.
+
+The policy's action depends on all that its LSTM has seen in the episode. F and the surrogate are those of whole
+sequences: gradients and curvature go through time, from a sequence's first step to its last.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.networks.plain_policy import extract_features
+from sb3_trpo.trpo import TRPO
+from sb3_trpo.trust_region.graph_linearization import use_twice_differentiable_kernels
+from sb3_trpo.update.samples import chunk_size
+from sb3_trpo.update.sequences import (
+    SequenceSamples,
+    every_sequence,
+    run_lstm,
+    sequence_chunks,
+    shuffle_sequences,
+)
+from sb3_trpo.validation import UserError
+
+try:
+    from sb3_contrib import RecurrentPPO
+    from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
+    from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+    from sb3_contrib.common.recurrent.type_aliases import RNNStates
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"RecurrentTRPO needs sb3-contrib ({error}): install it with `pip install 'sb3-trpo[contrib]'`.",
+        name=error.name,
+    ) from error
+
+SelfRecurrentTRPO = TypeVar("SelfRecurrentTRPO", bound="RecurrentTRPO")
+
+
+class RecurrentTRPO(TRPO):
+    """
+    Trust region policy optimization with an LSTM in the policy.
+
+    The arguments are those of TRPO, the interface is that of sb3-contrib's ``RecurrentPPO``: ``predict`` takes and
+    gives ``state``, and starts anew where ``episode_start`` says so. Chunks (``fisher_chunk_size``), the thinned Fisher
+    product (``sub_sampling_factor``) and the critic's minibatches take whole sequences.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = RecurrentPPO.policy_aliases
+    # What the LSTMs remember, before the next step of the training environments.
+    _last_lstm_states: RNNStates | None = None
+
+    def learn(
+        self: SelfRecurrentTRPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "RecurrentTRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfRecurrentTRPO:
+        """
+        Train, as ``TRPO.learn`` does.
+
+        :param total_timesteps: the number of steps, in all environments together
+        :param callback: called at every step
+        :param log_interval: updates between two lines of the log
+        :param tb_log_name: the name of the run in TensorBoard
+        :param reset_num_timesteps: whether to count steps from 0
+        :param progress_bar: whether to show one
+        :return: the algorithm
+        """
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def get_checkpoint_state(self) -> dict[str, Any]:
+        states = self._last_lstm_states
+        return {**super().get_checkpoint_state(), "lstm_states": None if states is None else states._asdict()}
+
+    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        super().set_checkpoint_state(state)
+        assert self._last_lstm_states is not None
+        for name, parts in self._last_lstm_states._asdict().items():
+            for part, saved in zip(parts, state["lstm_states"][name], strict=True):
+                part.copy_(th.as_tensor(saved))
+
+    def _setup_model(self) -> None:
+        if self.n_steps < 2:
+            raise UserError(
+                f"n_steps is {self.n_steps}, but must be at least 2: what an LSTM remembers is learned from the steps "
+                "that follow each other in one rollout."
+            )
+        super()._setup_model()
+        self._last_lstm_states = self._zero_states(self.n_envs)
+
+    def _zero_states(self, n: int) -> RNNStates:
+        layers, _, hidden_units = self._recurrent_policy.lstm_hidden_state_shape
+        parts = [th.zeros(layers, n, hidden_units, device=self.device) for _ in range(4)]
+        return RNNStates(pi=tuple(parts[:2]), vf=tuple(parts[2:]))
+
+    @property
+    def _recurrent_policy(self) -> RecurrentActorCriticPolicy:
+        assert isinstance(self.policy, RecurrentActorCriticPolicy)
+        return self.policy
+
+    def _run_loop(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        # sb3-contrib's loop, which reads of an algorithm nothing that this one does not have.
+        collect: Any = RecurrentPPO.collect_rollouts
+        return bool(collect(self, env, callback, rollout_buffer, n_rollout_steps))
+
+    def _evaluate_policy(self, obs: PyTorchObs) -> tuple[Distribution, th.Tensor]:
+        policy: Any = self.policy
+        n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        states, starts = self._zero_states(n), th.ones(n, device=self.device)
+        with use_twice_differentiable_kernels(policy):
+            distribution, _ = policy.get_distribution(obs, states.pi, starts)
+            return distribution, policy.predict_values(obs, states.vf, starts)
+
+    def _rollout_samples(self) -> SequenceSamples:  # type: ignore[override]
+        buffer: Any = self.rollout_buffer
+        # Brings the arrays into rows, environment by environment. What it gives is cut at a random place, and not used.
+        next(iter(buffer.get(batch_size=1)))
+        starts = buffer.episode_starts.reshape(-1) > 0
+        goes_on = buffer.to_torch(~starts).view(-1, 1, 1, 1)
+        starts[:: buffer.buffer_size] = True
+
+        def lstm_states(name: str) -> th.Tensor:
+            parts = [buffer.to_torch(getattr(buffer, f"{part}_states_{name}")) for part in ("hidden", "cell")]
+            return goes_on * th.stack(parts, dim=1)
+
+        observations = buffer.observations
+        return SequenceSamples(
+            observations={key: buffer.to_torch(value) for key, value in observations.items()}
+            if isinstance(observations, dict)
+            else buffer.to_torch(observations),
+            # As SB3's own buffers give them.
+            actions=buffer.to_torch(buffer.actions.astype(np.float32, copy=False)),
+            old_values=buffer.to_torch(buffer.values).flatten(),
+            old_log_prob=buffer.to_torch(buffer.log_probs).flatten(),
+            advantages=buffer.to_torch(buffer.advantages).flatten(),
+            returns=buffer.to_torch(buffer.returns).flatten(),
+            starts=buffer.to_torch(starts),
+            states={name: lstm_states(name) for name in RNNStates._fields},
+        )
+
+    def _action_distribution(self, samples: SequenceSamples) -> Distribution:  # type: ignore[override]
+        policy = self._recurrent_policy
+        features = extract_features(policy, samples.observations, policy.pi_features_extractor)
+        latent = run_lstm(policy.lstm_actor, features, samples.starts, samples.states["pi"])
+        # sb3-contrib's ``get_distribution`` goes on in the same way.
+        return policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(latent))
+
+    def _values(self, samples: SequenceSamples) -> th.Tensor:  # type: ignore[override]
+        policy = self._recurrent_policy
+        features = extract_features(policy, samples.observations, policy.vf_features_extractor)
+        if policy.lstm_critic is not None:
+            latent = run_lstm(policy.lstm_critic, features, samples.starts, samples.states["vf"])
+        elif policy.shared_lstm:
+            latent = run_lstm(policy.lstm_actor, features, samples.starts, samples.states["pi"]).detach()
+        else:
+            assert policy.critic is not None
+            latent = policy.critic(features)
+        values: th.Tensor = policy.value_net(policy.mlp_extractor.forward_critic(latent))
+        return values
+
+    def _chunks(self, samples: SequenceSamples) -> Sequence[SequenceSamples]:  # type: ignore[override]
+        return sequence_chunks(samples, self.fisher_chunk_size or chunk_size(samples.observations))
+
+    def _every(self, samples: SequenceSamples, step: int) -> SequenceSamples:  # type: ignore[override]
+        return every_sequence(samples, step)
+
+    def _draw_minibatches(self, samples: SequenceSamples, batch_size: int) -> Sequence[th.Tensor]:  # type: ignore[override]
+        return shuffle_sequences(samples, batch_size)
+
+    def _make_policy(self) -> ActorCriticPolicy:
+        policy = super()._make_policy()
+        if not isinstance(policy, RecurrentActorCriticPolicy):
+            raise UserError(
+                f"policy is {type(policy).__name__}, but must be 'MlpLstmPolicy', 'CnnLstmPolicy', "
+                "'MultiInputLstmPolicy', or a subclass of sb3_contrib's RecurrentActorCriticPolicy."
+            )
+        return policy
+
+    def _make_rollout_buffer(self) -> RolloutBuffer:
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = RecurrentDictRolloutBuffer if is_dict else RecurrentRolloutBuffer
+        if not issubclass(self.rollout_buffer_class, (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)):
+            raise UserError(
+                f"rollout_buffer_class is {self.rollout_buffer_class.__name__}, but must be a subclass of "
+                "sb3_contrib's RecurrentRolloutBuffer or RecurrentDictRolloutBuffer, which keep the LSTMs' states."
+            )
+        layers, _, hidden_units = self._recurrent_policy.lstm_hidden_state_shape
+        shape = {"hidden_state_shape": (self.n_steps, layers, self.n_envs, hidden_units)}
+        given, self.rollout_buffer_kwargs = self.rollout_buffer_kwargs, {**self.rollout_buffer_kwargs, **shape}
+        try:
+            return super()._make_rollout_buffer()
+        finally:
+            self.rollout_buffer_kwargs = given
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_lstm_states"]

@@ -1,0 +1,136 @@
+"""
+Action masks as the environments give them, checked: which environment, at what step, is wrong in which way.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from sb3_trpo.validation import UserError
+
+# The environments' method, as sb3-contrib has it.
+METHOD = "action_masks"
+
+
+class MaskGuard(VecEnvWrapper):
+    """
+    Checks the masks that a loop asks the environments for.
+
+    It is given to the loop in place of the environments, and nobody else sees it.
+
+    :param env: the environments, guarded
+    :param when: says the moment in words, such as "after 10 steps"
+    """
+
+    def __init__(self, env: VecEnv, when: Callable[[], str]) -> None:
+        # Not ``VecEnvWrapper.__init__``, which asks the environments for attributes: some answer with an error.
+        self.venv = env
+        self.num_envs = env.num_envs
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.render_mode = getattr(env, "render_mode", None)
+        self.class_attributes: dict[str, Any] = {}
+        self._sizes = mask_sizes(env.action_space)
+        self._when = when
+
+    def check_support(self) -> None:
+        """
+        Check that there are masks.
+
+        :raises UserError: if an environment has none
+        """
+        if not self.venv.has_attr(METHOD):
+            raise UserError(
+                f"{self._who_lacks_masks()} {METHOD}() {self._when()}: add it to the environment, wrap the environment "
+                "in sb3_contrib.common.wrappers.ActionMasker, or train with learn(use_masking=False)."
+            )
+
+    def _who_lacks_masks(self) -> str:
+        for i in range(self.num_envs):
+            try:
+                self.venv.get_attr(METHOD, indices=i)
+            except AttributeError:
+                return f"Environment {i} of {self.num_envs} has no method"
+            except Exception:
+                # A method can't always come out of another process.
+                break
+        return f"One of the {self.num_envs} environments has no method"
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        Call a method of the environments.
+
+        :param method_name: its name
+        :param method_args: its arguments
+        :param indices: of which environments; None for all
+        :param method_kwargs: its arguments by name
+        :return: what it gives; masks are checked, and come as rows of booleans
+        :raises UserError: if an environment's masks are of the wrong shape, or leave no choice
+        """
+        results = self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
+        if method_name != METHOD:
+            return results
+        return [self._checked(i, masks) for i, masks in enumerate(results)]
+
+    def _checked(self, index: int, masks: Any) -> np.ndarray:
+        """
+        :param index: the environment's number
+        :param masks: what it gave
+        :return: the masks, (number of choices,), boolean
+        """
+        array = np.asarray(masks)
+        if array.size != sum(self._sizes) or array.dtype.kind not in "biuf":
+            what = f"of shape {array.shape} and type {array.dtype}"
+            self._refuse(index, f"{what}, but must be {sum(self._sizes)} booleans, one for each choice of an action")
+        row = array.reshape(-1)
+        if row.dtype != np.bool_ and not ((row == 0) | (row == 1)).all():
+            self._refuse(index, f"{_short(row)}, but must be booleans, or 0 and 1")
+        row = row.astype(np.bool_)
+        if not np.logical_or.reduceat(row, np.cumsum([0, *self._sizes[:-1]])).all():
+            part = "" if len(self._sizes) == 1 else " of a sub-action"
+            self._refuse(index, f"all false: every choice{part} is forbidden, but one at least must be allowed")
+        return row
+
+    def _refuse(self, index: int, what: str) -> None:
+        raise UserError(f"The action masks of environment {index} of {self.num_envs} {self._when()} are {what}.")
+
+    def step(self, actions: np.ndarray) -> VecEnvStepReturn:
+        """
+        Step the environments.
+
+        :param actions: actions, (n_envs, ...)
+        :return: what the environments give
+        """
+        return self.venv.step(actions)
+
+    def reset(self) -> VecEnvObs:
+        """Reset the environments."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Wait for the environments' step."""
+        return self.venv.step_wait()
+
+
+def mask_sizes(action_space: spaces.Space) -> Sequence[int]:
+    """
+    Count the choices of each sub-action.
+
+    :param action_space: the action space, Discrete, MultiDiscrete or MultiBinary
+    :return: their numbers, in the order of the masks
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return [int(action_space.n)]
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return [int(n) for n in action_space.nvec]
+    assert isinstance(action_space, spaces.MultiBinary)
+    return [2] * int(np.prod(action_space.shape))
+
+
+def _short(row: np.ndarray) -> str:
+    return np.array2string(row, threshold=8, max_line_width=10_000)

@@ -1,0 +1,153 @@
+"""
+Rollout data as sequences: what a recurrent policy is evaluated on.
+
+Samples are rows, as everywhere; here consecutive rows belong together, and a flag says where a sequence starts. What is
+below knows nothing of padding, which exists inside of ``run_lstm`` alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch as th
+from torch import nn
+
+from sb3_trpo.update.samples import select
+
+LstmState = tuple[th.Tensor, th.Tensor]
+
+
+class SequenceSamples(NamedTuple):
+    """
+    A rollout, sequence by sequence.
+
+    A sequence starts with an episode or with the rollout, and ends with either.
+
+    :param observations: of N states, (N, ...), or a dictionary of such
+    :param actions: the actions taken there, (N, ...)
+    :param old_values: the critic's values at the time, (N,)
+    :param old_log_prob: ln π(a|s) at the time, (N,)
+    :param advantages: (N,)
+    :param returns: (N,)
+    :param starts: whether a row is the first of its sequence, (N,)
+    :param states: what the LSTMs remembered before each step, 0 where an episode starts: ``pi`` and ``vf``, each with
+        hidden and cell states side by side, (N, 2, layers, hidden units)
+    :param action_masks: allowed choices, (N, number of choices), or None
+    """
+
+    observations: Any
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    starts: th.Tensor
+    states: dict[str, th.Tensor]
+    action_masks: th.Tensor | None = None
+
+
+def run_lstm(lstm: nn.LSTM, features: th.Tensor, starts: th.Tensor, states: th.Tensor) -> th.Tensor:
+    """
+    Run an LSTM over sequences of different lengths.
+
+    :param lstm: the LSTM
+    :param features: its inputs, sequence by sequence, (N, n)
+    :param starts: whether a row is the first of its sequence, (N,); the first one is
+    :param states: as in ``SequenceSamples``; those in which sequences start are used
+    :return: its outputs, (N, hidden units)
+    """
+    firsts = starts.nonzero().flatten()
+    lengths = sequence_lengths(starts)
+    steps = th.arange(int(lengths.max()), device=starts.device).unsqueeze(1)
+    is_real = steps < lengths
+    # 1. Padding repeats a sequence's last row: nothing is computed on numbers that no environment has given.
+    rows = firsts + th.minimum(steps, lengths - 1)
+    hidden, cell = (part.contiguous() for part in states[firsts].permute(1, 2, 0, 3))
+    # 2. cuDNN's LSTM can be differentiated in training mode only.
+    with th.backends.cudnn.flags(enabled=th.backends.cudnn.enabled and lstm.training):
+        padded, _ = lstm(features[rows], (hidden, cell))
+    # 3. Back to rows: sequence by sequence, and of each the real steps.
+    return padded.transpose(0, 1)[is_real.t()]
+
+
+def sequence_lengths(starts: th.Tensor) -> th.Tensor:
+    """
+    Count the rows of each sequence.
+
+    :param starts: whether a row is the first of its sequence, (N,)
+    :return: the numbers, (number of sequences,)
+    """
+    firsts = starts.nonzero().flatten()
+    return th.diff(firsts, append=firsts.new_tensor([len(starts)]))
+
+
+def rows_of(starts: th.Tensor, order: th.Tensor) -> Sequence[th.Tensor]:
+    """
+    Give the rows of sequences.
+
+    :param starts: whether a row is the first of its sequence, (N,)
+    :param order: which sequences, by number
+    :return: for each its rows, in order
+    """
+    rows = th.arange(len(starts), device=starts.device).split(sequence_lengths(starts).tolist())
+    return [rows[i] for i in order.tolist()]
+
+
+def group(sequences: Iterable[th.Tensor], size: int) -> list[th.Tensor]:
+    """
+    Put whole sequences together until there are enough rows.
+
+    :param sequences: the rows of each
+    :param size: rows of a group, which only a single sequence can exceed
+    :return: the rows of each group
+    """
+    groups: list[list[th.Tensor]] = []
+    n_rows = size
+    for rows in sequences:
+        if n_rows + len(rows) > size:
+            groups.append([])
+            n_rows = 0
+        groups[-1].append(rows)
+        n_rows += len(rows)
+    return [th.cat(rows) for rows in groups]
+
+
+SequencesT = TypeVar("SequencesT", bound=SequenceSamples)
+
+
+def sequence_chunks(samples: SequencesT, size: int) -> Sequence[SequencesT]:
+    """
+    Split samples into chunks of whole sequences.
+
+    :param samples: the samples
+    :param size: rows of a chunk, which only a single sequence can exceed
+    :return: the chunks
+    """
+    if size >= len(samples.starts):
+        return [samples]
+    n_sequences = int(samples.starts.sum())
+    order = th.arange(n_sequences, device=samples.starts.device)
+    return [select(samples, rows) for rows in group(rows_of(samples.starts, order), size)]
+
+
+def every_sequence(samples: SequencesT, step: int) -> SequencesT:
+    """
+    Take every so many sequences.
+
+    :param samples: the samples
+    :param step: k
+    :return: every k-th sequence, whole
+    """
+    order = th.arange(0, int(samples.starts.sum()), step, device=samples.starts.device)
+    return select(samples, th.cat(list(rows_of(samples.starts, order))))
+
+
+def shuffle_sequences(samples: SequencesT, batch_size: int) -> Sequence[th.Tensor]:
+    """
+    Draw the critic's minibatches of one epoch: every sequence once, whole, in random order.
+
+    :param samples: the rollout
+    :param batch_size: rows of a minibatch, which only a single sequence can exceed
+    :return: for each minibatch the rows of the samples that are in it, in order
+    """
+    order = th.randperm(int(samples.starts.sum()), device=samples.starts.device)
+    return group(rows_of(samples.starts, order), batch_size)
