@@ -14,6 +14,7 @@ from speed import run as results
 from speed.measure import Spread, ratio, spread
 from speed.profiling import PARTS
 from speed.rows import ROWS
+from speed.variants import PLAIN
 
 Results = dict[tuple[str, int], dict[str, Any]]
 
@@ -45,6 +46,8 @@ COMPARISONS = (
     Comparison("envpool", THEIRS, 4.0),
 )
 FISHER_AT_MOST = 1.3
+SHARE_AT_LEAST = {"a callback that does nothing": 0.9}
+OTHER_SHARE_AT_LEAST = 0.5
 MEMORY_AT_MOST = 0.25
 QUALITY_AT_LEAST = 0.99
 # A critic that is worse by more than this, and by more than the noise, is not as good.
@@ -290,6 +293,21 @@ def profiles(found: Results) -> str:
     return ""
 
 
+def variants(found: Results) -> str:
+    """
+    List pipelines of other kinds beside the plainest one.
+    """
+    lines = []
+    for threads, measured in of_row(found, "variants"):
+        for name in measured["seconds"]:
+            if name != PLAIN:
+                share = ratio(measured["seconds"][PLAIN], measured["seconds"][name])
+                at_least = SHARE_AT_LEAST.get(name, OTHER_SHARE_AT_LEAST)
+                goal = f"≥ {at_least:g}: {_verdict(share.median, at_least)}"
+                lines.append([name, str(threads), amount(measured, name), with_quartiles(share, 2), goal])
+    return table(["what", "threads", "speed", "share of the plainest pipeline's speed", "to reach"], lines)
+
+
 def settings_tried(found: Results) -> str:
     """
     The search for the best settings of each side.
@@ -348,6 +366,7 @@ SECTIONS = (
     ("### Memory with images", memory, ("images",)),
     ("### Growth", growth, ("growth",)),
     ("### Where an iteration of `learn()` goes", profiles, ("profile",)),
+    ("### `learn()` of other kinds", variants, ("variants",)),
     ("### Settings tried with EnvPool and without", settings_tried, ("envpool",)),
 )
 
