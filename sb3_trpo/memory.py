@@ -81,10 +81,20 @@ class RecurrentTRPO(TRPO):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def get_checkpoint_state(self) -> dict[str, Any]:
+        """
+        Give what goes on in a training and is in no saved model: TRPO's, and what the LSTMs remember.
+
+        :return: the state, by name
+        """
         states = self._last_lstm_states
         return {**super().get_checkpoint_state(), "lstm_states": None if states is None else states._asdict()}
 
     def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """
+        Go on from a state.
+
+        :param state: what ``get_checkpoint_state`` has returned
+        """
         super().set_checkpoint_state(state)
         assert self._last_lstm_states is not None
         for name, parts in self._last_lstm_states._asdict().items():
