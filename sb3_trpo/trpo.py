@@ -279,9 +279,9 @@ class TRPO(ExtensibleTRPO):
         actor = self._make_actor()
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
 
+        fisher = self._fisher(actor, linearizations, samples)
         # L(θ) and KL(θ_old ‖ θ), with g = ∇L(θ_old)
         surrogate = Surrogate(actor.distribution, batches, linearizations, self.ent_coef, self._log_prob())
-        fisher = self._fisher(actor, linearizations, samples)
         g = surrogate.gradient
         # x ≈ (F + λI)⁻¹ g
         solution = self._search_direction(fisher, g)
