@@ -54,7 +54,7 @@ def _restore(saved: dict[str, Any], existing: _Data | None) -> _Data:
     :raises NotSavableError: if its model is another, for tasks may change masses or frictions at each reset
     """
     # Where there is a simulation, MuJoCo is installed.
-    import mujoco  # type: ignore[import-untyped]
+    import mujoco  # type: ignore[import-untyped]  # It has no types.
 
     if existing is None or _digest(existing.model.__getstate__()) != saved["model"]:
         raise NotSavableError("the simulation's model is not the one that was saved")

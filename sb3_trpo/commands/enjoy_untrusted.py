@@ -82,14 +82,19 @@ def _check_statistics(path: pathlib.Path, statistics: object, expected: object) 
             _check_statistics(path, statistics[key], expected[key])
         return
     # ``read_object`` has checked that they are finite, and no variance negative.
-    fit = isinstance(statistics, RunningMeanStd) and isinstance(expected, RunningMeanStd)
-    if not fit or not statistics.mean.shape == statistics.var.shape == expected.mean.shape:  # type: ignore[attr-defined]
+    fit = (
+        isinstance(statistics, RunningMeanStd)
+        and isinstance(expected, RunningMeanStd)
+        and statistics.mean.shape == statistics.var.shape == expected.mean.shape
+    )
+    if not fit:
         raise RefusedModelError(f"{path} was refused: its statistics are not those of the environment's observations.")
 
 
 def _run(model: TRPO, env: VecEnv, n_steps: int, is_deterministic: bool) -> None:
     obs = env.reset()
     for _ in range(n_steps):
+        # By SB3's types, environments may give tuples, which ``predict`` does not take.
         actions, _ = model.predict(obs, deterministic=is_deterministic)  # type: ignore[arg-type]
         obs, _, _, infos = env.step(actions)
         if "episode" in infos[0]:

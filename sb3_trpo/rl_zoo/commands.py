@@ -11,7 +11,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]  # It has no types.
 from rl_zoo3.utils import get_model_path
 
 from sb3_trpo.validation import UserError

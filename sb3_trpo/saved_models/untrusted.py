@@ -168,6 +168,7 @@ def _read_episodes(text: object, budget: Budget) -> Any:
 
 def _decode(text: object, budget: Budget) -> bytes:
     try:
+        # Anything but a text raises a TypeError.
         pickled = base64.b64decode(text, validate=True)  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         raise RefusedModelError("it is no base64") from error
