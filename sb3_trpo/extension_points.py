@@ -74,7 +74,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         Evaluate the policy: the only thing that the policy step asks of it.
 
         :param samples: rollout samples of N states
-        :return: π(·|s) for each of them
+        :return: π(· | s) for each of them
         """
         return self.policy.get_distribution(samples.observations)
 

@@ -135,7 +135,7 @@ class MaskableTRPO(TRPO):
 
         :param logits: the network's outputs, (N, number of choices)
         :param samples: rollout samples of the same N states
-        :return: π(·|s) for each of them
+        :return: π(· | s) for each of them
         """
         if samples.action_masks is not None:
             logits = mask_logits(logits, samples.action_masks)

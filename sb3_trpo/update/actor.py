@@ -142,7 +142,7 @@ class Actor(Generic[StatesT]):
         Evaluate the policy at the current θ, by the same arithmetic as in ``linearize``.
 
         :param samples: a chunk of rollout samples
-        :return: π(·|s)
+        :return: π(· | s)
         """
         if self._mlp is None:
             with use_twice_differentiable_kernels(self._policy):
