@@ -216,7 +216,7 @@ def _read(path: pathlib.Path) -> _File:
         note, state = part(saved, "note", dict), part(saved, "state", bytes)
         log_folder = saved.get("log_folder")
         if not all(isinstance(text, str) for text in [*note, *note.values(), log_folder or ""]):
-            raise UserError("The state of the training is damaged: its texts are none.")
+            raise UserError("The state of the training is damaged: its note or its log folder is no text.")
     except (UserError, NotSavableError) as error:
         raise UserError(f"{path} is a damaged checkpoint: {error}") from error
     return _File(members, note, log_folder, state)

@@ -73,7 +73,7 @@ def _check_position(state: dict[str, Any]) -> None:
         name, last = POSITIONS[state["bit_generator"]]
         position = state["state"].get(name, state.get(name))
         if type(position) not in (int, np.int64) or not 0 <= position <= last:
-            raise NotSavableError("random numbers come from a place that there is not")
+            raise NotSavableError("a random generator reads from outside of its memory")
 
 
 def _save_random_state(generator: np.random.RandomState) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _save_space(space: spaces.Space[Any]) -> dict[str, Any]:
 
 def _restore_space(saved: dict[str, Any], existing: spaces.Space[Any] | None) -> spaces.Space[Any]:
     if existing is None:
-        raise NotSavableError("a space was saved where now is none")
+        raise NotSavableError("a space was saved, but there is none now")
     # The policy was made for the space's bounds, so that they have to be the same.
     present = {k: v for k, v in vars(existing).items() if k != "_np_random"}
     if not _is_same(saved["rest"], present):
@@ -172,7 +172,7 @@ def _save_statistics(statistics: RunningMeanStd) -> dict[str, Any]:
 
 def _restore_statistics(saved: dict[str, Any], existing: RunningMeanStd | None) -> RunningMeanStd:
     if existing is None:
-        raise NotSavableError("statistics were saved where now are none")
+        raise NotSavableError("statistics were saved, but there are none now")
     for name in ("mean", "var", "count"):
         new, present = np.asarray(saved[name]), np.asarray(vars(existing)[name])
         if new.shape != present.shape or new.dtype.kind not in "fiu":

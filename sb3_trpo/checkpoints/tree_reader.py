@@ -86,7 +86,7 @@ class Reader:
     def _enum(self, existing: Any, path: str, name: str) -> enum.Enum:
         # The class has to be that of the present object: no class is imported because a file names it.
         if not isinstance(existing, enum.Enum) or class_path(existing) != path:
-            raise NotSavableError(f"a {path} was saved where now a {class_path(existing)} is")
+            raise NotSavableError(f"a {path} was saved, but now there is a {class_path(existing)}")
         return type(existing).__members__[name]
 
     def _scalar(self, existing: Any, dtype: str, shape: list[int], offset: int) -> Any:
@@ -113,7 +113,7 @@ class Reader:
 
     def _namedtuple(self, existing: Any, path: str, nodes: list[Node]) -> tuple[Any, ...]:
         if class_path(existing) != path or not hasattr(type(existing), "_make"):
-            raise NotSavableError(f"a {path} was saved where now a {class_path(existing)} is")
+            raise NotSavableError(f"a {path} was saved, but now there is a {class_path(existing)}")
         made: tuple[Any, ...] = type(existing)._make(self._values(nodes, existing))
         return made
 
@@ -178,7 +178,7 @@ class Reader:
 
     def _object(self, existing: Any, number: int, name: str, path: str, node: Node) -> Any:
         if existing is not None and class_path(existing) != path:
-            raise NotSavableError(f"a {path} was saved where now a {class_path(existing)} is")
+            raise NotSavableError(f"a {path} was saved, but now there is a {class_path(existing)}")
         codec = self.codecs[name]
         if codec.needs_trust and not self.is_trusted:
             raise NotSavableError(f"the state of a {path} is taken from trusted checkpoints only")

@@ -109,7 +109,7 @@ def convert_hyperparameters(content: bytes) -> tuple[bytes, list[str]]:
         entries = yaml.safe_load(text)
         expected = {task: dict(entry) for task, entry in entries.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise UserError("The file is none of RL Zoo's hyperparameters: one entry for each task.") from error
+        raise UserError("The file does not hold RL Zoo's hyperparameters: one entry for each task.") from error
     changes = []
     for task, entry in expected.items():
         old = entry.get("target_kl", CONTRIBS_TARGET_KL)

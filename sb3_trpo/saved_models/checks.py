@@ -168,7 +168,7 @@ def check_optimizer(policy: ActorCriticPolicy, policy_kwargs: State, state: Stat
     """
     example = _state_after_a_step(policy, policy_kwargs)
     if state.keys() != {"state", "param_groups"} or not isinstance(state["state"], dict):
-        raise RefusedModelError("its optimizer's state is none")
+        raise RefusedModelError("its optimizer's state is not of torch's form")
     _check_groups(state["param_groups"], example["param_groups"])
     n = len(list(policy.parameters()))
     for i, moments in state["state"].items():

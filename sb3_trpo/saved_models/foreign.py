@@ -40,8 +40,8 @@ def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, ob
             )
     if origin is Origin.OTHER:
         raise UserError(
-            f"The file holds {_name(module)}, whose networks are none that {algorithm_class.__name__} could take over; "
-            f"load it with its own class"
+            f"The file holds {_name(module)}, whose networks {algorithm_class.__name__} can't take over; load it with "
+            f"its own class"
         )
     if origin in (Origin.OURS, Origin.CONTRIB):
         return {}
