@@ -45,7 +45,7 @@ class KnightGame(gym.Env[np.ndarray, np.int64]):
 
     def action_masks(self) -> np.ndarray:
         """Say which squares are allowed."""
-        allowed = self._moves[self._at] & ~self._holes
+        allowed: np.ndarray = self._moves[self._at] & ~self._holes
         # A knight that is shut in may stay.
         allowed[self._at] = not allowed.any()
         return allowed

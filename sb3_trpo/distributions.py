@@ -25,7 +25,7 @@ class BetaDistribution(Distribution):
     distribution: Beta
 
     def __init__(self, action_dim: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # SB3 gives it no types.
         self.action_dim = action_dim
 
     def proba_distribution_net(self, latent_dim: int) -> nn.Module:

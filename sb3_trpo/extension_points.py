@@ -59,7 +59,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
     """
 
     # The action spaces that the algorithm takes; a subclass may take fewer.
-    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = SUPPORTED_SPACES
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = SUPPORTED_SPACES
 
     target_kl: float | Schedule
     min_std: float | Schedule
@@ -74,7 +74,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         Evaluate the policy: the only thing that the policy step asks of it.
 
         :param samples: rollout samples of N states
-        :return: π(·|s) for each of them
+        :return: π(· | s) for each of them
         """
         return self.policy.get_distribution(samples.observations)
 
@@ -112,7 +112,8 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
 
         :return: the whole rollout, as tensors
         """
-        return whole_rollout(self.rollout_buffer)
+        samples: Samples = whole_rollout(self.rollout_buffer)
+        return samples
 
     def _chunks(self, samples: Samples) -> Sequence[Samples]:
         """
@@ -143,7 +144,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         """
         return shuffle_rows(samples, batch_size)
 
-    def _policy_batch(self, chunk: Samples) -> PolicyBatch:
+    def _policy_batch(self, chunk: Samples) -> PolicyBatch[Samples]:
         """
         Say which actions were taken in a chunk's states, and how good they were.
 

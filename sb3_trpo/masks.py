@@ -63,7 +63,7 @@ class MaskableTRPO(TRPO):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = MaskablePPO.policy_aliases
-    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
         spaces.Discrete,
         spaces.MultiDiscrete,
         spaces.MultiBinary,
@@ -85,12 +85,12 @@ class MaskableTRPO(TRPO):
         Train, as ``TRPO.learn`` does.
 
         :param total_timesteps: the number of steps, in all environments together
-        :param callback: called at every step
-        :param log_interval: updates between two lines of the log
+        :param callback: the callback, or a list of them
+        :param log_interval: the number of updates between two entries of the log
         :param tb_log_name: the name of the run in TensorBoard
         :param reset_num_timesteps: whether to count steps from 0
         :param use_masking: whether to ask the environments for masks; without, every choice is allowed
-        :param progress_bar: whether to show one
+        :param progress_bar: whether to show a progress bar
         :return: the algorithm
         """
         self._use_masking = use_masking
@@ -113,11 +113,13 @@ class MaskableTRPO(TRPO):
         samples = whole_rollout(self.rollout_buffer, (MaskableRolloutBuffer, MaskableDictRolloutBuffer))
         masks = samples.action_masks.bool()
         # Without a masked choice the update is TRPO's own, bit for bit.
-        return samples._replace(action_masks=None if masks.all() else masks)
+        masked: MaskedSamples = samples._replace(action_masks=None if masks.all() else masks)
+        return masked
 
     def _action_distribution(self, samples: MaskedSamples) -> Distribution:  # type: ignore[override]
         policy: Any = self.policy
-        return policy.get_distribution(samples.observations, samples.action_masks)
+        distribution: Distribution = policy.get_distribution(samples.observations, samples.action_masks)
+        return distribution
 
     def _make_actor(self) -> Actor[Any]:
         is_builtin = self._is_builtin("_action_distribution", MaskableTRPO)
@@ -133,7 +135,7 @@ class MaskableTRPO(TRPO):
 
         :param logits: the network's outputs, (N, number of choices)
         :param samples: rollout samples of the same N states
-        :return: π(·|s) for each of them
+        :return: π(· | s) for each of them
         """
         if samples.action_masks is not None:
             logits = mask_logits(logits, samples.action_masks)
@@ -169,8 +171,8 @@ def mask_logits(logits: th.Tensor, masks: th.Tensor) -> th.Tensor:
     """
     Give forbidden choices the probability 0.
 
-    :param logits: of the choices, (N, number of choices)
-    :param masks: which are allowed, of the same shape
+    :param logits: the logits of the choices, (N, number of choices)
+    :param masks: whether each choice is allowed, of the same shape
     :return: the logits; those of forbidden choices depend on nothing
     """
     return logits.masked_fill(~masks, MASKED_LOGIT)

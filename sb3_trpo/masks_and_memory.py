@@ -53,7 +53,7 @@ class MaskableLstmPolicy(RecurrentActorCriticPolicy):
         """
         Obey masks in the block.
 
-        :param ask_masks: gives the allowed choices of N states, N rows of booleans; None allows all
+        :param ask_masks: a function that gives the allowed choices of N states, N rows of booleans; None allows all
         """
         before, self._ask_masks = self._ask_masks, ask_masks
         try:
@@ -70,14 +70,14 @@ class MaskableLstmPolicy(RecurrentActorCriticPolicy):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Act.
+        Choose actions.
 
-        :param observation: one observation, or one of each environment
-        :param state: what the LSTM remembers; None is nothing
-        :param episode_start: in which environments an episode starts
-        :param deterministic: whether to take the likeliest action
+        :param observation: an observation, or one of each environment
+        :param state: the LSTM's state; None is 0
+        :param episode_start: whether an episode starts in each environment
+        :param deterministic: whether to take the most probable action
         :param action_masks: the allowed choices; None allows all
-        :return: the action, and what the LSTM remembers then
+        :return: the action, and the LSTM's state after it
         """
         with self.use_masks(None if action_masks is None else lambda: action_masks):
             return super().predict(observation, state, episode_start, deterministic)
@@ -103,19 +103,19 @@ class MaskableLstmPolicy(RecurrentActorCriticPolicy):
 
 
 class MaskableCnnLstmPolicy(MaskableLstmPolicy, RecurrentActorCriticCnnPolicy):
-    """The same for images."""
+    """``MaskableLstmPolicy`` for images."""
 
 
 class MaskableMultiInputLstmPolicy(MaskableLstmPolicy, RecurrentMultiInputActorCriticPolicy):
-    """The same for dictionaries."""
+    """``MaskableLstmPolicy`` for dictionary observations."""
 
 
 class MaskRecorder(MaskGuard):
     """
-    Gives the masks of the states that the environments are in, and keeps those of the whole rollout.
+    The environments, of which each step's masks are asked once, and kept for the whole rollout.
 
-    :param env: the environments, guarded
-    :param when: says the moment in words
+    :param env: the environments behind their guard
+    :param when: a function that gives the moment in words
     """
 
     def __init__(self, env: VecEnv, when: Callable[[], str]) -> None:
@@ -126,7 +126,7 @@ class MaskRecorder(MaskGuard):
 
     def ask(self) -> np.ndarray:
         """
-        Ask the environments, once for each step.
+        Ask the environments for masks, once for each step.
 
         :return: the masks in force, (n_envs, number of choices)
         """
@@ -138,7 +138,7 @@ class MaskRecorder(MaskGuard):
         """
         Step the environments.
 
-        :param actions: actions, (n_envs, ...)
+        :param actions: the actions, (n_envs, ...)
         :return: what the environments give
         """
         self._n_steps += 1

@@ -71,18 +71,18 @@ class RecurrentTRPO(TRPO):
         Train, as ``TRPO.learn`` does.
 
         :param total_timesteps: the number of steps, in all environments together
-        :param callback: called at every step
-        :param log_interval: updates between two lines of the log
+        :param callback: the callback, or a list of them
+        :param log_interval: the number of updates between two entries of the log
         :param tb_log_name: the name of the run in TensorBoard
         :param reset_num_timesteps: whether to count steps from 0
-        :param progress_bar: whether to show one
+        :param progress_bar: whether to show a progress bar
         :return: the algorithm
         """
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def get_checkpoint_state(self) -> dict[str, Any]:
         """
-        Give what goes on in a training and is in no saved model: TRPO's, and what the LSTMs remember.
+        Give what TRPO gives, and what the LSTMs remember.
 
         :return: the state, by name
         """
@@ -93,7 +93,7 @@ class RecurrentTRPO(TRPO):
         """
         Go on from a state.
 
-        :param state: what ``get_checkpoint_state`` has returned
+        :param state: the state, from ``get_checkpoint_state``
         """
         super().set_checkpoint_state(state)
         assert self._last_lstm_states is not None
@@ -145,7 +145,8 @@ class RecurrentTRPO(TRPO):
 
         def lstm_states(name: str) -> th.Tensor:
             parts = [buffer.to_torch(getattr(buffer, f"{part}_states_{name}")) for part in ("hidden", "cell")]
-            return goes_on * th.stack(parts, dim=1)
+            states: th.Tensor = goes_on * th.stack(parts, dim=1)
+            return states
 
         observations = buffer.observations
         return SequenceSamples(

@@ -9,6 +9,7 @@ were never trained for it. ``policy_kwargs=dict(share_features_extractor=True)``
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sb3_trpo.distributions import BetaDistribution
 from sb3_trpo.validation import UserError
@@ -79,7 +81,8 @@ class _BetaActions(ActorCriticPolicy):
         if self.ortho_init:
             # The small outputs that SB3 gives any new policy: here wide distributions around the middle.
             self.action_net.apply(functools.partial(self.init_weights, gain=0.01))
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        make_optimizer: Callable[..., Optimizer] = self.optimizer_class
+        self.optimizer = make_optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _check_actions(self) -> None:
         space, name = self.action_space, type(self).__name__

@@ -303,7 +303,7 @@ class TRPO(ExtensibleTRPO):
         self._now("learning_rate", self.lr_schedule)
         self._update_learning_rate(self.policy.optimizer)
 
-    def _policy_batches(self, samples: Samples) -> list[PolicyBatch]:
+    def _policy_batches(self, samples: Samples) -> list[PolicyBatch[Samples]]:
         """
         Split the rollout into chunks, and normalise the advantages over all of them.
 
@@ -313,7 +313,7 @@ class TRPO(ExtensibleTRPO):
         batches = [self._policy_batch(chunk) for chunk in self._chunks(samples)]
         return normalize_advantages(batches) if self.normalize_advantage else batches
 
-    def _fisher(self, actor: Actor, linearizations: Linearizations, samples: Samples) -> Fisher:
+    def _fisher(self, actor: Actor[Samples], linearizations: Linearizations[Samples], samples: Samples) -> Fisher:
         """
         Make the Fisher matrix, over every ``sub_sampling_factor``-th state.
 

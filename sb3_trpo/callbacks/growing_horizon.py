@@ -12,7 +12,7 @@ from sb3_trpo.validation import check_real
 
 class GrowingHorizon(BaseCallback):
     """
-    Let the discount factor γ grow during training.
+    A callback that lets the discount factor γ grow during training.
 
     The horizon 1 / (1 − γ) grows by the same factor in equal times (a γ that grows with training: François-Lavet et al.
     2015, https://arxiv.org/abs/1512.02011).
@@ -24,9 +24,9 @@ class GrowingHorizon(BaseCallback):
 
     The algorithm keeps the last γ when training ends. The reward's scale in ``VecNormalize`` goes on with its own γ.
 
-    :param start: the γ of the first rollout; at least 0 and below 1
-    :param end: the γ of the end of training; at least ``start`` and below 1
-    :param verbose: as in SB3; of no effect here
+    :param start: the γ of the first rollout, at least 0 and below 1
+    :param end: the γ of the end of training, at least ``start`` and below 1
+    :param verbose: the verbosity of SB3's callbacks, which has no effect here
     """
 
     def __init__(self, start: float = 0.99, end: float = 0.998, verbose: int = 0) -> None:

@@ -12,16 +12,16 @@ from sb3_trpo.validation import UserError, check_real
 
 class PolicyAverage(BaseCallback):
     """
-    Make the policy, when training ends, the average of the policies after each of the last updates.
+    A callback that makes the final policy the average of the policies after each of the last updates.
 
     It is an averaging of iterates (Polyak & Juditsky 1992, https://doi.org/10.1137/0330046).
 
-    A policy that still learns goes back and forth around what is best, and on tasks where a robot may fall, one update
-    may be the difference between never falling and falling in every other episode. Their average costs no step of the
+    A policy that still learns goes back and forth around the best one. On tasks where a robot may fall, one update may
+    be the difference between never falling and falling in every other episode. The average costs no step of the
     environment. It is no step of TRPO: no trust region bounds the way to it.
 
-    :param share: the last part of training, over whose updates the average is taken; above 0 and at most 1
-    :param verbose: 1 to tell of how many policies the average was taken
+    :param share: the last part of training, over whose updates the average is taken, above 0 and at most 1
+    :param verbose: 1 prints the number of policies in the average
     """
 
     def __init__(self, share: float = 0.1, verbose: int = 0) -> None:
@@ -39,7 +39,7 @@ class PolicyAverage(BaseCallback):
         self._last_update = None
 
     def _on_rollout_start(self) -> None:
-        # A rollout that a callback ends is followed by no update.
+        # There is no update after a rollout that a callback ends.
         is_new = self.model._n_updates != self._last_update
         if is_new and self.model._current_progress_remaining <= self.share:
             for total, parameter in zip(self._sum, self.model.policy.parameters(), strict=True):
@@ -63,7 +63,7 @@ class PolicyAverage(BaseCallback):
 
     def get_checkpoint_state(self) -> dict[str, Any]:
         """
-        Give the state that ``Checkpoint`` keeps.
+        Give the state that ``Checkpoint`` saves.
 
         :return: the sum of the policies so far, and their number
         """
@@ -73,8 +73,8 @@ class PolicyAverage(BaseCallback):
         """
         Go on from a state.
 
-        :param state: what ``get_checkpoint_state`` has returned
-        :raises UserError: if it is that of another policy
+        :param state: the state, from ``get_checkpoint_state``
+        :raises UserError: if it belongs to another policy
         """
         sums, n_policies = [th.as_tensor(saved) for saved in state["sum"]], state["n_policies"]
         if [total.shape for total in sums] != [total.shape for total in self._sum] or not n_policies >= 0:

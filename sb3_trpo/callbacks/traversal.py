@@ -11,8 +11,8 @@ def walk_callbacks(callback: BaseCallback) -> Iterator[BaseCallback]:
     """
     Go through a callback and all that it calls, always in the same order.
 
-    :param callback: possibly a list of callbacks, or one with children
-    :return: it, and all below it
+    :param callback: the callback, which may be a list of callbacks, or call others
+    :return: the callback, and all below it
     """
     yield callback
     children = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]

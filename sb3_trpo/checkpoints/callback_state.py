@@ -1,5 +1,5 @@
 """
-The state of callbacks: of SB3's what changes, of others what they offer.
+The state of callbacks: of SB3's callbacks what changes, of others what they offer.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
 
-# All of them numbers: nothing else is set, neither paths nor names.
+# These are numbers: nothing else is set, neither paths nor names.
 COUNTERS: dict[type, tuple[str, ...]] = {
     BaseCallback: ("n_calls", "num_timesteps"),
     EveryNTimesteps: ("last_time_trigger",),
@@ -46,21 +46,23 @@ def save_callbacks(callback: BaseCallback, doubts: list[str]) -> list[dict[str, 
     Save a callback, and all that it calls.
 
     :param callback: the callback that was given to ``learn``
-    :param doubts: gets a sentence for each state that can't be saved
-    :return: plain data
+    :param doubts: the list to which a sentence is added for each state that can't be saved
+    :return: the states, as plain data
     """
     return [_save(item, doubts) for item in walk_callbacks(callback)]
 
 
 def restore_callbacks(callback: BaseCallback, saved: list[Any], doubts: list[str], trusted: bool) -> None:
     """
-    Let callbacks go on where others were; saved ones without a counterpart are passed over.
+    Let callbacks go on where others were.
+
+    Saved states without a callback of the same class are passed over.
 
     :param callback: the callback that was given to ``learn``
-    :param saved: what ``save_callbacks`` has returned
-    :param doubts: gets a sentence for each state that can't be restored
+    :param saved: the states, from ``save_callbacks``
+    :param doubts: the list to which a sentence is added for each state that can't be restored
     :param trusted: whether texts may be set
-    :raises UserError: if something is of another type or shape
+    :raises UserError: if a value is of another type or shape
     """
     remaining = list(walk_callbacks(callback))
     for state in saved:

@@ -31,9 +31,9 @@ SUFFIX = "zip"
 
 class Checkpoint(BaseCallback):
     """
-    Save the whole state of a training between two updates, so that it can go on after a crash.
+    A callback that saves the whole state of a training between two updates, so that it can go on after a crash.
 
-    It is given to ``learn`` itself, alone or in a list, with the same total of steps each time.
+    Give it to ``learn`` itself, alone or in a list, with the same total of steps each time.
 
     A crash loses the steps since the last checkpoint, nothing else. Training then ends with the same weights, bit for
     bit, as without the crash, if the state of the environments can be saved (see ``env_state``); otherwise they are
@@ -41,8 +41,8 @@ class Checkpoint(BaseCallback):
 
     :param path: the file; as in SB3, ``.zip`` is added to a name without an ending
     :param every: the number of updates between two checkpoints
-    :param note: texts that are kept in the file
-    :param verbose: 1 to tell of each checkpoint
+    :param note: the texts to keep in the file
+    :param verbose: 1 prints a line for each checkpoint
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Checkpoint(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         check_integer("every", every, minimum=1)
-        # One path for all that is done, also if the current folder changes.
+        # An absolute path, for the current folder may change.
         self.path = saved_path(pathlib.Path(path).expanduser(), SUFFIX)
         self.every = every
         self.note = note or {}
@@ -78,11 +78,13 @@ class Checkpoint(BaseCallback):
         """
         Load the model; its next ``learn`` with this callback goes on where the checkpoint was written.
 
-        :param env: environments made as in the training that has ended
+        What a checkpoint holds besides the model is data in any case. Without trust no text is set either, so that no
+        path, name or method of environments, wrappers or callbacks can change.
+
+        :param env: the environments, made as in the training that has ended
         :param algorithm_class: the class of the model
-        :param trusted: as in ``TRPO.load``. What a checkpoint holds besides the model is data in any case; without
-            trust no text is set, so that no path, name or method of environments, wrappers or callbacks can change
-        :param kwargs: for the algorithm's ``load``
+        :param trusted: whether the file comes from where no harm is meant, as in ``TRPO.load``
+        :param kwargs: more arguments of the algorithm's ``load``
         :return: the model
         :raises UserError: if the file is no checkpoint, or a damaged one
         """
@@ -152,8 +154,8 @@ class Checkpoint(BaseCallback):
         """
         Finish a file before it is written; a subclass may sign it here.
 
-        :param content: a zip archive without a comment
-        :return: what is written
+        :param content: the file: a zip archive without a comment
+        :return: the bytes to write
         """
         return content
 
@@ -194,7 +196,7 @@ def _read(path: pathlib.Path) -> _File:
     Read a checkpoint, as data.
 
     :param path: the file
-    :return: its parts
+    :return: the parts of the file
     :raises UserError: if it is no checkpoint, or a damaged one
     """
     try:
@@ -204,7 +206,7 @@ def _read(path: pathlib.Path) -> _File:
         raise UserError(f"{path} is no checkpoint: there is no such file.") from error
     except OSError as error:
         raise UserError(f"{path} can't be read as a checkpoint: {error}.") from error
-    # Of the archive's reader.
+    # The archive's reader raises it.
     except ValueError as error:
         raise UserError(f"{path} is no checkpoint, or a damaged one: {error}.") from error
     if TRAINING_STATE not in members:
@@ -214,7 +216,7 @@ def _read(path: pathlib.Path) -> _File:
         note, state = part(saved, "note", dict), part(saved, "state", bytes)
         log_folder = saved.get("log_folder")
         if not all(isinstance(text, str) for text in [*note, *note.values(), log_folder or ""]):
-            raise UserError("The state of the training is damaged: its texts are none.")
+            raise UserError("The state of the training is damaged: its note or its log folder is no text.")
     except (UserError, NotSavableError) as error:
         raise UserError(f"{path} is a damaged checkpoint: {error}") from error
     return _File(members, note, log_folder, state)

@@ -1,10 +1,10 @@
 """
 The state of environments, wrapper by wrapper.
 
-Of each layer every attribute is saved. An environment whose attributes are all data, or of a sort that is known
-(``known_objects.py``), goes on exactly where it was: classic control, toy text and MuJoCo tasks, with Gymnasium's
-wrappers. One that keeps its state elsewhere (Box2D, an emulator, a server, its class, its module) may offer it
-(``OffersState``). Its random numbers (``np_random``) need not be in it.
+Of each layer every attribute is saved. An environment goes on exactly where it was if its attributes are all data, or
+of a sort that is known (``known_objects.py``): classic control, toy text and MuJoCo tasks do, with Gymnasium's
+wrappers. An environment that keeps its state elsewhere (Box2D, an emulator, a server, its class, its module) may offer
+it (``OffersState``). Its random numbers (``np_random``) need not be in it.
 """
 
 import random
@@ -20,7 +20,7 @@ from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.validation import UserError
 
-# The next layer; arguments that a layer was made with.
+# These hold the next layer, and the arguments that a layer was made with.
 NO_STATE = ("env", "_saved_kwargs")
 
 
@@ -29,8 +29,8 @@ def save_envs(envs: Sequence[gym.Env]) -> bytes:
     Save environments as one graph of objects, so that what they share stays shared.
 
     :param envs: the environments of one process, with their wrappers
-    :return: their state
-    :raises NotSavableError: naming the attribute that can't be saved
+    :return: the state of all
+    :raises NotSavableError: at an attribute that can't be saved
     """
     layers = _layers(envs)
     states = pack([_attributes(layer) for layer in layers], CODECS, layers)
@@ -41,8 +41,8 @@ def restore_envs(envs: Sequence[gym.Env], content: bytes, *, trusted: bool = Tru
     """
     Let environments go on where others were.
 
-    :param envs: environments made as those that were saved
-    :param content: what ``save_envs`` has returned
+    :param envs: the environments, made as those that were saved
+    :param content: the state, from ``save_envs``
     :param trusted: whether texts may be set
     :raises UserError: if they are other environments, or have other wrappers
     :raises NotSavableError: if something in them is not as it was
@@ -73,7 +73,7 @@ def _attributes(layer: gym.Env) -> dict[str, Any]:
     if offers_state(layer):
         return {"offered": offered_by(layer), "random": vars(layer).get("_np_random")}
     attributes = {name: value for name, value in vars(layer).items() if name not in NO_STATE}
-    # Of classes with ``__slots__``.
+    # Classes with ``__slots__`` keep attributes elsewhere.
     slots = (name for kind in type(layer).__mro__ for name in _slots(kind))
     attributes.update({name: getattr(layer, name) for name in slots if hasattr(layer, name)})
     return attributes
@@ -82,7 +82,7 @@ def _attributes(layer: gym.Env) -> dict[str, Any]:
 def _slots(kind: type) -> list[str]:
     slots = vars(kind).get("__slots__", ())
     names = [slots] if isinstance(slots, str) else list(slots)
-    # Python's own, and names that are private to the class.
+    # Python's own slots are no attributes, and names that are private to the class are mangled.
     own = [name for name in names if name not in ("__dict__", "__weakref__")]
     return [f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") else name for name in own]
 
@@ -94,7 +94,7 @@ def _set_attributes(layer: gym.Env, attributes: dict[str, Any]) -> None:
         layer.set_checkpoint_state(attributes["offered"])
         vars(layer)["_np_random"] = attributes["random"]
         return
-    # What came up later has to go: tasks ask whether they have an attribute.
+    # Attributes that came later have to go: tasks ask whether they have an attribute.
     for name in _attributes(layer).keys() - attributes.keys():
         object.__delattr__(layer, name)
     for name, value in attributes.items():
@@ -105,22 +105,22 @@ def _set_attributes(layer: gym.Env, attributes: dict[str, Any]) -> None:
 
 class Checkpointable(gym.Wrapper):
     """
-    Lets checkpoints reach an environment in another process.
+    A wrapper through which checkpoints reach an environment in another process.
 
-    It has to be the outermost wrapper (``wrapper_class`` of ``make_vec_env``). Environments in ``DummyVecEnv`` do
-    without.
+    It has to be the outermost wrapper (``wrapper_class`` of ``make_vec_env``). Environments in ``DummyVecEnv`` do not
+    need it.
 
     :param env: the environment, with its other wrappers
     """
 
-    # Set from outside, on the outermost wrapper.
+    # SB3's ``set_attr`` sets it on the outermost wrapper.
     is_outermost = False
 
     def save_state(self) -> bytes | str:
         """
         Save the environment, with the random numbers of its process.
 
-        :return: the state; or why it can't be saved
+        :return: the state, or the reason why it can't be saved
         """
         if not vars(self).get("is_outermost", False):
             return "a wrapper lies around Checkpointable, which has to be the outermost"
@@ -131,11 +131,14 @@ class Checkpointable(gym.Wrapper):
 
     def restore_state(self, content: bytes, trusted: bool = True) -> tuple[str, str]:
         """
-        Let the environment go on where another was; an exception would end the process.
+        Let the environment go on where another was.
 
-        :param content: what ``save_state`` has returned
+        Errors are returned, for an exception would end the process.
+
+        :param content: the state, from ``save_state``
         :param trusted: whether texts may be set
-        :return: why the state can't be restored, and why it is not this environment's; empty if all went well
+        :return: the reason why the state can't be restored, and the reason why it is not this environment's; both empty
+            if all went well
         """
         try:
             saved = unpack(content, {"process": process_random()}, CODECS)
@@ -153,5 +156,6 @@ def process_random() -> dict[str, Any]:
 
     :return: the generators themselves
     """
-    # (1) Private, for there is no other way to the objects that ``random.random`` and ``np.random.rand`` use.
+    # These names are private, but there is no other way to the objects that ``random.random`` and ``np.random.rand``
+    # use.
     return {"python": random._inst, "numpy": np.random.mtrand._rand}

@@ -1,5 +1,5 @@
 """
-The last episodes that an algorithm has seen, of which the log's means are made.
+The last episodes that an algorithm has seen, over which the log takes its means.
 """
 
 from collections import deque
@@ -15,8 +15,8 @@ def save_episodes(episodes: deque[Any] | None) -> deque[Any] | None:
     """
     Take from episodes what can be saved: environments may put anything into them.
 
-    :param episodes: numbers, or dictionaries
-    :return: the same, without what can't be saved
+    :param episodes: the episodes: numbers, or dictionaries
+    :return: the episodes without what can't be saved
     """
     if episodes is None:
         return None
@@ -25,14 +25,14 @@ def save_episodes(episodes: deque[Any] | None) -> deque[Any] | None:
 
 def restore_episodes(name: str, saved: Any, present: deque[Any] | None, trusted: bool) -> deque[Any] | None:
     """
-    Check episodes of a file.
+    Check the episodes of a file.
 
     :param name: the attribute that they become
-    :param saved: what ``save_episodes`` has returned
-    :param present: the episodes that are there
+    :param saved: the episodes, from ``save_episodes``
+    :param present: the present episodes
     :param trusted: whether they may hold anything but numbers
-    :return: the episodes that shall be there
-    :raises UserError: if they are none
+    :return: the episodes to use
+    :raises UserError: if the file holds something else
     """
     if saved is None or present is None:
         return present

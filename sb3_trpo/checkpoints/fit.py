@@ -1,5 +1,5 @@
 """
-Values of a file, against what they become.
+Checks that the values of a file fit the places that they go to.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ def part(saved: Any, name: str, kind: type[T]) -> T:
     """
     Take a part of what a file holds.
 
-    :param saved: a dictionary, if the file is not damaged
+    :param saved: the content of the file, a dictionary if the file is not damaged
     :param name: the part's name
     :param kind: the part's type
     :return: the part
@@ -33,10 +33,10 @@ def check_fits(name: str, value: Any, present: Any) -> Any:
     """
     Compare a value with the one that it replaces.
 
-    :param name: what it is, for the message
-    :param value: a value from a file
-    :param present: the value that is there; None if there is none yet
-    :return: the value
+    :param name: the value's name, for the message
+    :param value: the value from a file
+    :param present: the present value; None if there is none yet
+    :return: the value from the file
     :raises UserError: if it is of another type or shape
     """
     if present is None or value is None or value is present or (is_number(present) and is_number(value)):
@@ -60,17 +60,17 @@ def is_number(value: object) -> bool:
     Tell whether a value is one number.
 
     :param value: any value
-    :return: whether it is one, of Python's or NumPy's
+    :return: whether it is a number of Python's or NumPy's
     """
     return isinstance(value, (Real, np.number, np.bool_))
 
 
 def check_count(name: str, value: Any) -> int:
     """
-    Check a number of things.
+    Check a count.
 
-    :param name: what it counts, for the message
-    :param value: a value from a file
+    :param name: the count's name, for the message
+    :param value: the value from a file
     :return: the value
     :raises UserError: if it is no whole number, or below 0
     """
@@ -83,8 +83,8 @@ def check_numbers(name: str, value: Any) -> Any:
     """
     Check that there are only numbers in a value, at any depth: no text, which could be a path or a name.
 
-    :param name: what it is, for the message
-    :param value: a value from a file
+    :param name: the value's name, for the message
+    :param value: the value from a file
     :return: the value
     :raises UserError: if it holds anything else
     """
@@ -101,7 +101,7 @@ def printable(text: str) -> str:
     Make a text from a file harmless to a terminal.
 
     :param text: any text
-    :return: the same, without what a terminal would obey
+    :return: the text without the characters that a terminal would obey
     """
     return "".join(character for character in str(text)[:500] if character.isprintable())
 

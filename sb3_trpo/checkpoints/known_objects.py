@@ -15,15 +15,13 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from sb3_trpo.checkpoints.simulations import MUJOCO
 from sb3_trpo.checkpoints.tree_format import Codec, NotSavableError, class_path
 
-# Windows, clocks and fonts, as far as Python objects hold them: they show a state, and have none.
+# Windows, clocks and fonts, as far as Python objects hold them: they show a state, but have none.
 DISPLAYS = ("pygame.", "gymnasium.envs.mujoco.mujoco_rendering.")
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
-# NumPy reads at these positions without a check: name of the generator, of its position, and the last allowed.
+# NumPy reads at these positions without a check: the generator's name, the position's name, the last allowed position.
 POSITIONS = {"MT19937": ("pos", 624), "Philox": ("buffer_pos", 4)}
 MAX_POOL = 64
-
-
-# What the children of a sequence of seeds are made from, and how many there are.
+# What the children of a sequence of seeds are made from, and their number.
 SEEDS = ("entropy", "spawn_key", "pool_size", "n_children_spawned")
 
 
@@ -68,14 +66,14 @@ def _check_position(state: dict[str, Any]) -> None:
     """
     Check the place in the generator's memory where it reads next.
 
-    :param state: of a bit generator
+    :param state: the state of a bit generator
     :raises NotSavableError: if there is no such place
     """
     if state["bit_generator"] in POSITIONS:
         name, last = POSITIONS[state["bit_generator"]]
         position = state["state"].get(name, state.get(name))
         if type(position) not in (int, np.int64) or not 0 <= position <= last:
-            raise NotSavableError("random numbers come from a place that there is not")
+            raise NotSavableError("a random generator reads from outside of its memory")
 
 
 def _save_random_state(generator: np.random.RandomState) -> dict[str, Any]:
@@ -103,10 +101,10 @@ def _restore_random(state: Any, existing: random.Random | None) -> random.Random
 
 def _is_seeded(value: Any) -> bool:
     """
-    Tell whether a space has random numbers.
+    Tell whether a space has a random generator.
 
-    :param value: a space, or what a space is made of
-    :return: whether it, or a space in it, has been asked for them
+    :param value: a space, or a part of one
+    :return: whether it, or a space in it, has been asked for random numbers
     """
     if isinstance(value, spaces.Space):
         return any(map(_is_seeded, vars(value).values()))
@@ -116,16 +114,16 @@ def _is_seeded(value: Any) -> bool:
     return any(map(_is_seeded, parts))
 
 
-def _save_space(space: spaces.Space) -> dict[str, Any]:
+def _save_space(space: spaces.Space[Any]) -> dict[str, Any]:
     # ``_np_random``, not the property, which would make random numbers that are not there yet.
     random_numbers, rest = space._np_random, {k: v for k, v in vars(space).items() if k != "_np_random"}
     return {"random": random_numbers, "rest": rest}
 
 
-def _restore_space(saved: dict[str, Any], existing: spaces.Space | None) -> spaces.Space:
+def _restore_space(saved: dict[str, Any], existing: spaces.Space[Any] | None) -> spaces.Space[Any]:
     if existing is None:
-        raise NotSavableError("a space was saved where now is none")
-    # Its bounds are what the policy was made for.
+        raise NotSavableError("a space was saved, but there is none now")
+    # The policy was made for the space's bounds, so that they have to be the same.
     present = {k: v for k, v in vars(existing).items() if k != "_np_random"}
     if not _is_same(saved["rest"], present):
         raise NotSavableError(f"a {class_path(existing)} is not the space that was saved")
@@ -137,8 +135,8 @@ def _is_same(a: Any, b: Any) -> bool:
     """
     Compare what spaces are made of.
 
-    :param a: read from a file
-    :param b: what is there
+    :param a: a part of a space, from a file
+    :param b: the same part of the present space
     :return: whether they are equal; spaces within spaces have been compared before, and are the same objects
     """
     if isinstance(a, dict) and isinstance(b, dict):
@@ -153,7 +151,8 @@ def _is_same(a: Any, b: Any) -> bool:
 def _save_tensor(tensor: th.Tensor) -> np.ndarray:
     if tensor.requires_grad or tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes():
         raise NotSavableError("a tensor has a gradient, or is a part of another")
-    return tensor.cpu().numpy().copy()
+    numbers: np.ndarray = tensor.cpu().numpy().copy()
+    return numbers
 
 
 def _restore_tensor(saved: np.ndarray, existing: th.Tensor | None) -> th.Tensor:
@@ -173,7 +172,7 @@ def _save_statistics(statistics: RunningMeanStd) -> dict[str, Any]:
 
 def _restore_statistics(saved: dict[str, Any], existing: RunningMeanStd | None) -> RunningMeanStd:
     if existing is None:
-        raise NotSavableError("statistics were saved where now are none")
+        raise NotSavableError("statistics were saved, but there are none now")
     for name in ("mean", "var", "count"):
         new, present = np.asarray(saved[name]), np.asarray(vars(existing)[name])
         if new.shape != present.shape or new.dtype.kind not in "fiu":
@@ -189,7 +188,7 @@ def _save_results(writer: ResultsWriter) -> int:
 
 
 def _restore_results(length: int, existing: ResultsWriter | None) -> ResultsWriter | None:
-    # What was written after the checkpoint will be written once more. A file that was begun anew stays.
+    # Lines from after the checkpoint will be written once more. A file that was begun anew stays.
     if existing is not None:
         file = existing.file_handler
         file.seek(0, 2)

@@ -1,5 +1,5 @@
 """
-Values that were logged, and not yet written.
+Values that were logged and not yet written.
 """
 
 from typing import Any
@@ -14,10 +14,12 @@ FORMATS = ("stdout", "log", "json", "csv", "tensorboard")
 
 def save_logged(logger: Logger) -> dict[str, Any]:
     """
-    Take the numbers and texts out of a logger; figures and the like are made anew by whoever has made them.
+    Take the numbers and texts out of a logger.
+
+    Figures and the like will be made anew by whoever has made them.
 
     :param logger: the model's logger
-    :return: plain data
+    :return: the values, as plain data
     """
     values = {name: value for name, value in vars(logger)[VALUES].items() if is_number(value) or type(value) is str}
     counts, excluded = vars(logger)[COUNTS], vars(logger)[EXCLUDED]
@@ -33,7 +35,7 @@ def restore_logged(logger: Logger, saved: dict[str, Any], trusted: bool) -> None
     Put values back into a logger.
 
     :param logger: the model's logger
-    :param saved: what ``save_logged`` has returned
+    :param saved: the values, from ``save_logged``
     :param trusted: whether texts may be among them
     """
     values, counts, excluded = (saved.get(name) or {} for name in (VALUES, COUNTS, EXCLUDED))

@@ -1,5 +1,5 @@
 """
-State that an object offers by itself: algorithms, callbacks, environments and wrappers may.
+State that an object offers by itself, as algorithms, callbacks, environments and wrappers may.
 """
 
 from typing import Any, Protocol, TypeGuard, runtime_checkable
@@ -15,10 +15,10 @@ METHODS = "get_checkpoint_state and set_checkpoint_state"
 @runtime_checkable
 class OffersState(Protocol):
     """
-    Something that says what its state is.
+    An object that says what its state is.
 
-    The state is plain data: numbers, texts, arrays, tensors, containers of these. Methods of these names are found by
-    their names; nothing has to be imported for them.
+    The state is plain data: numbers, texts, arrays, tensors, containers of these. An object needs methods of these
+    names, and nothing has to be imported for them.
     """
 
     def get_checkpoint_state(self) -> Any:
@@ -32,7 +32,7 @@ class OffersState(Protocol):
         """
         Go on from a state.
 
-        :param state: what ``get_checkpoint_state`` has returned in another process
+        :param state: the state, from ``get_checkpoint_state`` in another process
         """
 
 
@@ -41,8 +41,8 @@ def offers_state(value: object) -> TypeGuard[OffersState]:
     Tell whether an object offers its state.
 
     :param value: an algorithm, a callback, an environment or a wrapper
-    :return: whether its class has both methods; what an instance passes on to others (``VecEnvWrapper`` does) is not
-        its own
+    :return: whether its class has both methods; methods that an instance borrows from others, as a ``VecEnvWrapper``
+        does, do not count
     """
     return issubclass(type(value), OffersState)
 
@@ -53,7 +53,7 @@ def offered_by(value: OffersState) -> Any:
 
     :param value: the object
     :return: the state, in memory of its own
-    :raises NotSavableError: if the object raises anything: it is the user's, and no checkpoint ends a training
+    :raises NotSavableError: if the object raises anything, for it is the user's, and no checkpoint may end a training
     """
     try:
         return own_copy(value.get_checkpoint_state())
@@ -66,7 +66,7 @@ def own_copy(value: Any) -> Any:
     Copy what may lie in the memory of a simulation, or be a part of something larger.
 
     :param value: arrays, tensors, containers of these; anything else stays as it is
-    :return: the same, in memory of their own
+    :return: a copy of it, with arrays and tensors in memory of their own
     """
     if isinstance(value, np.ndarray):
         return value.copy()

@@ -1,5 +1,5 @@
 """
-The state of a training between two updates: of what SB3's model file does not hold.
+The state of a training between two updates, as far as SB3's model file does not hold it.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError
 from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
 
-# Those that `learn` sets anew, and observations, which a model that is not trusted comes without.
+# ``learn`` sets counters anew, and a model that is not trusted comes without observations.
 COUNTERS = ("num_timesteps", "_episode_num")
 OBSERVATIONS = ("_last_obs", "_last_original_obs", "_last_episode_starts")
 EPISODES = ("ep_info_buffer", "ep_success_buffer")
-# Of gSDE: drawn before the rollout's start.
+# gSDE draws these before the rollout's start.
 NOISE = ("exploration_mat", "exploration_matrices")
-# Algorithms that have no state besides this, and need not say so.
+# These algorithms have no other state.
 KNOWN = (A2C, PPO)
 
 
@@ -40,8 +40,8 @@ class Resumed:
     """
     How a training goes on.
 
-    :param why_reset: why its environments had to be reset; empty if they go on where they were
-    :param doubts: what else is not as it was, in words
+    :param why_reset: the reason why its environments had to be reset; empty if they go on where they were
+    :param doubts: a sentence for each other thing that is not as it was
     """
 
     why_reset: str = ""
@@ -93,9 +93,9 @@ def restore_training(
 
     :param model: the algorithm, loaded, at the start of the first rollout
     :param callback: the callback that was given to ``learn``
-    :param content: what ``save_training`` has returned
+    :param content: the state, from ``save_training``
     :param trusted: whether texts may be set in environments, wrappers and callbacks
-    :return: how it goes on
+    :return: how the training goes on
     :raises UserError: if the environments are others, or something else is of another type or shape
     """
     assert model.env is not None
@@ -108,7 +108,7 @@ def restore_training(
     resumed.why_reset = printable(env.why_reset)
     for name in COUNTERS:
         setattr(model, name, check_count(name, counters.get(name)))
-    # What was done before is not counted into this session's speed.
+    # Steps from before do not count for this session's speed.
     model._num_timesteps_at_start = steps
     model._current_progress_remaining = float(check_numbers("progress", part(saved, "progress", float)))
     for name in EPISODES:
@@ -130,7 +130,7 @@ def restore_training(
     for item in walk_callbacks(callback):
         if isinstance(item, ProgressBarCallback):
             item.pbar.update(steps)
-    # At last: whatever was done before may have drawn random numbers.
+    # Last of all, for what was done before may have drawn random numbers.
     _restore_noise(model, part(saved, "noise", dict))
     unpack(part(saved, "process", bytes), process_random(), CODECS)
     _restore_torch_random(part(saved, "torch", list))
@@ -141,10 +141,10 @@ def _attempt(doubts: list[str], what: str, action: Callable[[], Any]) -> Any:
     """
     Do what may not be possible; then the training goes on without it.
 
-    :param doubts: gets a sentence if it is not possible
-    :param what: what is missing then
-    :param action: what is done
-    :return: what the action returns; None if it is not possible
+    :param doubts: the list to which a sentence is added if it is not possible
+    :param what: the part of the state that is missing then, in words
+    :param action: the function to call
+    :return: the result of the function; None if it is not possible
     """
     try:
         return action()

@@ -1,13 +1,17 @@
 """
 Objects as data.
 
-What they hold is written as JSON beside one block of bytes, and written back into objects that are there already,
-without running anything that the file names.
+Their content is written as JSON beside one block of bytes. It is read back into objects that are there already, without
+running anything that the file names.
 
-Plain data (numbers, texts, arrays, containers of such) are made anew, with one object wherever one object was. Of
-everything else there are two sorts: objects that a ``Codec`` knows (generators, spaces, simulations), and those that
-say how the program is built rather than where it stands (functions, classes). These stay as they are, and have to be
-what they were, with all that a function holds. Everything else is refused by its name.
+There are three sorts of objects:
+
+- Plain data (numbers, texts, arrays, containers of such) are made anew, with one object wherever one object was.
+- Objects that a ``Codec`` knows (generators, spaces, simulations) are saved and restored by it.
+- Functions, classes and the like say how the program is built rather than where it stands. They stay as they are, and
+  have to be what they were, with all that a function holds.
+
+Everything else is refused by its name.
 """
 
 import json
@@ -28,18 +32,18 @@ def pack(value: Any, codecs: Sequence[Codec] = (), roots: Sequence[object] = ())
     """
     Write objects as bytes.
 
-    :param value: what is to be saved
+    :param value: the object to save
     :param codecs: the sorts of objects that are allowed in it, besides plain data
-    :param roots: objects that are saved in another way, and may be met in it
-    :return: it, as bytes
-    :raises NotSavableError: naming what can't be saved
+    :param roots: the objects that are saved in another way, and may occur in it
+    :return: the object, as bytes
+    :raises NotSavableError: at the first object that can't be saved
     """
     writer = Writer(codecs, roots)
     try:
         tree = json.dumps(writer.finished(value), allow_nan=False).encode()
     except NotSavableError:
         raise
-    # (1) Objects of a user's may raise anything when they are looked at, and no attribute of an environment may end a
+    # The user's objects may raise anything when they are looked at, and no attribute of an environment may end a
     # training.
     except Exception as error:
         raise NotSavableError(f" can't be read ({type(error).__name__}: {error})") from error
@@ -58,13 +62,13 @@ def unpack(
     Read what ``pack`` has written.
 
     :param content: the bytes
-    :param existing: what is there already; objects that a codec knows are changed in place
-    :param codecs: as in ``pack``
-    :param roots: the counterparts of those in ``pack``
+    :param existing: the present object; parts of it that a codec knows are changed in place
+    :param codecs: the sorts of objects that are allowed, as in ``pack``
+    :param roots: the counterparts of the roots in ``pack``
     :param trusted: whether the bytes come from where no harm is meant; if not, no text (a path, a name) is set
-    :return: what was saved
+    :return: the saved object
     :raises UserError: if the content is damaged
-    :raises NotSavableError: if what is there is not what was saved
+    :raises NotSavableError: if the present object does not fit the saved one
     """
     try:
         magic, length = HEADER.unpack_from(content)
@@ -74,7 +78,7 @@ def unpack(
         return Reader(content[HEADER.size + length :], codecs, roots, trusted).value(tree, existing)
     except NotSavableError:
         raise
-    # Whatever damage leads to.
+    # Damage may raise anything.
     except Exception as error:
         raise UserError(
             f"The state of the training is damaged ({type(error).__name__}: {str(error)[:200]!r})."

@@ -1,5 +1,5 @@
 """
-What writer and reader of a tree (``tree.py``) have in common.
+The format of a tree (``tree.py``): what its writer and its reader have in common.
 """
 
 import types
@@ -12,14 +12,14 @@ import numpy as np
 # Arrays of numbers, and of texts and bytes of fixed length.
 DTYPE_KINDS = "biufcSU"
 TEXT_KINDS = "SU"
-# Deeper trees would come near Python's limit on recursion, whose rest is the user's.
+# Deeper trees would come near Python's limit on recursion, of which the user's code needs a part.
 MAX_DEPTH = 50
 # Functions, classes and the like say how a program is built, not where it stands.
 BUILT_IN = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type, np.dtype, np.ufunc)
 
 
 class NotSavableError(Exception):
-    """Something has a state that can't be read, or can't be written back."""
+    """The state of an object can't be read, or can't be written back."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Codec:
     How objects of one sort are saved.
 
     :param name: the sort's name in the file
-    :param matches: whether an object is of that sort
-    :param save: from an object to plain data, and objects of other sorts
-    :param restore: from such data, and the object that is there (or None), to what shall be there
-    :param is_in_place: whether the object that is there is changed, rather than replaced
+    :param matches: a function that tells whether an object is of that sort
+    :param save: a function that turns an object into plain data, and objects of other sorts
+    :param restore: a function of such data and of the present object (or None) that gives the object to use
+    :param is_in_place: whether the present object is changed, rather than replaced
     :param needs_trust: whether the data may do harm
-    :param has_state: whether anything of an object changes at all
+    :param has_state: a function that tells whether anything of an object changes at all
     """
 
     name: str

@@ -17,12 +17,12 @@ from sb3_trpo.checkpoints.tree_writer import Node, Writer
 
 class Reader:
     """
-    Reads what ``Writer`` has written.
+    The reader of one graph of objects that ``Writer`` has written.
 
     :param block: the bytes of arrays
     :param codecs: the sorts of objects that are allowed
-    :param roots: the counterparts of the writer's
-    :param sets_texts: whether texts may differ from those that are there
+    :param roots: the counterparts of the writer's roots
+    :param sets_texts: whether texts may differ from the present ones
     """
 
     def __init__(self, block: bytes, codecs: Sequence[Codec], roots: Sequence[object], sets_texts: bool) -> None:
@@ -37,9 +37,9 @@ class Reader:
         """
         Read one object, and all below it.
 
-        :param node: its node
-        :param existing: what is there
-        :return: what shall be there
+        :param node: the object's node
+        :param existing: the present object in its place
+        :return: the object to use
         """
         if isinstance(node, str):
             return self._text(node, existing)
@@ -84,9 +84,9 @@ class Reader:
         return slice(*(self.value(part, None) for part in parts))
 
     def _enum(self, existing: Any, path: str, name: str) -> enum.Enum:
-        # Only of a class that is there: the file names none to be imported.
+        # The class has to be that of the present object: no class is imported because a file names it.
         if not isinstance(existing, enum.Enum) or class_path(existing) != path:
-            raise NotSavableError(f"a {path} was saved where now a {class_path(existing)} is")
+            raise NotSavableError(f"a {path} was saved, but now there is a {class_path(existing)}")
         return type(existing).__members__[name]
 
     def _scalar(self, existing: Any, dtype: str, shape: list[int], offset: int) -> Any:
@@ -113,14 +113,14 @@ class Reader:
 
     def _namedtuple(self, existing: Any, path: str, nodes: list[Node]) -> tuple[Any, ...]:
         if class_path(existing) != path or not hasattr(type(existing), "_make"):
-            raise NotSavableError(f"a {path} was saved where now a {class_path(existing)} is")
+            raise NotSavableError(f"a {path} was saved, but now there is a {class_path(existing)}")
         made: tuple[Any, ...] = type(existing)._make(self._values(nodes, existing))
         return made
 
     def _array_node(
         self, existing: Any, number: int, axes: list[int], is_writeable: bool, dtype: str, shape: list[int], offset: int
     ) -> np.ndarray:
-        array = self._array(dtype, shape, offset).copy()
+        array: np.ndarray = self._array(dtype, shape, offset).copy()
         if axes != sorted(axes):
             array = array.transpose(np.argsort(axes))
         if array.dtype.kind in TEXT_KINDS and not (self._sets_texts or np.array_equal(array, existing)):
@@ -144,7 +144,7 @@ class Reader:
         return items
 
     def _frozenset(self, existing: Any, number: int, nodes: list[Node]) -> frozenset[Any]:
-        # The items have no counterparts: the order of those that are there may be another.
+        # The items have no counterparts, for the present ones may have another order.
         items = self._values(nodes, list(existing) if isinstance(existing, frozenset) else None)
         made = frozenset(items)
         if list(made) != items:
@@ -169,7 +169,7 @@ class Reader:
         return made
 
     def _key(self, node: Node, there: dict[Any, Any]) -> Any:
-        # The key that is there is this one or, for classes that the file may not name, one of its kind.
+        # The present key is this one or, for classes that the file may not name, one of the same kind.
         if isinstance(node, str):
             return self._text(node, node if node in there else None)
         if isinstance(node, list) and node[0] in ("enum", "namedtuple"):
@@ -178,7 +178,7 @@ class Reader:
 
     def _object(self, existing: Any, number: int, name: str, path: str, node: Node) -> Any:
         if existing is not None and class_path(existing) != path:
-            raise NotSavableError(f"a {path} was saved where now a {class_path(existing)} is")
+            raise NotSavableError(f"a {path} was saved, but now there is a {class_path(existing)}")
         codec = self.codecs[name]
         if codec.needs_trust and not self.is_trusted:
             raise NotSavableError(f"the state of a {path} is taken from trusted checkpoints only")
@@ -191,7 +191,7 @@ class Reader:
             return codec.restore(state, existing)
         except NotSavableError:
             raise
-        # Wrong types and lengths of a file that was changed; what is there is the user's, and may raise anything.
+        # A file that was changed has wrong types and lengths; the present object is the user's, and may raise anything.
         except Exception as error:
             raise NotSavableError(f"a {path} can't be put back ({type(error).__name__}: {error})") from error
 
@@ -208,7 +208,7 @@ class Reader:
         return np.frombuffer(content, kind).reshape(shape) if content else np.empty(shape, kind)
 
     def _bytes(self, offset: int, length: int) -> bytes:
-        # Each byte once, so that no file takes more memory than it has bytes.
+        # Each byte is read once, so that no file takes more memory than it has bytes.
         self._n_bytes_taken += length
         if offset < 0 or length < 0 or offset + length > len(self.block) or self._n_bytes_taken > len(self.block):
             raise ValueError("its arrays are longer than the file")

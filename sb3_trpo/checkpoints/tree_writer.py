@@ -19,7 +19,7 @@ import numpy as np
 
 from sb3_trpo.checkpoints.tree_format import BUILT_IN, DTYPE_KINDS, MAX_DEPTH, Codec, NotSavableError, class_path
 
-# For JSON; ``Any`` because JSON's types are recursive.
+# A value for JSON; it is ``Any`` because JSON's types are recursive.
 Node: TypeAlias = Any
 # Longer lists of numbers, such as those of all episodes, are written as arrays.
 LONG = 32
@@ -28,10 +28,10 @@ BITS_OF_JSON_INTEGERS = 63
 
 class Writer:
     """
-    Writes one graph of objects.
+    The writer of one graph of objects.
 
     :param codecs: the sorts of objects that are allowed, besides plain data
-    :param roots: objects that are saved in another way, and may be met
+    :param roots: the objects that are saved in another way, and may occur in the graph
     """
 
     def __init__(self, codecs: Sequence[Codec], roots: Sequence[object]) -> None:
@@ -39,15 +39,15 @@ class Writer:
         self.roots = roots
         self.block = bytearray()
         self._root_numbers = {id(root): i for i, root in enumerate(roots)}
-        # By the ids of objects that may be met again. They are kept, so that no other object gets the same.
+        # By the ids of objects that may occur again. They are kept, so that no other object gets the same id.
         self.numbers: dict[int, int] = {}
         self._n_numbers = 0
         self._kept: list[object] = []
         # Arrays that own the memory of others.
         self._owners: set[int] = set()
         self._depth = 0
-        # What functions hold, as the ids of objects that are replaced when a training goes on, and of those that are
-        # changed in place.
+        # The objects that functions hold, by their ids: those that are replaced when a training goes on, and those that
+        # are changed in place.
         self._held: dict[int, str] = {}
         self._held_in_place: dict[int, str] = {}
         self._open_functions: set[int] = set()
@@ -56,9 +56,9 @@ class Writer:
         """
         Write a graph.
 
-        :param value: where it begins; with roots, a list of the state of each
-        :return: its node
-        :raises NotSavableError: naming what can't be saved
+        :param value: the object where it begins; with roots, a list of the state of each
+        :return: the node of this object
+        :raises NotSavableError: at the first object that can't be saved
         """
         if self.roots:
             self._number(value)
@@ -67,11 +67,11 @@ class Writer:
         else:
             node = self.node(value, "")
         for identity, where in self._held.items():
-            # (1) It would be replaced here, and stay there.
+            # 1. The object would be replaced in the graph, and stay in the function.
             if identity in self.numbers:
                 raise NotSavableError(f"{where} is shared with a function")
         for identity, where in self._held_in_place.items():
-            # (2) Nobody would change it.
+            # 2. Nobody would change the object.
             if identity not in self.numbers:
                 raise NotSavableError(f"{where} is known to a function only")
         return node
@@ -81,8 +81,8 @@ class Writer:
         Write one object, and all below it.
 
         :param value: the object
-        :param where: the way to it, for messages
-        :return: its node
+        :param where: the way to the object, for messages
+        :return: the object's node
         """
         if value is None or type(value) in (bool, str) or _is_number_of_json(value):
             return value
@@ -96,11 +96,11 @@ class Writer:
 
     def _scalar(self, value: Any, where: str) -> Node:
         """
-        Write what can't be changed, and has no identity that matters.
+        Write an object that can't be changed, so that its identity does not matter.
 
         :param value: any object
-        :param where: the way to it
-        :return: its node; None for other objects
+        :param where: the way to the object
+        :return: the object's node; None for other objects
         """
         kind = type(value)
         if kind is int:
@@ -125,10 +125,10 @@ class Writer:
 
     def _known(self, value: object) -> Node:
         """
-        Refer to an object that is in the file already, or not saved here.
+        Refer to an object that is in the file already, or saved in another way.
 
         :param value: any object
-        :return: its node; None for other objects
+        :return: the object's node; None for other objects
         """
         if id(value) in self.numbers:
             return ["same", self.numbers[id(value)]]
@@ -136,7 +136,7 @@ class Writer:
 
     def _object(self, value: Any, where: str) -> Node:
         if type(value) is tuple or (isinstance(value, tuple) and hasattr(type(value), "_fields")):
-            # A number after those of its items: the reader has no tuple before it has them.
+            # A tuple is numbered after its items, for the reader can't make it before them.
             nodes = self._nodes(value, where)
             self._number(value)
             return ["tuple", nodes] if type(value) is tuple else ["namedtuple", class_path(value), nodes]
@@ -155,11 +155,11 @@ class Writer:
 
     def _container(self, value: Any, where: str) -> Node:
         """
-        Write what holds others, or numbers.
+        Write an object that holds others, or numbers.
 
         :param value: any object
-        :param where: the way to it
-        :return: its node; None for other objects
+        :param where: the way to the object
+        :return: the object's node; None for other objects
         """
         numbers = _long_list_of_numbers(value)
         if numbers is not None:
@@ -176,7 +176,7 @@ class Writer:
         return ["bytearray", *self._bytes(bytes(value))] if type(value) is bytearray else None
 
     def _number(self, value: object) -> None:
-        # A tuple that holds itself gets several.
+        # A tuple that holds itself gets several numbers.
         self.numbers[id(value)] = self._n_numbers
         self._n_numbers += 1
         self._kept.append(value)
@@ -189,8 +189,8 @@ class Writer:
         Write an array with the order of its axes in memory, on which the order of sums depends.
 
         :param array: the array
-        :param where: the way to it
-        :return: its node
+        :param where: the way to the array
+        :return: the array's node
         """
         owner = _owner(array)
         is_met = owner is not array and id(owner) in self.numbers
@@ -217,11 +217,11 @@ class Writer:
 
     def _description(self, value: Any, where: str) -> str:
         """
-        Describe what stays as it is, so that another can be told from it.
+        Describe a function, a class and the like, which stay as they are, so that another has another description.
 
-        :param value: a function, a class, ...
+        :param value: the function or the like
         :param where: the way to it
-        :return: its name, and a digest of what it holds
+        :return: the name, and a digest of what it holds
         """
         if isinstance(value, np.dtype):
             return f"dtype {value.str}"
@@ -242,8 +242,8 @@ class Writer:
         """
         Leave out the state of objects that a function holds and that are changed in place elsewhere.
 
-        :param part: what a function holds
-        :return: the same; of such an object, its class
+        :param part: an object that a function holds
+        :return: the object; the name of its class, if its state is left out
         """
         codec = next((codec for codec in self.codecs if codec.matches(part)), None)
         if codec is None or not codec.is_in_place:
@@ -263,8 +263,8 @@ class Writer:
 
 
 def _is_number_of_json(value: object) -> bool:
-    # (1) JSON has no NaN, let alone several. (2) Python writes no thousands of decimal digits, and readers of JSON
-    # differ beyond 64 bits.
+    # 1. JSON has no NaN, let alone several.
+    # 2. Python writes no thousands of decimal digits, and readers of JSON differ beyond 64 bits.
     if type(value) is float:
         return math.isfinite(value)
     return type(value) is int and value.bit_length() <= BITS_OF_JSON_INTEGERS
@@ -274,8 +274,8 @@ def _parts(value: Any) -> list[Any]:
     """
     List what a function holds.
 
-    :param value: a function, a method, a partial function; anything else holds nothing
-    :return: the code's bytes, defaults and captured variables, the object that it is bound to
+    :param value: a function, a method or a partial function; anything else holds nothing
+    :return: the code's bytes, defaults and captured variables; the object that a method is bound to
     """
     if isinstance(value, types.FunctionType):
         cells = [_variable(cell) for cell in value.__closure__ or ()]
@@ -298,10 +298,10 @@ def _variable(cell: types.CellType) -> Any:
 
 def _code(code: types.CodeType) -> bytes:
     """
-    Tell functions of the same name apart, two lambdas for example.
+    Describe what code does, so that functions of the same name, two lambdas for example, can be told apart.
 
-    :param code: of a function
-    :return: what it does, without where it stands
+    :param code: the code of a function
+    :return: the operations, names and constants, without file and lines
     """
     inner = (_code(constant) if isinstance(constant, types.CodeType) else repr(constant) for constant in code.co_consts)
     # Constants that are sets are printed in any order.
@@ -313,7 +313,7 @@ def _long_list_of_numbers(value: Any) -> np.ndarray | None:
     Make an array of a long list.
 
     :param value: any object
-    :return: it as an array, if it is a long list of numbers
+    :return: the array; None if the object is not a long list of numbers
     """
     if type(value) is not list or len(value) <= LONG:
         return None
@@ -325,9 +325,9 @@ def _long_list_of_numbers(value: Any) -> np.ndarray | None:
 
 def _owner(array: np.ndarray) -> object | None:
     """
-    Find whose memory an array uses.
+    Find the object that owns an array's memory.
 
-    :param array: an array, possibly a view
+    :param array: the array, which may be a view
     :return: the array or bytes that own the memory; None if something else does, a simulation for example
     """
     owner: object = array

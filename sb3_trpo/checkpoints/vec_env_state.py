@@ -31,7 +31,7 @@ from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.validation import UserError
 
-# What changes in a wrapper; the rest is how it was made.
+# The attributes that change in a wrapper; the others say how it was made.
 WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
     VecNormalize: ("obs_rms", "ret_rms", "returns", "old_obs", "old_reward"),
     VecMonitor: ("episode_returns", "episode_lengths", "episode_count", "t_start", "results_writer"),
@@ -41,9 +41,7 @@ WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
     VecExtractDictObs: (),
     VecVideoRecorder: (),
 }
-
-
-# For the next reset; none when there has been one.
+# Attributes for the next reset, which empties them.
 OF_NEXT_RESET = ("_seeds", "_options")
 
 
@@ -53,7 +51,7 @@ class Restored:
     How environments go on.
 
     :param obs: the first observations, if the environments had to be reset
-    :param why_reset: why they had to be; empty if they go on where they were
+    :param why_reset: the reason why they had to be; empty if they go on where they were
     """
 
     obs: Any = None
@@ -62,14 +60,16 @@ class Restored:
 
 def save_vec_env(env: VecEnv) -> dict[str, Any]:
     """
-    Save vectorised environments; whatever is wrong with them, it is told and not raised.
+    Save vectorised environments.
+
+    Nothing that is wrong with them is raised: ``why_not`` says why they will have to be reset, if they will.
 
     :param env: the environments, with their wrappers
-    :return: plain data; ``why_not`` says why the environments will have to be reset, if they will
+    :return: the state, as plain data
     """
     saved: dict[str, Any] = {"layers": _names(env), "n_envs": env.num_envs, "wrappers": [], "envs": [], "why_not": ""}
     try:
-        # The statistics of a wrapper that is not known in full are better than none.
+        # Of a wrapper that is not known in full, the statistics are better than nothing.
         for wrapper in _wrappers(env):
             saved["wrappers"].append(pack(_attributes(wrapper), CODECS))
         for wrapper in _wrappers(env):
@@ -77,7 +77,7 @@ def save_vec_env(env: VecEnv) -> dict[str, Any]:
                 raise NotSavableError(f"{type(wrapper).__name__} has no {METHODS}")
         saved["next_reset"] = pack(_next_reset(env))
         saved["envs"] = _save_envs(_innermost(env))
-    # Much of this is the user's own code, and may raise anything: no checkpoint ends a training.
+    # Much of this is the user's own code, and may raise anything, but no checkpoint may end a training.
     except Exception as error:
         saved["why_not"] = str(error) if isinstance(error, NotSavableError) else f"{type(error).__name__}: {error}"
     return saved
@@ -87,11 +87,11 @@ def restore_vec_env(env: VecEnv, saved: dict[str, Any], seed: int, *, trusted: b
     """
     Let vectorised environments go on where others were.
 
-    :param env: environments made as those that were saved, and reset
-    :param saved: what ``save_vec_env`` has returned
-    :param seed: the seed of environments that have to be reset
+    :param env: the environments, made as those that were saved, and reset
+    :param saved: the state, from ``save_vec_env``
+    :param seed: the seed for environments that have to be reset
     :param trusted: whether texts may be set
-    :return: how they go on
+    :return: how the environments go on
     :raises UserError: if these are other environments, or other wrappers
     """
     if (_names(env), env.num_envs) != (saved["layers"], saved["n_envs"]):
@@ -121,7 +121,7 @@ def _wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
 
 
 def _innermost(env: VecEnv) -> VecEnv:
-    # Not ``unwrapped``, which is something else in the vectorised environments of others.
+    # Not ``unwrapped``, which is something else where a VecEnv is not SB3's.
     return env if not isinstance(env, VecEnvWrapper) else _innermost(env.venv)
 
 
@@ -164,8 +164,8 @@ def _save_envs(env: VecEnv) -> list[bytes]:
     Save the innermost environments.
 
     :param env: the environments without wrappers
-    :return: the state of all of them, or of each
-    :raises NotSavableError: saying why it can't be had
+    :return: one state of all of them, or a state of each
+    :raises NotSavableError: if there is no way to it, with the reason
     """
     if type(env) is DummyVecEnv:
         return [save_envs(env.envs)]
@@ -195,9 +195,9 @@ def _reach(env: VecEnv, method: str, *args: Any, indices: int | None = None) -> 
 
     :param env: the environments without wrappers
     :param method: the method's name
-    :param args: its arguments
-    :param indices: which environment; None stands for all
-    :return: what it returns
+    :param args: the method's arguments
+    :param indices: the environment's number; None calls it in all
+    :return: the method's results
     :raises NotSavableError: if there is no such method
     """
     # A subclass may have a state of its own.

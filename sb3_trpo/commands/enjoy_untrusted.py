@@ -2,8 +2,8 @@
 ``sb3-trpo enjoy-untrusted``: watch a model from strangers.
 
 RL Zoo's ``enjoy`` runs what it finds in the folder of a run: pickles, YAML with Python in it, expressions, names of
-wrappers. Here nothing but the model is read, and a file of normalisation statistics, both as data; the task is the one
-that is named on the command line, without wrappers.
+wrappers. Here only the model is read, and a file of normalisation statistics, both as data. The task is the one that
+the command line names, without wrappers.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from sb3_trpo.trpo import TRPO
 
 
 def main() -> None:
-    """Run the command; the arguments are in ``sys.argv``."""
+    """Run the command with the arguments in ``sys.argv``."""
     parser = argparse.ArgumentParser(description="Run a model that may mean harm, without running what it holds.")
     parser.add_argument("model", help="the file", type=pathlib.Path)
     parser.add_argument("--env", help="environment ID", required=True)
@@ -48,9 +48,9 @@ def read_vec_normalize(path: pathlib.Path, venv: VecEnv) -> VecNormalize:
     """
     Read ``VecNormalize`` from a file that may mean harm.
 
-    :param path: the file's
-    :param venv: the environments to be normalised
-    :return: the same environments, with the file's statistics of observations, which stay as they are
+    :param path: the path of the file
+    :param venv: the environments to normalise
+    :return: these environments, with the file's statistics of observations, which stay as they are
     :raises RefusedModelError: if the file holds what it should not
     """
     try:
@@ -81,15 +81,20 @@ def _check_statistics(path: pathlib.Path, statistics: object, expected: object) 
         for key in expected:
             _check_statistics(path, statistics[key], expected[key])
         return
-    # That they are finite, and no variance negative, is checked where they are made.
-    fit = isinstance(statistics, RunningMeanStd) and isinstance(expected, RunningMeanStd)
-    if not fit or not statistics.mean.shape == statistics.var.shape == expected.mean.shape:  # type: ignore[attr-defined]
+    # ``read_object`` has checked that they are finite, and no variance negative.
+    fit = (
+        isinstance(statistics, RunningMeanStd)
+        and isinstance(expected, RunningMeanStd)
+        and statistics.mean.shape == statistics.var.shape == expected.mean.shape
+    )
+    if not fit:
         raise RefusedModelError(f"{path} was refused: its statistics are not those of the environment's observations.")
 
 
 def _run(model: TRPO, env: VecEnv, n_steps: int, is_deterministic: bool) -> None:
     obs = env.reset()
     for _ in range(n_steps):
+        # By SB3's types, environments may give tuples, which ``predict`` does not take.
         actions, _ = model.predict(obs, deterministic=is_deterministic)  # type: ignore[arg-type]
         obs, _, _, infos = env.step(actions)
         if "episode" in infos[0]:

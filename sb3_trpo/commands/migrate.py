@@ -1,8 +1,9 @@
 """
 ``sb3-trpo migrate``: convert models and hyperparameter files of sb3-contrib's TRPO.
 
-What changes is ``target_kl``, by the rule of ``sb3_trpo.saved_models.contrib.kl_factor``. Nothing of a model is run:
-its attributes are rewritten as the data that they are, and its weights are copied.
+``target_kl`` changes, by the rule of ``sb3_trpo.saved_models.contrib.kl_factor``. A model also gets the options that
+sb3-contrib's TRPO lacks, with their defaults. Nothing of it is run: its attributes are rewritten as data, and its
+weights are copied.
 """
 
 import argparse
@@ -30,7 +31,7 @@ HEADER = "# Converted for sb3_trpo: target_kl bounds KL summed over action dimen
 
 
 def main() -> None:
-    """Run the command; the arguments are in ``sys.argv``."""
+    """Run the command with the arguments in ``sys.argv``."""
     parser = argparse.ArgumentParser(description="Convert a model or hyperparameter file of sb3-contrib's TRPO.")
     parser.add_argument("file", help="a saved model (.zip) or hyperparameters of RL Zoo (.yml)", type=pathlib.Path)
     parser.add_argument("-o", "--output", help="where to write (beside it, as NAME-sb3_trpo)", type=pathlib.Path)
@@ -57,9 +58,9 @@ def convert_model(content: bytes) -> tuple[bytes, list[str]]:
     """
     Convert a saved model.
 
-    :param content: the file's
-    :return: the converted file's, and what has changed, in words
-    :raises UserError: if there is nothing to convert, or it can't be
+    :param content: the bytes of the file
+    :return: the bytes of the converted file, and what has changed, in words
+    :raises UserError: if there is nothing to convert, or it can't be converted
     """
     file = io.BytesIO(content)
     if not zipfile.is_zipfile(file):
@@ -93,9 +94,9 @@ def convert_hyperparameters(content: bytes) -> tuple[bytes, list[str]]:
     """
     Convert a file of hyperparameters in RL Zoo's format; comments stay where they are.
 
-    :param content: the file's
-    :return: the converted file's, and what has changed, in words
-    :raises UserError: if there is nothing to convert, or it can't be
+    :param content: the bytes of the file
+    :return: the bytes of the converted file, and what has changed, in words
+    :raises UserError: if there is nothing to convert, or it can't be converted
     """
     try:
         import yaml
@@ -108,7 +109,7 @@ def convert_hyperparameters(content: bytes) -> tuple[bytes, list[str]]:
         entries = yaml.safe_load(text)
         expected = {task: dict(entry) for task, entry in entries.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise UserError("The file is none of RL Zoo's hyperparameters: one entry for each task.") from error
+        raise UserError("The file does not hold RL Zoo's hyperparameters: one entry for each task.") from error
     changes = []
     for task, entry in expected.items():
         old = entry.get("target_kl", CONTRIBS_TARGET_KL)
@@ -134,7 +135,7 @@ def _action_dimensions(task: str) -> int | None:
         env = gym.make(task)
         env.close()
         return averaged_dimensions(env.action_space)
-    # Whatever an environment that is installed by half comes to.
+    # An environment that is installed by half may raise any of these.
     except (GymnasiumError, ImportError, OSError, RuntimeError, ValueError, AttributeError, TypeError):
         return None
 
@@ -143,10 +144,10 @@ def _set_target_kl(text: str, task: str, value: float) -> str:
     """
     Set ``target_kl`` in the entry of a task.
 
-    :param text: a file, an entry of which starts at the beginning of a line and goes on in lines that are indented
+    :param text: the file, in which an entry starts at the beginning of a line and goes on in indented lines
     :param task: the entry's name
-    :param value: what ``target_kl`` is to be
-    :return: the file; as it was, if it has no such entry
+    :param value: the new ``target_kl``
+    :return: the new file; the old one, if it has no such entry
     """
     match = re.search(
         rf"^(['\"]?){re.escape(task)}\1:[^\n{{]*\n((?:[ \t]+[^\n]*(?:\n|\Z)|[ \t]*(?:#[^\n]*)?\n)*)", text, re.M

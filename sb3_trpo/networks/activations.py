@@ -31,7 +31,7 @@ class Activation:
     :param backward: the product of a tensor with f'(x), from y, or from f'(x) where there is a ``slope_``, into a place
         for the result, which may be the tensor's; gradients go back that way, and tangents forward
     :param scale: c, which the matrix product before the activation supplies at no cost
-    :param slope_: x -> f'(x) in place; None where y is enough
+    :param slope\\_: x -> f'(x) in place; None where y is enough
     """
 
     apply: Callable[[th.Tensor], th.Tensor]

@@ -12,7 +12,13 @@ from typing import cast
 import torch as th
 from stable_baselines3.common import policies
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+    NatureCNN,
+)
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
@@ -125,7 +131,7 @@ def actor_modules(policy: nn.Module) -> list[nn.Module] | None:
     return [checked.pi_features_extractor, checked.mlp_extractor.policy_net, checked.action_net]
 
 
-def extract_features(policy: BasePolicy, obs: PyTorchObs, extractor: nn.Module) -> th.Tensor:
+def extract_features(policy: BasePolicy, obs: PyTorchObs, extractor: BaseFeaturesExtractor) -> th.Tensor:
     """
     Give the inputs of a policy's network, as SB3 prepares them (one-hot, scaled images, flattened).
 
@@ -134,7 +140,7 @@ def extract_features(policy: BasePolicy, obs: PyTorchObs, extractor: nn.Module) 
     :param extractor: the policy's features extractor
     :return: the features, (N, features_dim)
     """
-    features = BasePolicy.extract_features(policy, obs, extractor)  # type: ignore[arg-type]
+    features = BasePolicy.extract_features(policy, obs, extractor)
     assert isinstance(features, th.Tensor)
     return features
 

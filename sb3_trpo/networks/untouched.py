@@ -6,8 +6,9 @@ into SB3's own class, and torch can be told to do something else at each call.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
+from typing import TypeGuard, TypeVar
 
 import torch as th
 from torch import nn
@@ -16,6 +17,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+T = TypeVar("T")
 # What a call of a module goes through before it comes to ``forward``.
 _CALL = ("__call__", "_call_impl", "__getattr__")
 
@@ -81,15 +83,15 @@ def why_torch_is_touched() -> str:
         return "torch.nn.Module has been patched"
     # 3. Modes, through which every function or operator goes. A default device is one, too, and harmless. torch has no
     #    public way to ask for those in force.
-    function_modes = _get_current_function_mode_stack()
-    for mode in (*function_modes, *_get_current_dispatch_mode_stack()):
+    get_function_modes: Callable[[], Sequence[object]] = _get_current_function_mode_stack
+    for mode in (*get_function_modes(), *_get_current_dispatch_mode_stack()):
         if not isinstance(mode, DeviceContext):
             return f"torch is in a {type(mode).__name__}"
     # 4. Lower precision, which some functions take and others don't.
     return "torch is in autocast" if th.is_autocast_enabled() or th.is_autocast_enabled("cpu") else ""
 
 
-def is_untouched(instance: object, *kinds: type) -> bool:
+def is_untouched(instance: object, *kinds: type[T]) -> TypeGuard[T]:
     """
     Tell whether an object is of one of these classes, with every method as its class was written.
 

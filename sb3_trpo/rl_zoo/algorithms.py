@@ -1,7 +1,7 @@
 """
 The algorithms of this package that RL Zoo gets to know.
 
-A new one takes a line in ``ALGORITHMS``, a file of hyperparameters, and a search space in ``sampler``.
+A new algorithm takes a line in ``ALGORITHMS``, a file of hyperparameters, and a search space in ``sampler``.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Algorithm:
     :param algorithm_class: the class that trains
     :param hyperparameters: the file with an entry for each task
     :param sample: the function that draws hyperparameters for a trial of Optuna
-    :param convert: the function that makes constructor arguments of what a study holds
+    :param convert: the function that turns what a trial has drawn into constructor arguments
     """
 
     algorithm_class: type[OnPolicyAlgorithm]

@@ -1,5 +1,5 @@
 """
-Run RL Zoo's commands in a process that knows this package's algorithms.
+RL Zoo's commands, run in a process that knows this package's algorithms.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]  # It has no types.
 from rl_zoo3.utils import get_model_path
 
 from sb3_trpo.validation import UserError
@@ -22,15 +22,15 @@ PUBLISHED = "rl-trained-agents"
 
 def run(module: str, function: str, loads_run: bool) -> None:
     """
-    Run a command on ``sys.argv``.
+    Run a command with the arguments in ``sys.argv``.
 
-    :param module: the module that holds it
-    :param function: the module's entry point; empty if the module is a script, to be run as ``__main__``
-    :param loads_run: whether it loads the model of a run
+    :param module: the module with the command
+    :param function: the module's entry point; empty if the module is a script, which is run as ``__main__``
+    :param loads_run: whether the command loads the model of a run
     :raises UserError: if something is the user's to mend
     """
-    # As for `python -m rl_zoo3...`, names in arguments and hyperparameters may be modules of the current folder. It
-    # comes last, so that it takes the place of nothing that is installed.
+    # As for `python -m rl_zoo3...`, names in arguments and hyperparameters may be modules of the current folder. The
+    # folder comes last, so that nothing in it takes the place of what is installed.
     folder = os.getcwd()
     sys.path.append(folder)
     try:
@@ -47,10 +47,10 @@ def run(module: str, function: str, loads_run: bool) -> None:
 
 def import_packages(arguments: Sequence[str]) -> None:
     """
-    Import the modules that ``--gym-packages`` names, which RL Zoo does, too; here, those that are missing are told.
+    Import the modules that ``--gym-packages`` names, before RL Zoo does, to say which one is missing.
 
-    :param arguments: arguments of a command
-    :raises UserError: naming a module that there is not; what one of them raises is passed on
+    :param arguments: the arguments of the command
+    :raises UserError: if there is no such module; errors of a module itself are passed on
     """
     parser = make_reader()
     parser.add_argument("--gym-packages", nargs="+", default=[])
@@ -58,7 +58,7 @@ def import_packages(arguments: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            # One that such a module asks for is missing from that module's code, which the traceback shows.
+            # If such a module imports another one that is missing, the traceback shows where.
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
             raise UserError(f"--gym-packages names {name!r}, but there is no such module.") from error
@@ -66,10 +66,10 @@ def import_packages(arguments: Sequence[str]) -> None:
 
 def check_run(arguments: Sequence[str]) -> None:
     """
-    Check that there is the model that a command is to load.
+    Check that the model which a command loads is there.
 
-    :param arguments: arguments of a command
-    :raises UserError: if there is none
+    :param arguments: the arguments of the command
+    :raises UserError: if it is not
     """
     parser = make_reader()
     parser.add_argument("--algo")
@@ -85,7 +85,7 @@ def check_run(arguments: Sequence[str]) -> None:
     name = EnvironmentName(args.env)
     which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
     try:
-        # It prints the number of the run, as it will once more.
+        # RL Zoo prints the number of the run here, and will do so again.
         with contextlib.redirect_stdout(io.StringIO()):
             get_model_path(args.exp_id, args.folder, args.algo, name, *which)
     except (AssertionError, ValueError) as error:

@@ -1,5 +1,5 @@
 """
-What a file of hyperparameters may hold besides what RL Zoo knows: schedules, and names that the algorithm has.
+What RL Zoo does not know of hyperparameters: schedules of our algorithms, and which names an algorithm has.
 
 ``target_kl: lin_0.06`` falls linearly to 0, and ``min_std: lin_0.4_0.2`` goes from one number to the other, as RL Zoo's
 own schedules do for ``learning_rate``.
@@ -16,7 +16,7 @@ from sb3_trpo.validation import UserError, suggest_names
 
 # Hyperparameters of our algorithms that may have a schedule.
 SCHEDULED = ("target_kl", "min_std", "max_std")
-# What RL Zoo takes out of the hyperparameters before it makes the algorithm.
+# Names that RL Zoo takes out of the hyperparameters before it makes the algorithm.
 RL_ZOO_NAMES = (
     "callback",
     "env_kwargs",
@@ -38,7 +38,7 @@ def check_names(names: Iterable[str], algorithm_class: type[BaseAlgorithm]) -> N
 
     :param names: the names in the file and on the command line
     :param algorithm_class: the algorithm
-    :raises UserError: naming the first that neither knows, and those that are most alike
+    :raises UserError: at the first name that neither knows; the message has the names that are most alike
     """
     arguments = inspect.signature(algorithm_class.__init__).parameters
     if any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
@@ -53,8 +53,8 @@ def read_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
     """
     Replace texts by schedules, in the hyperparameters that RL Zoo does not know.
 
-    :param hyperparams: arguments of the algorithm, as in a file; changed in place, as RL Zoo does
-    :return: the same
+    :param hyperparams: the arguments of the algorithm, as in a file; they are changed in place, as RL Zoo does
+    :return: the same dictionary
     :raises UserError: if a text is no schedule
     """
     for name in SCHEDULED:

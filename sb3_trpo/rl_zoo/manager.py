@@ -1,10 +1,8 @@
 """
 RL Zoo's experiment manager, as ``sb3-trpo train`` uses it.
 
-It says in one sentence what is wrong with the hyperparameters, and can train in EnvPool's environments.
-
-Only the environments that are trained in come from EnvPool; evaluations stay with Gymnasium, whose results are the
-ones that others publish.
+It says in one sentence what is wrong with the hyperparameters, and can train in EnvPool's environments. Evaluations
+stay with Gymnasium's environments, on which others publish their results.
 """
 
 import importlib.util
@@ -27,10 +25,11 @@ class TrainingManager(ExperimentManager):
     """
     RL Zoo's experiment manager, with this package's options.
 
-    :param args: RL Zoo's arguments; ``vec_env`` becomes what is really used, for the run's ``args.yml``
-    :param others: as for RL Zoo's manager
-    :param options: our options
-    :param settings: as for RL Zoo's manager
+    Of RL Zoo's parsed arguments, ``vec_env`` becomes what is really used, for the run's ``args.yml``.
+
+    :param args: the positional arguments of RL Zoo's manager
+    :param options: the options of this package
+    :param settings: the keyword arguments of RL Zoo's manager
     """
 
     def __init__(self, *args: Any, options: TrainOptions | None = None, **settings: Any) -> None:
@@ -43,8 +42,8 @@ class TrainingManager(ExperimentManager):
         """
         Read the hyperparameters of the task.
 
-        :return: the hyperparameters, twice: to be processed and to be saved
-        :raises UserError: if there is no such file, if it is none of hyperparameters, or if a name in it is unknown
+        :return: the hyperparameters twice, to process and to save
+        :raises UserError: if there is no such file, it holds no hyperparameters, or a name in it is unknown
         """
         is_text = self.config.endswith((".yml", ".yaml"))
         if is_text or self.config.endswith(".py"):
@@ -54,7 +53,7 @@ class TrainingManager(ExperimentManager):
             raise UserError(f"--conf-file is {self.config!r}, which is neither a .yml or .py file nor a module.")
         try:
             hyperparams, saved_hyperparams = super().read_hyperparameters()
-        # What reading a text comes to. A file of Python is a program, whose own errors keep their traceback.
+        # Reading a text may raise these. A file of Python is a program, whose own errors keep their traceback.
         except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
             if not is_text:
                 raise
@@ -68,7 +67,7 @@ class TrainingManager(ExperimentManager):
         Create environments, in the wrappers that the hyperparameters ask for.
 
         :param n_envs: the number of environments
-        :param eval_env: whether they are for evaluation
+        :param eval_env: whether the environments are for evaluation
         :param no_log: whether to write no monitor file
         :return: the environments
         :raises UserError: if EnvPool can't give what the hyperparameters ask for
@@ -121,7 +120,7 @@ def _is_module(name: str) -> bool:
     Tell whether there is a module of a name, without running it.
 
     :param name: the name, with dots; the packages before the last dot are imported
-    :return: whether there is one
+    :return: whether there is such a module
     """
     try:
         return importlib.util.find_spec(name) is not None

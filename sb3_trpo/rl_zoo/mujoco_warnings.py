@@ -1,8 +1,8 @@
 """
 MuJoCo's warnings, each said once.
 
-MuJoCo prints a warning for each simulation that is made, and writes them all to ``MUJOCO_LOG.TXT`` in the current
-folder. A training makes one for each environment, of which tasks of Gymnasium bring the same few.
+MuJoCo prints its warnings for each simulation that is made, and writes them all to ``MUJOCO_LOG.TXT`` in the current
+folder. A training makes a simulation for each environment, and Gymnasium's tasks bring the same few warnings each time.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ import gymnasium as gym
 @contextlib.contextmanager
 def say_warnings_once(task: str) -> Iterator[None]:
     """
-    Print each of MuJoCo's warnings once, and write no file, while a command runs.
+    Print each of MuJoCo's warnings once, and write no file, in the block.
 
-    :param task: the id of the task; MuJoCo is imported only for one of its own
+    :param task: the id of the task; MuJoCo is imported only if the task is one of Gymnasium's with MuJoCo
     """
     spec = gym.registry.get(task)
     if spec is None or not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):

@@ -16,11 +16,11 @@ ENVPOOL = "envpool"
 @dataclass(frozen=True)
 class TrainOptions:
     """
-    Options of a training that RL Zoo does not know.
+    The options of a training that RL Zoo does not know.
 
     :param uses_envpool: whether to train in EnvPool's environments (``--vec-env envpool``)
     :param resume: whether to keep a checkpoint, and to go on with an unfinished run
-    :param checkpoint_every: updates between two checkpoints
+    :param checkpoint_every: the number of updates between two checkpoints
     :param trusts_checkpoints: whether to load what the log folder holds even if another account has written it
     :param is_seeded: whether the command names a seed; otherwise RL Zoo draws one
     """
@@ -36,8 +36,8 @@ def take_options(arguments: Sequence[str]) -> tuple[TrainOptions, list[str]]:
     """
     Split a command into our options and RL Zoo's arguments.
 
-    :param arguments: what follows ``sb3-trpo train``
-    :return: the options, and what is left for RL Zoo's parser
+    :param arguments: the arguments after ``sb3-trpo train``
+    :return: the options, and the arguments for RL Zoo's parser
     :raises UserError: if an option has a value that is not allowed
     """
     parsed, others = make_parser().parse_known_args(arguments)
@@ -59,9 +59,9 @@ def take_options(arguments: Sequence[str]) -> tuple[TrainOptions, list[str]]:
 
 def make_parser() -> argparse.ArgumentParser:
     """
-    Make the parser of our options; it shortens no names, for these may be RL Zoo's.
+    Make the parser of our options, which takes no shortened names, for these may be RL Zoo's.
 
-    :return: the parser, which leaves alone what it does not know
+    :return: the parser, without ``--help``
     """
     parser = argparse.ArgumentParser(
         usage="sb3-trpo train [OPTION ...]",
@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
-    # --vec-env and --seed are RL Zoo's, which gets them too.
+    # --vec-env and --seed are RL Zoo's options, and it gets them, too.
     parser.add_argument("--vec-env", metavar="{dummy,subproc,envpool}", help="VecEnv type; envpool: train in EnvPool")
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument(

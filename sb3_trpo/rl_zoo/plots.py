@@ -20,7 +20,7 @@ COLUMNS = {"success": "is_success", "reward": "r", "length": "l"}
 
 def plot_train() -> None:
     """
-    Run RL Zoo's function on the arguments of this process, with a window that the longest run fills.
+    Run RL Zoo's function with the arguments in ``sys.argv``, and a window that the longest run fills.
 
     :raises UserError: if there is nothing to draw
     """
@@ -32,7 +32,7 @@ def plot_train() -> None:
     parser.add_argument("-y", "--y-axis", default="reward")
     parser.add_argument("-w", "--episode-window", type=int, default=100)
     args, others = parser.parse_known_args(sys.argv[1:])
-    # What is missing or wrong, RL Zoo's parser says.
+    # RL Zoo's parser says what is missing or wrong.
     if args.env and args.exp_folder and args.y_axis in COLUMNS and not {"-h", "--help"} & set(others):
         folder = Path(args.exp_folder, args.algo)
         counts = _count_episodes(folder, args.env, COLUMNS[args.y_axis], args.max_timesteps)
@@ -43,17 +43,17 @@ def plot_train() -> None:
             window = max(1, longest // 10)
             print(f"No run has {args.episode_window} episodes: the mean is over {window}.")
             sys.argv += ["--episode-window", str(window)]
-    rl_zoo_plot_train()
+    rl_zoo_plot_train()  # type: ignore[no-untyped-call]  # RL Zoo gives it no types.
 
 
 def _count_episodes(folder: Path, tasks: list[str], column: str, max_timesteps: int | None) -> Iterator[int]:
     """
-    Count what there is to draw.
+    Count the episodes that there are to draw.
 
     :param folder: the folder with runs, one folder each
-    :param tasks: the tasks, of which the names of runs hold one
+    :param tasks: the tasks; a run's name holds one of them
     :param column: the column of monitor files that is drawn
-    :param max_timesteps: the steps that are drawn; None draws all
+    :param max_timesteps: the number of steps that are drawn; None draws all
     :return: the number of episodes of each run
     :raises UserError: if there is no such folder
     """

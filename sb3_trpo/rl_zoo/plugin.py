@@ -1,16 +1,16 @@
 """
-Register this package's algorithms and hyperparameters in RL Zoo.
+The registration of this package's algorithms and hyperparameters in RL Zoo.
 
     python -m rl_zoo3.train --algo trpo --env HalfCheetah-v5 --gym-packages sb3_trpo.rl_zoo
 
-RL Zoo reads ``--algo`` before it imports the modules that ``--gym-packages`` names. So this command can give a known
-name, ``trpo``, another class, but it accepts no new name; ``sb3-trpo``, which registers first, accepts all of
+RL Zoo reads ``--algo`` before it imports the modules that ``--gym-packages`` names. So with this command a known name,
+``trpo``, can mean another class, but no new name is accepted. ``sb3-trpo`` registers first, and accepts all of
 ``ALGORITHMS``.
 
 ``python -m rl_zoo3.train`` runs that file as ``__main__``, a second copy of the module ``rl_zoo3.train`` with names of
-its own, so replacing the names of a module would miss it. Both copies share the dictionaries of RL Zoo and the class
-``ExperimentManager``. The dictionaries get our entries; of the class, the constructor is wrapped. Managers of other
-algorithms stay as they are.
+its own. To replace the names of the module would miss this copy. Both copies share the dictionaries of RL Zoo and the
+class ``ExperimentManager``. The dictionaries get our entries, and the constructor of the class is wrapped. Managers of
+other algorithms stay as they are.
 """
 
 import functools
@@ -67,7 +67,7 @@ def _wrap_constructor(manager_class: type[ExperimentManager]) -> None:
             self.config = str(algorithm.hyperparameters)
         else:
             warn_of_contribs_file(self.config, own_options(algorithm.algorithm_class))
-        # RL Zoo's list of hyperparameters that may have a schedule is inside of this method.
+        # RL Zoo's list of hyperparameters that may have a schedule is inside this method.
         rl_zoo_schedules = self._preprocess_schedules
         self._preprocess_schedules = (  # type: ignore[method-assign]
             lambda hyperparams: rl_zoo_schedules(read_schedules(hyperparams))

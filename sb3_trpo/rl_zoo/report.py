@@ -15,11 +15,11 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from sb3_trpo.rl_zoo.manager import TrainingManager
 
 N_EVAL_EPISODES = 20
-# Training and EvalCallback's environments count up from the run's seed; these start far from both.
+# The seeds of training and of EvalCallback's environments count up from the run's seed; these start far from both.
 EVAL_SEED_OFFSET = 1_000_000
-# Most episodes in the running mean of the training return, as in the logger's ``rollout/ep_rew_mean``.
+# The most episodes in the running mean of the training return, as in the logger's ``rollout/ep_rew_mean``.
 RUNNING_MEAN_EPISODES = 100
-# A short training would be one flat line with that: the mean is over no more than this share of its episodes.
+# With so many, a short training would be one flat line: the mean is over no more than this share of its episodes.
 RUNNING_MEAN_SHARE = 0.1
 
 
@@ -50,7 +50,7 @@ class ReportingExperimentManager(TrainingManager):
         Evaluate the policy on environments of its own, with the normalisation statistics frozen as they are.
 
         :param model: the trained model
-        :return: mean and standard deviation of the unnormalised return over ``N_EVAL_EPISODES`` episodes
+        :return: the mean and standard deviation of the unnormalised return over ``N_EVAL_EPISODES`` episodes
         """
         env = self.create_envs(min(self.n_envs, N_EVAL_EPISODES), eval_env=True)
         if model.env is not None:
@@ -71,7 +71,7 @@ def draw_learning_curve(run: Path, title: str) -> Path | None:
 
     :param run: the folder with RL Zoo's ``*.monitor.csv`` and, if there were evaluations, ``evaluations.npz``
     :param title: the title of the picture
-    :return: the picture, ``learning_curve.png`` in the same folder; None when there is nothing to draw
+    :return: the path of the picture, ``learning_curve.png`` in the same folder; None if there is nothing to draw
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="environment steps", ylabel="return")

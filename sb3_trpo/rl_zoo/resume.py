@@ -27,14 +27,14 @@ from sb3_trpo.validation import UserError
 
 
 class SealedCheckpoint(Checkpoint):
-    """``Checkpoint`` whose files carry the seal of the account that has written them."""
+    """A ``Checkpoint`` whose files carry the seal of the account that has written them."""
 
     def seal(self, content: bytes) -> bytes:
         """
         Seal a file before it is written.
 
-        :param content: the archive
-        :return: the same with the account's seal
+        :param content: the file: a zip archive without a comment
+        :return: the file with the account's seal
         """
         return add_seal(content)
 
@@ -43,8 +43,8 @@ class ResumableExperimentManager(ReportingExperimentManager):
     """
     An experiment manager whose runs can go on after a crash.
 
-    :param others: as for RL Zoo's manager
-    :param settings: the same, and ``options``, our options
+    :param others: the positional arguments of RL Zoo's manager
+    :param settings: the keyword arguments of ``TrainingManager``
     """
 
     def __init__(self, *others: Any, **settings: Any) -> None:
@@ -62,9 +62,9 @@ class ResumableExperimentManager(ReportingExperimentManager):
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
-        Read the hyperparameters; these known, so is the run to go on with.
+        Read the hyperparameters, and choose the run to go on with, which depends on them.
 
-        :return: the hyperparameters, twice: to be processed and to be saved
+        :return: the hyperparameters twice, to process and to save
         """
         hyperparams, saved_hyperparams = super().read_hyperparameters()
         if self.options.resume:
@@ -73,7 +73,7 @@ class ResumableExperimentManager(ReportingExperimentManager):
 
     def _choose_run(self, hyperparams: dict[str, Any]) -> None:
         """
-        Find the run that goes on, and take its folder and seed; or stay with the new one that RL Zoo has prepared.
+        Find the run to go on with, and take its folder and seed, or stay with the new run that RL Zoo has prepared.
 
         :param hyperparams: the hyperparameters of the task
         """
@@ -98,7 +98,7 @@ class ResumableExperimentManager(ReportingExperimentManager):
 
     def _accepts(self, run: Run) -> bool:
         """
-        Tell whether a run that fits can be gone on with, and say why not.
+        Tell whether the command can go on with a run that fits; if not, print the reason.
 
         :param run: the run
         :return: whether it can
@@ -146,7 +146,7 @@ class ResumableExperimentManager(ReportingExperimentManager):
 
         :raises UserError: if another process works there
         """
-        super().create_log_folder()
+        super().create_log_folder()  # type: ignore[no-untyped-call]  # RL Zoo gives it no types.
         if self.checkpoint is None:
             return
         self._lock = self._lock or try_lock(Path(self.save_path))
@@ -173,7 +173,7 @@ class ResumableExperimentManager(ReportingExperimentManager):
 
     def create_callbacks(self) -> None:
         """Create RL Zoo's callbacks, and the one that writes checkpoints."""
-        super().create_callbacks()
+        super().create_callbacks()  # type: ignore[no-untyped-call]  # RL Zoo gives it no types.
         if self.checkpoint is not None:
             self.callbacks.append(self.checkpoint)
 
@@ -182,7 +182,7 @@ class ResumableExperimentManager(ReportingExperimentManager):
         Create environments, in the wrappers that the hyperparameters ask for.
 
         :param n_envs: the number of environments
-        :param eval_env: whether they are for evaluation
+        :param eval_env: whether the environments are for evaluation
         :param no_log: whether to write no monitor file
         :return: the environments
         """
@@ -212,7 +212,7 @@ class ResumableExperimentManager(ReportingExperimentManager):
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
-        Save the model; the checkpoint of a run that has come to its end is kept under another name.
+        Save the model, and keep the checkpoint of a run that has come to its end under another name.
 
         :param model: the model, trained, or interrupted by the user
         """
@@ -227,7 +227,7 @@ def make_checkpointable(env_wrapper: Callable[[gym.Env], gym.Env] | None) -> Cal
     Give environments in other processes a wrapper through which checkpoints reach their state.
 
     :param env_wrapper: the wrapper of single environments, or None
-    :return: the same with ``Checkpointable`` around it
+    :return: a function that wraps an environment in it, and in ``Checkpointable``
     """
 
     def wrap(env: gym.Env) -> gym.Env:
@@ -238,7 +238,9 @@ def make_checkpointable(env_wrapper: Callable[[gym.Env], gym.Env] | None) -> Cal
 
 def keep_monitor_file(folder: Path) -> None:
     """
-    Rename EnvPool's monitor file, which would be begun anew; who reads a run's monitor files finds it by its ending.
+    Rename EnvPool's monitor file, which would be begun anew.
+
+    Readers of a run's monitor files still find it, by its ending.
 
     :param folder: the folder of the run
     """

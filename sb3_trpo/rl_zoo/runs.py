@@ -47,7 +47,7 @@ class Note:
     What a checkpoint says about its run.
 
     :param arguments: the arguments of the command, by name, as texts
-    :param hyperparameters: the hyperparameters that are used, by name, as texts
+    :param hyperparameters: the hyperparameters, by name, as texts
     :param seed: the seed of the run
     :param n_timesteps: the length of the run, in environment steps
     """
@@ -58,7 +58,11 @@ class Note:
     n_timesteps: int
 
     def to_texts(self) -> dict[str, str]:
-        """:return: the same as texts, for ``Checkpoint``"""
+        """
+        Write the note as texts, which ``Checkpoint`` keeps.
+
+        :return: the texts, by name
+        """
         return {name: json.dumps(value) for name, value in vars(self).items()}
 
     @classmethod
@@ -66,9 +70,9 @@ class Note:
         """
         Read a note.
 
-        :param texts: what ``to_texts`` has returned, or anything else
+        :param texts: the texts from ``to_texts``, or any others
         :return: the note
-        :raises ValueError: if it is none
+        :raises ValueError: if the texts are no note
         """
         try:
             values = {name: json.loads(texts[name]) for name in cls.__dataclass_fields__}
@@ -88,9 +92,9 @@ class Run:
     """
     A run that has left a checkpoint.
 
-    :param checkpoint: the file
-    :param note: what it says about the run
-    :param is_own: whether this account has written it, and nobody has changed it since
+    :param checkpoint: the path of the checkpoint
+    :param note: the note in it
+    :param is_own: whether this account has written the file, and nobody has changed it since
     """
 
     checkpoint: Path
@@ -114,7 +118,7 @@ def describe_run(args: argparse.Namespace, hyperparams: Mapping[str, Any], seed:
 
 
 def _to_text(value: Any) -> str:
-    # Functions and objects without a text of their own: where they lie in memory differs from process to process.
+    # Functions and some objects print their address in memory, which differs from process to process.
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
@@ -124,13 +128,13 @@ def find_run(
     """
     Find the run that a command goes on with.
 
-    The account's own come before others, then unfinished ones before others, then the latest.
+    The account's own runs come before others, then unfinished runs before finished ones, then later before earlier.
 
     :param folder: the folder with runs, one folder each
-    :param env_name: how their names begin
+    :param env_name: the beginning of the runs' names
     :param wanted: the run that the command asks for
     :param is_seeded: whether the command names the seed; otherwise any seed will do
-    :param accepts: whether a run that fits can be gone on with; it says why not
+    :param accepts: a function that tells whether the command can go on with a run that fits, and prints why not
     :return: the run and its lock; None if there is none
     """
     says_difference = True
@@ -157,7 +161,7 @@ def _read_runs(folder: Path, env_name: str) -> Iterator[Run]:
             if not path.is_file():
                 raise ValueError("it is no file")
             yield Run(path, Note.from_texts(read_note(path)), has_own_seal(path.read_bytes()))
-        # What a damaged or foreign file can come to.
+        # A damaged or foreign file may raise any of these.
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             say(f"{path} is passed over: {error}.")
 
@@ -187,7 +191,8 @@ def say(text: str) -> None:
     """
     Print a line about what was found in the log folder.
 
-    :param text: the line; it may hold what a stranger has written, so characters that steer a terminal are left out
+    :param text: the line; a stranger may have written parts of it, so that a ? takes the place of characters that a
+        terminal would obey
     """
     print("".join(character if character.isprintable() else "?" for character in text))
 

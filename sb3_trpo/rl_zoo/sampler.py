@@ -1,5 +1,7 @@
 """
-What RL Zoo's ``train -optimize`` tries for TRPO: its own search space, and the options that sb3-contrib's TRPO lacks.
+The hyperparameters that RL Zoo's ``train -optimize`` tries for TRPO.
+
+They are RL Zoo's own search space, and the options that sb3-contrib's TRPO lacks.
 """
 
 from typing import Any
@@ -16,10 +18,10 @@ def sample_trpo_params(
     Draw hyperparameters.
 
     :param trial: the trial of a study
-    :param n_actions: dimensions of the action space, 0 if actions are discrete
+    :param n_actions: the number of action dimensions, 0 if actions are discrete
     :param n_envs: the number of training environments
-    :param additional_args: settings for algorithms with a replay buffer; unused
-    :return: arguments of TRPO
+    :param additional_args: the settings for algorithms with a replay buffer, which are not used
+    :return: the arguments of TRPO
     """
     n_steps_pow = trial.suggest_int("n_steps_pow", 6, 11)
     # A minibatch is no larger than the rollout, n_steps * n_envs.
@@ -47,7 +49,7 @@ def sample_trpo_params(
     if n_actions > 0:
         params["log_std_init"] = trial.suggest_float("log_std_init", -2.0, 0.5)
     hyperparams = convert_trpo_params(params)
-    # What is reported next to what was sampled.
+    # RL Zoo reports these beside what was sampled.
     for name in ("gamma", "gae_lambda", "n_steps", "batch_size"):
         trial.set_user_attr(name, hyperparams[name])
     return hyperparams
@@ -55,10 +57,10 @@ def sample_trpo_params(
 
 def convert_trpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    Make constructor arguments of what a study holds.
+    Turn what a trial has drawn into constructor arguments.
 
-    :param sampled_params: what a trial has drawn
-    :return: arguments of TRPO
+    :param sampled_params: the values that the trial has drawn
+    :return: the arguments of TRPO
     """
     sampled = dict(sampled_params)
     is_linear = sampled.pop("target_kl_schedule", "constant") == "linear"

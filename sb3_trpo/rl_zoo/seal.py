@@ -1,8 +1,8 @@
 """
-Seals on checkpoints: whether this user's account has written a file, told from a key that only the account can read.
+Seals on checkpoints, which tell whether the user's account has written a file, by a key that only the account can read.
 
-What lies beside a file (a note, a key, a digest) is in the hands of whoever can write into its folder. So the key is
-kept in the user's own folder for the state of programs, and a file's seal is the HMAC-SHA256 of all its other bytes. It
+Whoever can write into a file's folder can also write what lies beside the file: a note, a key, a digest. So the key is
+kept in the user's own folder for the state of programs. A file's seal is the HMAC-SHA256 of all its other bytes. It
 stands in the comment at the end of the zip archive, so that file and seal are replaced as one.
 """
 
@@ -26,8 +26,8 @@ def add_seal(archive: bytes) -> bytes:
     """
     Seal a file.
 
-    :param archive: a zip archive without a comment
-    :return: the same with a seal; without one where the account has no place for a key
+    :param archive: the file: a zip archive without a comment
+    :return: the file with a seal; without one where the account has no place for a key
     """
     key = _read_key()
     if key is None or not archive.endswith(NO_COMMENT):
@@ -40,7 +40,7 @@ def has_own_seal(content: bytes) -> bool:
     Tell whether this account has written a file, and nobody has changed it since.
 
     :param content: the whole file
-    :return: whether its seal is right
+    :return: whether the seal is right
     """
     archive, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
     key = _read_key()
@@ -78,7 +78,7 @@ def _write_key(path: Path) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(secrets.token_bytes(KEY_BYTES))
     try:
-        # Of processes that start together the first one makes the key, as a whole, and the others read it.
+        # If processes start together, the first one makes the key, as a whole, and the others read it.
         os.link(temporary, path)
     except FileExistsError:
         pass
@@ -91,9 +91,9 @@ def _write_key(path: Path) -> None:
 
 def _state_folder() -> Path:
     """
-    Find the folder where programs keep their state: XDG's, or Windows' local one.
+    Find this package's folder among those where programs keep their state: XDG's, or Windows' local ones.
 
-    :return: this package's part of it
+    :return: the folder
     """
     windows = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None
     base = os.environ.get("XDG_STATE_HOME") or windows

@@ -1,5 +1,5 @@
 """
-``sb3-trpo train``: RL Zoo's ``train`` with this package's options, and an experiment manager that obeys them.
+``sb3-trpo train``: RL Zoo's ``train`` with this package's options, and an experiment manager that takes them.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from sb3_trpo.validation import UserError
 
 def train() -> None:
     """
-    Run RL Zoo's ``train`` on the arguments of this process.
+    Run RL Zoo's ``train`` with the arguments in ``sys.argv``.
 
     :raises UserError: if an argument is not allowed
     """
     options, arguments = take_options(sys.argv[1:])
-    # RL Zoo's parser reads them there.
+    # RL Zoo's parser reads its arguments there.
     sys.argv[1:] = arguments
     if {"-h", "--help"} & set(arguments):
         print(make_parser().format_help())
@@ -60,12 +60,12 @@ def _read_task(arguments: Sequence[str]) -> str:
 @contextlib.contextmanager
 def use_manager(make_manager: Callable[..., ExperimentManager]) -> Iterator[None]:
     """
-    Let RL Zoo's ``train`` use another experiment manager.
+    Let RL Zoo's ``train``, in the block, use another experiment manager.
 
     The function takes the class from a name of its module, and offers no other way to choose one. The name gets its
     value back at the end.
 
-    :param make_manager: the function to be called in place of the class
+    :param make_manager: the function to call in the place of the class
     """
     original = rl_zoo3.train.ExperimentManager  # type: ignore[attr-defined]
     rl_zoo3.train.ExperimentManager = make_manager  # type: ignore[assignment, attr-defined]

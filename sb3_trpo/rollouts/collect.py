@@ -163,6 +163,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         :param env: the training environments
         """
         with self._explain_reset(env):
+            # SB3's type of the attribute lacks the tuples that environments may give by their type.
             self._last_obs = env.reset()  # type: ignore[assignment]
         self._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
 

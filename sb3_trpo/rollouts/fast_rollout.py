@@ -25,7 +25,7 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution, Sta
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo.networks.mlp import PlainMlp
@@ -167,6 +167,7 @@ class FastRollout:
             self._store(n_steps, obs, actions, rewards)
             if np.count_nonzero(dones):
                 self._note_truncations(n_steps, dones, infos)
+            # SB3's type of the attribute lacks the tuples that environments may give by their type.
             obs = algorithm._last_obs = new_obs  # type: ignore[assignment]
             algorithm._last_episode_starts = dones
 
@@ -323,7 +324,7 @@ class FastRollout:
             values.append(self.critic.forward(self._extract(part, extractor)))
         return th.cat(values).flatten().cpu().numpy()
 
-    def _extract(self, obs: Observations, extractor: th.nn.Module) -> th.Tensor:
+    def _extract(self, obs: Observations, extractor: BaseFeaturesExtractor) -> th.Tensor:
         return extract_features(self.policy, obs_as_tensor(obs, self.algorithm.device), extractor)
 
     def _log_probs(self, n_steps: int) -> th.Tensor:

@@ -18,12 +18,12 @@ METHOD = "action_masks"
 
 class MaskGuard(VecEnvWrapper):
     """
-    Checks the masks that a loop asks the environments for.
+    The environments as a loop sees them that asks them for masks, which are checked.
 
-    It is given to the loop in place of the environments, and nobody else sees it.
+    The loop gets it in place of the environments, and nobody else sees it.
 
-    :param env: the environments, guarded
-    :param when: says the moment in words, such as "after 10 steps"
+    :param env: the environments behind their guard
+    :param when: a function that gives the moment in words, such as "after 10 steps"
     """
 
     def __init__(self, env: VecEnv, when: Callable[[], str]) -> None:
@@ -65,11 +65,11 @@ class MaskGuard(VecEnvWrapper):
         """
         Call a method of the environments.
 
-        :param method_name: its name
-        :param method_args: its arguments
-        :param indices: of which environments; None for all
-        :param method_kwargs: its arguments by name
-        :return: what it gives; masks are checked, and come as rows of booleans
+        :param method_name: the method's name
+        :param method_args: the method's arguments
+        :param indices: the numbers of the environments; None for all
+        :param method_kwargs: the method's arguments by name
+        :return: the method's results; masks are checked, and come as rows of booleans
         :raises UserError: if an environment's masks are of the wrong shape, or leave no choice
         """
         results = self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
@@ -79,9 +79,12 @@ class MaskGuard(VecEnvWrapper):
 
     def _checked(self, index: int, masks: Any) -> np.ndarray:
         """
+        Check the masks of an environment.
+
         :param index: the environment's number
-        :param masks: what it gave
+        :param masks: the masks as it gave them
         :return: the masks, (number of choices,), boolean
+        :raises UserError: if they are of the wrong shape or type, or leave no choice
         """
         array = np.asarray(masks)
         if array.size != sum(self._sizes) or array.dtype.kind not in "biuf":
@@ -103,7 +106,7 @@ class MaskGuard(VecEnvWrapper):
         """
         Step the environments.
 
-        :param actions: actions, (n_envs, ...)
+        :param actions: the actions, (n_envs, ...)
         :return: what the environments give
         """
         return self.venv.step(actions)
@@ -117,12 +120,12 @@ class MaskGuard(VecEnvWrapper):
         return self.venv.step_wait()
 
 
-def mask_sizes(action_space: spaces.Space) -> Sequence[int]:
+def mask_sizes(action_space: spaces.Space[Any]) -> Sequence[int]:
     """
     Count the choices of each sub-action.
 
-    :param action_space: the action space, Discrete, MultiDiscrete or MultiBinary
-    :return: their numbers, in the order of the masks
+    :param action_space: the action space: Discrete, MultiDiscrete or MultiBinary
+    :return: the numbers of choices, in the order of the masks
     """
     if isinstance(action_space, spaces.Discrete):
         return [int(action_space.n)]

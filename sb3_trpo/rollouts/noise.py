@@ -120,7 +120,9 @@ def noise_of_rollout(algorithm: Explorer, n_envs: int) -> CorrelatedNoise | None
 
     def begin() -> th.Tensor:
         # Not before the first action: what is called at the rollout's start may restore a checkpoint.
-        last, shape = algorithm._last_noise, (n_envs, algorithm.policy.action_dist.action_dim)  # type: ignore[attr-defined]
+        distribution = algorithm.policy.action_dist
+        assert isinstance(distribution, DiagGaussianDistribution)
+        last, shape = algorithm._last_noise, (n_envs, distribution.action_dim)
         if last is None or last.shape != shape:
             return th.randn(shape, device=algorithm.device)
         return th.tensor(last, device=algorithm.device)
@@ -160,7 +162,8 @@ def use_noise(
         yield
         return
     sb3s = policy.action_dist
-    distribution = NoisyGaussian(sb3s.action_dim)  # type: ignore[attr-defined]
+    assert isinstance(sb3s, DiagGaussianDistribution)
+    distribution = NoisyGaussian(sb3s.action_dim)
     distribution.noise, distribution.is_acting = noise, is_acting
     try:
         policy.action_dist = distribution

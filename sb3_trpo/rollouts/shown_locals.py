@@ -125,12 +125,7 @@ class ShowingCallback(CallbackList):
         self.model = model
 
     def on_training_start(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
-        """
-        Begin the training, as SB3 does.
-
-        :param locals_: the local variables of ``learn``
-        :param globals_: the global variables of ``learn``'s module
-        """
+        """Begin the training, as SB3 does, with the local variables of ``learn`` and the global ones of its module."""
         shown = ShownLocals(locals_)
         # Callbacks find in it what they would without this one.
         shown["callback"] = self.callbacks[0]

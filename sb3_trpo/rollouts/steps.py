@@ -42,11 +42,10 @@ def make_step(env: VecEnv, blame: Blame, progress: Progress) -> tuple[Step, bool
         copy it
     """
     if is_untouched(env, DummyVecEnv):
-        return functools.partial(_step_dummy, env, blame), True  # type: ignore[arg-type]
+        return functools.partial(_step_dummy, env, blame), True
     if is_untouched(env, SubprocVecEnv):
-        return functools.partial(_step_subproc, env, blame, progress), False  # type: ignore[arg-type]
-    if is_untouched(env, VecNormalize) and _has_known_statistics(env):  # type: ignore[arg-type]
-        assert isinstance(env, VecNormalize)
+        return functools.partial(_step_subproc, env, blame, progress), False
+    if is_untouched(env, VecNormalize) and _has_known_statistics(env):
         if is_untouched(env.venv, DummyVecEnv, SubprocVecEnv):
             inner, shares_infos = make_step(env.venv, blame, progress)
         else:
@@ -135,7 +134,9 @@ def _step_subproc(env: SubprocVecEnv, blame: Blame, progress: Progress, actions:
         env.waiting = False
     except Exception as error:
         blame(error, len(results) if n_sent == env.num_envs else n_sent)
-    obs, rewards, dones, infos, env.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
+    obs, rewards, dones, infos, reset_infos = zip(*results, strict=True)
+    # Tuples, as SB3 has them, where its types say lists.
+    env.reset_infos = reset_infos  # type: ignore[assignment]
     return (
         _stacked_obs(obs, env.observation_space, blame),
         _stacked(rewards, blame),
@@ -175,6 +176,7 @@ def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None
 def _step_normalized(env: VecNormalize, inner: Step, actions: np.ndarray) -> VecEnvStepReturn:
     """Do what ``VecNormalize.step`` does, without a copy of the observations before they are normalised."""
     obs, rewards, dones, infos = inner(actions)
+    # By SB3's types, observations may be tuples here, and statistics be in a dictionary where observations are not.
     env.old_obs = obs  # type: ignore[assignment]
     env.old_reward = rewards
     if env.training and env.norm_obs:
@@ -200,6 +202,7 @@ def _normalized(env: VecNormalize, obs: Any) -> Any:
         # SB3 gives a copy.
         return copy.deepcopy(obs)
     if not isinstance(obs, dict):
+        # As SB3 does, whose types do not tell that there is one set of statistics for arrays.
         return env._normalize_obs(obs, env.obs_rms).astype(np.float32)  # type: ignore[arg-type]
     normalized = type(obs)()
     for key, part in obs.items():

@@ -1,3 +1,3 @@
 """
-Files that hold a model: written so that a crash leaves a whole one, and read without running what they hold.
+Files that hold a model: written so that a crash leaves a whole file, and read without running what they hold.
 """

@@ -26,9 +26,7 @@ SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SafelySaved")
 
 
 class SafelySaved(OnPolicyAlgorithm):
-    """
-    ``save``, ``load`` and ``set_parameters``, in SB3's file format.
-    """
+    """An algorithm with ``save``, ``load`` and ``set_parameters`` in SB3's file format."""
 
     target_kl: float | Schedule
 
@@ -46,8 +44,8 @@ class SafelySaved(OnPolicyAlgorithm):
         Save the model; a crash on the way leaves the file that was there before.
 
         :param path: the file's path, or an open file
-        :param exclude: names of attributes to leave out, besides SB3's
-        :param include: names of attributes to save although SB3 leaves them out
+        :param exclude: the names of attributes to leave out, besides those that SB3 leaves out
+        :param include: the names of attributes to save although SB3 leaves them out
         """
         portable = make_portable(self)
         if isinstance(path, (str, pathlib.Path)):
@@ -70,19 +68,20 @@ class SafelySaved(OnPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfAlgorithm:
         """
-        Load a model, also one that sb3-contrib's TRPO has saved. It may run any code, unless ``trusted`` is False.
+        Load a model, also one that sb3-contrib's TRPO has saved.
 
-        A model of PPO or A2C becomes a TRPO with its policy and weights, with a warning.
+        Loading may run any code that the file holds, unless ``trusted`` is False. A model of PPO or A2C becomes a TRPO
+        with its policy and weights, with a warning.
 
         :param path: the file's path, or an open file
-        :param env: the environment to train in, in the place of the model's own; None is enough to predict
-        :param device: cpu, cuda, ...
-        :param custom_objects: attributes to be used in the place of the file's
-        :param print_system_info: whether to print on what system the model was saved, and the present one
+        :param env: the environment to train in; None is enough to predict
+        :param device: the device, such as cpu or cuda
+        :param custom_objects: the attributes to use in the place of the file's
+        :param print_system_info: whether to print the system on which the model was saved, and the current one
         :param force_reset: whether training starts with a reset of the environment
         :param trusted: whether the file comes from where no harm is meant; if not, it may hold weights, numbers and
             objects of a short list, and is refused if it holds anything else
-        :param kwargs: attributes to be changed
+        :param kwargs: the attributes to change
         :return: the model
         :raises UserError: if nothing of the file can become such a model
         :raises RefusedModelError: (a UserError) if the file is not trusted and holds what it should not
@@ -109,13 +108,13 @@ class SafelySaved(OnPolicyAlgorithm):
         """
         Take over the weights of another model, all of them or none.
 
-        The optimizer's state comes with them where it fits, and begins anew, with a warning, where it does not, as with
-        those of a PPO for images, whose actor and critic share their features.
+        The optimizer's state comes with them where it fits. Where it does not, it begins anew, with a warning. That is
+        so with a PPO for images, whose actor and critic share their features.
 
-        :param load_path_or_dict: a saved model, or what ``get_parameters`` gives
+        :param load_path_or_dict: a saved model, or the result of ``get_parameters``
         :param exact_match: whether all parameters must be there, and no others
-        :param device: where to read a file to
-        :raises UserError: if they do not fit; nothing is changed then
+        :param device: the device to read a file to
+        :raises UserError: if the weights do not fit; nothing is changed then
         """
         parameters = read_parameters(load_path_or_dict, device)
         names, _ = self._get_torch_save_params()
@@ -127,13 +126,13 @@ def _readable(
     algorithm_class: type, path: ModelPath, given: Attributes, trusted: bool
 ) -> Iterator[tuple[ModelPath, Attributes, Origin, object]]:
     """
-    Give what SB3's ``load`` is to read, which is called in the block.
+    Give what SB3's ``load``, which is called in the block, is to read.
 
     :param algorithm_class: the class of the model
-    :param path: the file's, or an open file
-    :param given: attributes that the user gives in the place of the file's
+    :param path: the file's path, or an open file
+    :param given: the attributes that the user gives in the place of the file's
     :param trusted: whether the file is read as it is
-    :return: a file, the attributes to be used in the place of its own, who saved it, its target_kl
+    :return: a file, the attributes to use in the place of its own, the algorithm that saved it, and its target_kl
     """
     if trusted:
         data = read_data(path)

@@ -8,7 +8,7 @@ import zipfile
 from sb3_trpo.saved_models.budget import Budget
 from sb3_trpo.saved_models.refused import RefusedModelError
 
-# One for each tensor, and a few.
+# A model has a member for each tensor, and a few more.
 MAX_MEMBERS = 20_000
 
 
@@ -18,10 +18,10 @@ def read_archive(file: io.BufferedIOBase | io.BytesIO, budget: Budget | None = N
 
     Nothing is unpacked to the disk, so that the names in the archive are no paths.
 
-    :param file: a zip archive
-    :param budget: what its contents are taken from, if it is part of another file
-    :return: the contents of its members, by name
-    :raises RefusedModelError: if it is damaged, or larger than it looks
+    :param file: the archive
+    :param budget: the budget of the file that the archive is part of; None if it is a file of its own
+    :return: the contents of the members, by name
+    :raises RefusedModelError: if the archive is damaged, or larger than it looks
     """
     budget = Budget(file.seek(0, io.SEEK_END)) if budget is None else budget
     file.seek(0)
@@ -32,15 +32,15 @@ def read_archive(file: io.BufferedIOBase | io.BytesIO, budget: Budget | None = N
             if len(names) > MAX_MEMBERS or len(set(names)) < len(names):
                 raise RefusedModelError("its members are too many, or have the same names")
             if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-                # Others take as much memory as the file says that they need.
+                # Other methods take as much memory as the file says that they need.
                 raise RefusedModelError("it is compressed by another method than deflate")
-            # All of them before the first is read, for members may overlap.
+            # All sizes count before the first member is read, for members may overlap.
             for member in members:
                 budget.spend(member.file_size)
             return {member.filename: archive.read(member) for member in members}
     except RefusedModelError:
         raise
-    # Whatever zipfile and its decompressors come to in a damaged file.
+    # zipfile and its decompressors may raise anything at a damaged file.
     except Exception as error:
         raise RefusedModelError(f"it is no zip file, or a damaged one ({type(error).__name__}: {error})") from error
 
@@ -49,7 +49,7 @@ def write_archive(members: dict[str, bytes]) -> bytes:
     """
     Write a zip archive that is not compressed.
 
-    :param members: contents by name
+    :param members: the contents of the members, by name
     :return: the archive
     """
     file = io.BytesIO()

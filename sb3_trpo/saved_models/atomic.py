@@ -1,8 +1,8 @@
 """
 Files that are replaced as a whole.
 
-Whoever looks, and whenever the writer is killed, there is the old file or the new one, never a part of either.
-Where the file system does not allow that, files are written as ``open`` writes them; ``atomic_write`` says when.
+Whoever looks, and whenever the writer is killed, there is the old file or the new one, never a part of either. Where
+the file system does not allow that, files are written as ``open`` writes them; ``atomic_write`` says when.
 """
 
 import contextlib
@@ -21,13 +21,14 @@ from typing import cast
 
 # Temporary files of writers that were killed are removed by the next one, if they are so old that nobody writes them.
 ABANDONED_AFTER_SECONDS = 3600.0
-# Of the name in that of the temporary file: file systems allow 255 bytes, a character can take four.
+# As many characters of the name are in that of the temporary file: file systems allow 255 bytes, a character can take
+# four.
 NAME_CHARACTERS = 40
-# What a file system answers where there can't be another file beside this one: forbidden, read-only, a path too long.
+# The file system's answers where there can't be another file beside this one: forbidden, read-only, a path too long.
 NO_ROOM_BESIDE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-# What it answers if it has no notion of writing through to the disk, as network shares do.
+# Its answers if it can't write through to the disk, as some network shares can't.
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-# Lists of who may read and write, beyond the mode.
+# The attribute with the list of who may read and write, beyond the file's mode.
 ACCESS_LIST = "system.posix_acl_access"
 
 
@@ -37,12 +38,14 @@ def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[io.BufferedI
     Open a file that takes its place when the block has ended; an exception in the block leaves the old file.
 
     As in SB3, a missing folder is made, and a folder of that name is not overwritten. As with ``open``, links are
-    followed, and permissions and owner stay. A file with several names (hard links), and one that no other file can be
-    put beside, is written in its place when the block has ended: an exception in the block still leaves the old file,
-    but the death of the process while the bytes are copied does not. Pipes and devices are written directly.
+    followed, and permissions and owner stay.
 
-    :param path: the file
-    :param suffix: the ending of a path that has none, without its dot
+    A file with several names (hard links) is written in its place when the block has ended, and so is a file in a
+    folder where no other can be made. There, too, an exception in the block leaves the old file, but the death of the
+    process while the bytes are copied does not. Pipes and devices are written directly.
+
+    :param path: the path of the file
+    :param suffix: the ending for a path that has none, without its dot
     :return: the file, open for writing
     :raises OSError: if ``open`` would not write the file either
     """
@@ -57,7 +60,7 @@ def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[io.BufferedI
             yield device
         return
     if target.exists():
-        # An error here is the one of ``open``; nothing is written.
+        # An error here is that of ``open``; nothing is written.
         target.open("ab").close()
     _remove_abandoned(target)
     file, temporary = _open_temporary(target)
@@ -77,8 +80,8 @@ def saved_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
     Tell where a file of that name is saved.
 
     :param path: the path as the user gave it
-    :param suffix: the ending of a path that has none, without its dot
-    :return: the file that SB3's ``open_path`` would write; what a symbolic link points to, rather than the link
+    :param suffix: the ending for a path that has none, without its dot
+    :return: the path that SB3's ``open_path`` would write to, with symbolic links resolved
     :raises OSError: if symbolic links go round in a circle
     """
     file = _with_suffix(pathlib.Path(path), suffix)
@@ -87,7 +90,7 @@ def saved_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
     try:
         return file.resolve()
     except RuntimeError as error:
-        # Of Python before 3.13.
+        # Python before 3.13 raises it.
         raise OSError(errno.ELOOP, "Symbolic links go round in a circle", str(path)) from error
 
 
@@ -99,8 +102,8 @@ def _open_temporary(target: pathlib.Path) -> tuple[io.BufferedIOBase, pathlib.Pa
     """
     Open a file to write to before the target is touched.
 
-    :param target: the file to be written
-    :return: the open file; its path, if it can take the target's place
+    :param target: the path that will be written
+    :return: the open file, and its path, if it can take the target's place
     """
     if not target.exists() or target.stat().st_nlink == 1:
         temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}.sb3_trpo.tmp")
@@ -116,10 +119,12 @@ def _replace(target: pathlib.Path, file: io.BufferedIOBase, temporary: pathlib.P
     """
     Put the temporary file in the target's place.
 
-    :param target: the file to be replaced
+    It stays undone where the old file's owner would change, or the old file may not be removed.
+
+    :param target: the path to replace
     :param file: the temporary file, still open
-    :param temporary: its path
-    :return: whether that is done; it can't be where the old file's owner would change, or may not be removed
+    :param temporary: the temporary file's path
+    :return: whether it was done
     """
     # The bytes first, then the name: otherwise a power failure could leave the new name without the new bytes.
     _sync(file.fileno())
@@ -142,9 +147,9 @@ def _copy_access(target: pathlib.Path, temporary: pathlib.Path) -> bool:
     """
     Give the temporary file the owner and the permissions of the target.
 
-    :param target: the file to be replaced
-    :param temporary: the file to replace it
-    :return: whether that could be done
+    :param target: the path of the old file
+    :param temporary: the path of the new file
+    :return: whether it could be done
     """
     old, new = target.stat(), temporary.stat()
     try:
@@ -162,8 +167,8 @@ def _copy(file: io.BufferedIOBase, target: pathlib.Path) -> None:
     """
     Write the target in its place; an error (a full disk) brings the old content back.
 
-    :param file: the new content
-    :param target: the file to be written
+    :param file: the file with the new content
+    :param target: the path to write to
     """
     file.seek(0)
     # Not "wb", which would free the old content's place on the disk, so that it might not fit again.
@@ -190,7 +195,7 @@ def _prefix(target: pathlib.Path) -> str:
 
 
 def _remove_abandoned(target: pathlib.Path) -> None:
-    # Only names that we give, digit by digit: others are the user's.
+    # Only names as we give them, digit by digit: other files are the user's.
     pattern = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{16}\.sb3_trpo\.tmp")
     # A folder may be closed to readers; another writer may be doing the same.
     with contextlib.suppress(OSError):

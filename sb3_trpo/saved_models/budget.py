@@ -1,25 +1,25 @@
 """
-What reading a file may cost: bounded once, by the size of the file, for all that is nested in it.
+Bounds on what reading a file may cost: one for all that is nested in the file, by the file's size.
 """
 
 from sb3_trpo.saved_models.refused import RefusedModelError
 
-# Weights hardly shrink, so that SB3's files are not compressed. A file is read about six times over on the way
-# (archive, archive within, tensors that have up to three names); the rest is for those who compressed theirs.
+# Weights hardly shrink, so that SB3's files are not compressed. Each byte of a file counts about six times on the way
+# (archive, archive within, tensors that have up to three names); the rest is for users who compressed their files.
 MAX_RATIO = 20
-# For small files, whose attributes are most of them.
+# Small files, which are mostly attributes, may take as much in any case.
 FREE_BYTES = 1_000_000
-# Of any object, besides a text's own length.
+# The cost of any object, besides a text's own length.
 BYTES_PER_OBJECT = 16
-# The largest integers; a count that is longer would be made of as many bytes as one likes.
+# Longer integers could be of any size.
 MAX_BITS = 64
 
 
 class Budget:
     """
-    Bytes and objects that a file may still unpack to.
+    The bytes and objects that a file may still unpack to.
 
-    :param size: the file's, in bytes
+    :param size: the size of the file, in bytes
     """
 
     def __init__(self, size: int) -> None:
@@ -29,7 +29,7 @@ class Budget:
         """
         Take from what is left, before any memory is taken.
 
-        :param n: number of bytes, or of objects
+        :param n: the number of bytes, or of objects
         :raises RefusedModelError: if there is not as much left
         """
         self._left -= n
@@ -40,7 +40,7 @@ class Budget:
         """
         Take what an object costs, besides what is in it.
 
-        :param node: the object, or what it is to be made of
+        :param node: the object, or the node that it will be made of
         :raises RefusedModelError: if there is not as much left
         """
         self.spend(BYTES_PER_OBJECT + (len(node) if isinstance(node, (str, bytes, bytearray)) else 0))
@@ -50,8 +50,8 @@ def check_integer_size(number: int) -> int:
     """
     Refuse integers that no count, size or seed needs.
 
-    :param number: out of a file
-    :return: the same
+    :param number: the integer from a file
+    :return: the integer
     :raises RefusedModelError: if it has more than 64 bits
     """
     if number.bit_length() > MAX_BITS:

@@ -1,8 +1,8 @@
 """
 Checks of what a stranger's model is made of.
 
-Its attributes are of their kinds, its weights and moments have exactly the shapes and types of the policy that the
-attributes describe.
+Attributes have to be of their kinds. Weights and the optimizer's moments have to be of exactly the shapes and types of
+the policy that the attributes describe.
 """
 
 import math
@@ -25,7 +25,7 @@ REQUIRED = ("policy_class", "policy_kwargs", "observation_space", "action_space"
 INTEGERS = ("verbose", "num_timesteps", "n_steps", "n_envs", "_n_updates", "_stats_window_size", "_episode_num")
 QUEUES = ("ep_info_buffer", "ep_success_buffer")
 NOT_SAVED = ("env", "policy", "device", "rollout_buffer", "_logger", "_custom_logger", "_vec_normalize_env")
-# Of the rollout buffer that comes with a model. It is taken from the system page by page as it is filled.
+# The largest rollout buffer of a model. Its memory is taken from the system page by page as it is filled.
 MAX_BUFFER_BYTES = 2**33
 BYTES_PER_NUMBER = 4
 
@@ -34,10 +34,12 @@ State = dict[str, Any]
 
 def check_attributes(algorithm_class: type, attributes: State) -> None:
     """
-    Check that a model's attributes are of their kinds; what the constructor takes is checked by ``validation``, too.
+    Check that a model's attributes are of their kinds.
 
-    :param algorithm_class: the class of which it is to be a model
-    :param attributes: by their names
+    The constructor's arguments are checked by ``validation``, too.
+
+    :param algorithm_class: the class of the model
+    :param attributes: the attributes, by their names
     :raises RefusedModelError: if one is not of its kind
     """
     for name in REQUIRED:
@@ -80,9 +82,9 @@ def _check_direction(direction: object) -> None:
 
 def check_policy(attributes: State, policy_state: Any, optimizer_state: Any) -> None:
     """
-    Compare the policy that the attributes describe with the weights that there are, without taking memory for it.
+    Compare the policy that the attributes describe with the file's weights, without taking memory for the policy.
 
-    :param attributes: those of the model, checked
+    :param attributes: the model's attributes, checked
     :param policy_state: the file's weights
     :param optimizer_state: the file's state of the optimizer
     :raises RefusedModelError: if they do not fit
@@ -105,10 +107,10 @@ def _kind(value: object) -> tuple[th.Size, th.dtype] | None:
 
 def _count(node: object) -> int:
     """
-    Count what ``policy_kwargs`` hold, and refuse what they never hold.
+    Count the parts of ``policy_kwargs``, and refuse what they never hold.
 
     :param node: the arguments, or a part of them
-    :return: the number of their parts
+    :return: the number of parts
     :raises RefusedModelError: if there are bytes or arrays, each byte of which might become a layer
     """
     if isinstance(node, dict):
@@ -124,10 +126,10 @@ def _count(node: object) -> int:
 
 def check_buffer(attributes: State) -> None:
     """
-    Check that the rollout buffer which the attributes describe is of a size that one can have.
+    Check that the rollout buffer which the attributes describe is not too large.
 
-    :param attributes: those of the model, checked
-    :raises RefusedModelError: if it is not
+    :param attributes: the model's attributes, checked
+    :raises RefusedModelError: if it is
     """
     shapes = get_obs_shape(attributes["observation_space"])
     n_numbers = sum(map(math.prod, shapes.values())) if isinstance(shapes, dict) else math.prod(shapes)
@@ -160,13 +162,13 @@ def check_optimizer(policy: ActorCriticPolicy, policy_kwargs: State, state: Stat
     torch's fused optimizers take moments as they are, so that short ones are read and written beyond their end.
 
     :param policy: a policy of the same shapes, which needs no data
-    :param policy_kwargs: the arguments that it was made with
-    :param state: the optimizer's, out of a file
+    :param policy_kwargs: the arguments that this policy was made with
+    :param state: the optimizer's state from a file
     :raises RefusedModelError: if they do not fit
     """
     example = _state_after_a_step(policy, policy_kwargs)
     if state.keys() != {"state", "param_groups"} or not isinstance(state["state"], dict):
-        raise RefusedModelError("its optimizer's state is none")
+        raise RefusedModelError("its optimizer's state is not of torch's form")
     _check_groups(state["param_groups"], example["param_groups"])
     n = len(list(policy.parameters()))
     for i, moments in state["state"].items():
@@ -181,8 +183,8 @@ def _state_after_a_step(policy: ActorCriticPolicy, policy_kwargs: State) -> Stat
     """
     Take a step with an optimizer of the policy's kind, to see what its state is made of.
 
-    :param policy: a policy, whose shapes and types are taken
-    :param policy_kwargs: the arguments that it was made with
+    :param policy: a policy of the same shapes and types
+    :param policy_kwargs: the arguments that this policy was made with
     :return: the optimizer's state
     """
     parameters = [th.zeros(p.shape, dtype=p.dtype, device="cpu").requires_grad_() for p in policy.parameters()]
@@ -193,7 +195,7 @@ def _state_after_a_step(policy: ActorCriticPolicy, policy_kwargs: State) -> Stat
     try:
         optimizer.step()
     except (TypeError, RuntimeError):
-        # One that wants to evaluate the loss by itself, or sparse gradients: it has no state that is taken from a file.
+        # The optimizer wants to evaluate the loss by itself, or sparse gradients: no state of it is taken from a file.
         return {**optimizer.state_dict(), "state": {}}
     return optimizer.state_dict()
 
@@ -214,8 +216,8 @@ def _check_groups(groups: Any, expected: list[State]) -> None:
     """
     Check the optimizer's settings: as many groups, the same names, values of the same kinds.
 
-    :param groups: the file's
-    :param expected: those of a new optimizer
+    :param groups: the groups from a file
+    :param expected: the groups of a new optimizer
     :raises RefusedModelError: if they do not fit
     """
     if not (isinstance(groups, list) and len(groups) == len(expected) and all(isinstance(g, dict) for g in groups)):

@@ -7,12 +7,13 @@ import inspect
 import pathlib
 import warnings
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from gymnasium import spaces
 
-# Where the factor between the two meanings of target_kl levels off, for many action dimensions.
+# The limit of the factor between the two meanings of target_kl, for many action dimensions.
 LARGEST_FACTOR = 7.0
-# What sb3-contrib's users override, and what does the same here.
+# Methods that users of sb3-contrib override, and the methods that do the same here.
 NOT_CALLED = {
     "hessian_vector_product": "_search_direction",
     "_compute_actor_grad": "_improve_policy",
@@ -21,25 +22,25 @@ NOT_CALLED = {
 
 def kl_factor(n: int) -> float:
     """
-    Give what to multiply sb3-contrib's ``target_kl`` by, for updates that go as far here: 7 n / (n + 6).
+    Give the factor for sb3-contrib's ``target_kl`` with which updates go as far here: 7 n / (n + 6).
 
     With sb3-contrib, ``target_kl`` bounds the mean of KL over the n action dimensions, here the sum. That would make
-    the factor n, but there damping takes a share of the step that grows with n. The rule is drawn from the first
-    updates on nine MuJoCo tasks with 1 to 17 action dimensions (``benchmarks/kl_factor.py``), which differ from it by
-    up to a quarter, in both directions.
+    the factor n, but there damping takes a share of the step that grows with n. The rule is fitted to the first updates
+    on nine MuJoCo tasks with 1 to 17 action dimensions (``benchmarks/kl_factor.py``), which differ from it by up to a
+    quarter, in both directions.
 
-    :param n: number of action dimensions, at least 1
+    :param n: the number of action dimensions, at least 1
     :return: the factor, from 1 (for n = 1) to below 7
     """
     return LARGEST_FACTOR * n / (n + LARGEST_FACTOR - 1.0)
 
 
-def averaged_dimensions(action_space: spaces.Space) -> int:
+def averaged_dimensions(action_space: spaces.Space[Any]) -> int:
     """
     Count the action dimensions over which sb3-contrib's TRPO takes the mean KL divergence.
 
-    :param action_space: that of a model
-    :return: their number; 1 for one choice, where there is nothing to average, and for several, where it takes the sum
+    :param action_space: the action space of a model
+    :return: the number; 1 for one choice, where there is nothing to average, and for several, where it takes the sum
     """
     if isinstance(action_space, (spaces.Box, spaces.MultiBinary)):
         return spaces.flatdim(action_space)
@@ -50,9 +51,9 @@ def explain_kl(source: str, target_kl: object, n: int) -> str:
     """
     Say what sb3-contrib's ``target_kl`` corresponds to here.
 
-    :param source: what the value comes from, at the start of a sentence
+    :param source: the start of the sentence, which says where the value comes from
     :param target_kl: the value, a number or a schedule
-    :param n: number of action dimensions
+    :param n: the number of action dimensions
     :return: two sentences
     """
     factor = kl_factor(n)
@@ -63,14 +64,16 @@ def explain_kl(source: str, target_kl: object, n: int) -> str:
     )
 
 
-def warn_of_smaller_steps(saved: object, given: object, action_space: spaces.Space, stacklevel: int) -> None:
+def warn_of_smaller_steps(saved: object, given: object, action_space: spaces.Space[Any], stacklevel: int) -> None:
     """
-    Warn that ``target_kl`` means something else in a model of sb3-contrib's, unless it is the same or was adapted.
+    Warn that ``target_kl`` means something else in a model of sb3-contrib's.
+
+    There is no warning if it means the same for this action space, or the user has adapted it.
 
     :param saved: the ``target_kl`` of the file
-    :param given: what the user gave in its place; None if nothing
-    :param action_space: that of the model
-    :param stacklevel: of the caller's caller, counted from here
+    :param given: the value that the user gave in its place; None if there is none
+    :param action_space: the action space of the model
+    :param stacklevel: the level of the caller's caller, counted from here
     """
     n = averaged_dimensions(action_space)
     if n == 1:
@@ -94,7 +97,7 @@ def own_options(algorithm_class: type) -> dict[str, object]:
     List the options that sb3-contrib's TRPO lacks: those that can be given by name only.
 
     :param algorithm_class: this package's TRPO
-    :return: their defaults by their names
+    :return: the options' defaults by their names
     """
     parameters = inspect.signature(algorithm_class).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -104,9 +107,9 @@ def is_contribs_file(text: str, own_options: Collection[str]) -> bool:
     """
     Tell whether a file of hyperparameters was written for sb3-contrib's TRPO.
 
-    :param text: the file's
+    :param text: the text of the file
     :param own_options: the options that sb3-contrib's TRPO lacks
-    :return: whether it has none of them, and says nowhere that it is meant for ``sb3_trpo``
+    :return: whether the file has none of them, and says nowhere that it is meant for ``sb3_trpo``
     """
     return "sb3_trpo" not in text and not any(option in text for option in own_options)
 
@@ -115,7 +118,7 @@ def warn_of_contribs_file(path: str, own_options: Collection[str]) -> None:
     """
     Warn that ``target_kl`` means something else in a file of hyperparameters, if it was written for sb3-contrib's TRPO.
 
-    :param path: the file's
+    :param path: the path of the file
     :param own_options: the options that sb3-contrib's TRPO lacks
     """
     if not path.endswith((".yml", ".yaml")) or not is_contribs_file(pathlib.Path(path).read_text(), own_options):
@@ -133,10 +136,12 @@ def warn_of_contribs_file(path: str, own_options: Collection[str]) -> None:
 
 def warn_of_methods_not_called(algorithm_class: type, base: type) -> None:
     """
-    Warn that a subclass overrides methods of sb3-contrib's TRPO that this package's does not have.
+    Warn that a subclass overrides methods of sb3-contrib's TRPO that this package's TRPO lacks.
+
+    Each method is warned of in the class that brings it, and not again in subclasses of that.
 
     :param algorithm_class: the subclass
-    :param base: this package's class, of which other subclasses have been warned of before
+    :param base: the class of this package that it derives from
     """
     parents = [parent for parent in algorithm_class.__mro__[1:] if issubclass(parent, base)]
     for name, instead in NOT_CALLED.items():
@@ -153,9 +158,9 @@ def warn_of_methods_not_called(algorithm_class: type, base: type) -> None:
 @contextlib.contextmanager
 def explain_missing_gym() -> Iterator[None]:
     """
-    Say what to do about a file from before sb3-contrib 2.0, whose spaces are of the old Gym.
+    Say what to do about a file from before sb3-contrib 2.0, whose spaces are of the old Gym, if the block meets one.
 
-    :raises ModuleNotFoundError: as before, in words that help
+    :raises ModuleNotFoundError: as without this, in words that help
     """
     try:
         yield

@@ -1,5 +1,5 @@
 """
-Files of other algorithms than TRPO: what can be had of them, or why nothing can.
+Files of other algorithms than TRPO: what can be taken from them, or why nothing can.
 """
 
 import inspect
@@ -10,9 +10,9 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_trpo.saved_models.origin import Origin, origin_of, policy_module
 from sb3_trpo.validation import UserError
 
-# What PPO and A2C have that a TRPO has no place for.
+# Attributes of PPO and A2C that a TRPO has no place for.
 LEFT_OVER = ("clip_range", "clip_range_vf", "n_epochs")
-# What means something else for them, or fits them alone.
+# Hyperparameters that mean something else for PPO and A2C, or whose values fit them alone.
 _DEFAULTS = ("learning_rate", "batch_size", "target_kl", "normalize_advantage", "ent_coef", "max_grad_norm")
 _KINDS_OF_POLICIES = {
     "recurrent": "RecurrentPPO, whose policy has a memory",
@@ -22,11 +22,11 @@ _KINDS_OF_POLICIES = {
 
 def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, object]:
     """
-    Give the attributes that a model of another algorithm has to have in the place of its own, to become a TRPO.
+    Give the attributes with which a model of another algorithm becomes a TRPO, in the place of its own.
 
-    :param algorithm_class: the class that the model is to be of
-    :param data: its attributes, as they are in the file
-    :return: attributes by name; none for a TRPO
+    :param algorithm_class: the class that the model becomes
+    :param data: the model's attributes, as they are in the file
+    :return: the attributes by name; none for a TRPO
     :raises UserError: if nothing of the file can be used
     """
     origin, module = origin_of(data), policy_module(data)
@@ -40,8 +40,8 @@ def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, ob
             )
     if origin is Origin.OTHER:
         raise UserError(
-            f"The file holds {_name(module)}, whose networks are none that {algorithm_class.__name__} could take over; "
-            f"load it with its own class"
+            f"The file holds {_name(module)}, whose networks {algorithm_class.__name__} can't take over; load it with "
+            f"its own class"
         )
     if origin in (Origin.OURS, Origin.CONTRIB):
         return {}
@@ -53,7 +53,7 @@ def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, ob
 
 def explain_take_over(origin: Origin) -> str:
     """
-    Say what was taken of a file of another algorithm.
+    Say what was taken from a file of another algorithm.
 
     :param origin: the algorithm
     :return: one sentence

@@ -6,7 +6,7 @@ import importlib
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch as th
@@ -40,7 +40,7 @@ def read_object(pickled: bytes, budget: Budget | None = None) -> Any:
     Read one object of those that a saved model may hold.
 
     :param pickled: an entry of a saved model
-    :param budget: what it is taken from, if it is part of another file
+    :param budget: the budget of the file that the entry is part of; None if it is a file of its own
     :return: the object
     :raises RefusedModelError: if it holds anything that is not on the list
     """
@@ -52,13 +52,13 @@ def read_episodes(pickled: bytes, budget: Budget) -> Any:
     """
     Read a queue of episode statistics.
 
-    ``Monitor`` puts what it is asked for into them, of any class. What is not on the list is left out of an episode:
+    ``Monitor`` puts into them what it is asked for, of any class. What is not on the list is left out of an episode:
     nothing in training reads it.
 
-    :param pickled: the queue
-    :param budget: what it is taken from
+    :param pickled: the pickled queue
+    :param budget: the budget of the file
     :return: the queue
-    :raises RefusedModelError: if it is none
+    :raises RefusedModelError: if it is something else
     """
     builder = _Builder(budget)
     call = read_pickle(pickled, budget)
@@ -75,7 +75,7 @@ def _known(builder: "_Builder", episode: dict[Any, Any]) -> dict[str, Any]:
         try:
             known[builder.build(name)] = builder.build(node)
         except RefusedModelError:
-            # An exhausted budget is an end, though.
+            # Where the budget is exhausted, this raises once more.
             builder.budget.spend(0)
             if name in ("r", "l", "t"):
                 raise
@@ -84,9 +84,9 @@ def _known(builder: "_Builder", episode: dict[Any, Any]) -> dict[str, Any]:
 
 class _Builder:
     """
-    Makes the objects on the list.
+    A builder of the objects on the list.
 
-    :param budget: what they are taken from
+    :param budget: the budget of the file
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -96,7 +96,7 @@ class _Builder:
         """
         Make the object that a node stands for.
 
-        :param node: as ``read_pickle`` gives it
+        :param node: the node, from ``read_pickle``
         :return: the object
         :raises RefusedModelError: if it is not on the list
         """
@@ -138,12 +138,13 @@ class _Builder:
 
     def _closure(self, call: Call) -> Any:
         """
-        Make what one of SB3's own functions within functions computes, from the values that it has closed over.
+        Make a schedule that does what one of SB3's own inner functions does.
 
-        Its code is in the file, too, and is neither run nor compared: what counts is the name, and the numbers.
+        The function's code is in the file, too, and is neither run nor compared: what counts is the name, and the
+        numbers that it has closed over.
 
-        :param call: cloudpickle's, with names and values in its state
-        :return: a schedule
+        :param call: the call of cloudpickle, with names and values in its state
+        :return: the schedule
         :raises RefusedModelError: if it is another function
         """
         try:
@@ -172,7 +173,7 @@ def _find_class(name: Name) -> type:
     """
     Find a class on the list.
 
-    :param name: the class's
+    :param name: the name of the class
     :return: the class
     :raises RefusedModelError: if it is not on the list
     """
@@ -194,8 +195,8 @@ def _dtype(name: str, _: bool, __: bool, state: tuple[Any, ...]) -> np.dtype[Any
     return np.dtype(name)
 
 
-def _array(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order).copy()  # type: ignore[call-overload]
+def _array(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
+    return np.array(np.frombuffer(buffer, dtype).reshape(shape, order=order), order="C")
 
 
 def _old_array(_: None, __: tuple[int, ...], ___: bytes, state: tuple[Any, ...]) -> np.ndarray:
@@ -208,11 +209,11 @@ def _scalar(dtype: np.dtype, buffer: bytes) -> Any:
     return value.item()
 
 
-def _deque(start: tuple[()], maxlen: int | None = None, items: list[Any] | None = None) -> deque:
+def _deque(start: tuple[()], maxlen: int | None = None, items: list[Any] | None = None) -> deque[Any]:
     return deque([*start, *(items or [])], maxlen)
 
 
-def _ordered_dict(pairs: list[Any] | None = None) -> OrderedDict:
+def _ordered_dict(pairs: list[Any] | None = None) -> OrderedDict[Any, Any]:
     return OrderedDict(pairs or [])
 
 
@@ -273,7 +274,7 @@ def _path(item: type) -> str:
     return f"{item.__module__}.{item.__qualname__}"
 
 
-# Classes that are arguments: of the policy, mostly.
+# Classes that may be arguments, mostly of the policy.
 CLASSES: dict[str, type] = {
     _path(item): item
     for item in (
@@ -297,7 +298,7 @@ CLASSES: dict[str, type] = {
         *(item for item in vars(th.optim).values() if isinstance(item, type) and issubclass(item, th.optim.Optimizer)),
     )
 }
-# The same of packages that need not be installed; imported when a file names one.
+# Such classes of packages that need not be installed; they are imported when a file names one.
 OPTIONAL_CLASSES: dict[str, tuple[str, ...]] = {
     "sb3_contrib.common.maskable.policies": (
         "MaskableActorCriticPolicy",

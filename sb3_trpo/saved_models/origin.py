@@ -1,5 +1,5 @@
 """
-Which algorithm saved a file: told from the names of its attributes, so that nothing of it is run to find out.
+Which algorithm saved a file: the names of the attributes tell, so that nothing of the file is run to find out.
 """
 
 import enum
@@ -17,9 +17,7 @@ ModelPath = str | pathlib.Path | io.BufferedIOBase
 
 
 class Origin(enum.Enum):
-    """
-    The algorithm that saved a file.
-    """
+    """The algorithm that saved a file."""
 
     OURS = "sb3_trpo's TRPO"
     CONTRIB = "sb3-contrib's TRPO"
@@ -28,8 +26,8 @@ class Origin(enum.Enum):
     OTHER = "another algorithm"
 
 
-# An attribute that only models of this kind have; the first that is there tells. A model of ours that sb3-contrib has
-# trained and saved keeps ours.
+# For each algorithm an attribute of its models; the first that is there tells. A model of ours that sb3-contrib has
+# trained and saved keeps our attribute.
 _MARKS = (
     ("cg_residual_tol", Origin.OURS),
     ("cg_max_steps", Origin.CONTRIB),
@@ -40,7 +38,7 @@ _MARKS = (
 
 def origin_of(data: Mapping[str, object]) -> Origin:
     """
-    Tell by the names of its attributes which algorithm saved a model.
+    Tell from the names of the attributes which algorithm saved a model.
 
     :param data: the attributes, as they are in the file
     :return: the algorithm
@@ -50,10 +48,10 @@ def origin_of(data: Mapping[str, object]) -> Origin:
 
 def policy_module(data: Mapping[str, object]) -> str:
     """
-    Look up where a model's policy class comes from, in the words that SB3 saves for readers.
+    Look up where a model's policy class comes from, in the text that SB3 saves for readers.
 
     :param data: the attributes, as they are in the file
-    :return: the name of the module, as in ``stable_baselines3.sac.policies``; empty if it is not told
+    :return: the name of the module, such as ``stable_baselines3.sac.policies``; empty if the file does not tell
     """
     policy = data.get("policy_class")
     module = policy.get("__module__") if isinstance(policy, dict) else None
@@ -64,7 +62,7 @@ def read_data(path: ModelPath) -> dict[str, object]:
     """
     Read the attributes of a saved model as they are in the file, that is, as JSON.
 
-    :param path: the file's, or an open file, which is left where it was
+    :param path: the file's path, or an open file, which is left where it was
     :return: the attributes; empty if it is no saved model, which SB3 says better
     """
     file = open_path(path, "r", suffix="zip")

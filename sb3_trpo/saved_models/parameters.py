@@ -1,5 +1,5 @@
 """
-Weights that go from one model into another: compared as a whole before the first is written.
+Weights that go from one model into another: all are compared before the first is written.
 """
 
 import warnings
@@ -13,17 +13,17 @@ from sb3_trpo.saved_models.origin import ModelPath
 from sb3_trpo.validation import UserError
 
 Parameters = dict[str, Any]
-# Before SB3 1.7 a features extractor had one name.
+# Before SB3 1.7 the features extractor had the same name in actor and critic.
 _NEW_PREFIXES = ("pi_features_extractor.", "vf_features_extractor.")
 
 
 def read_parameters(source: ModelPath | Parameters, device: th.device | str) -> Parameters:
     """
-    Read the weights of a saved model; they are read as data, whoever saved it.
+    Read the weights of a saved model, as data, whoever saved it.
 
     :param source: the file's path, an open file, or the weights themselves
-    :param device: where to put them
-    :return: state dictionaries by the names of their objects
+    :param device: the device to read them to
+    :return: the state dictionaries by the names of their objects
     """
     if isinstance(source, dict):
         return source
@@ -35,12 +35,12 @@ def fit_parameters(algorithm: object, names: list[str], parameters: Parameters, 
     """
     Compare parameters with those of an algorithm, and write nothing.
 
-    :param algorithm: the algorithm that is to get them
-    :param names: those of the objects that it saves
-    :param parameters: state dictionaries by the names of their objects
-    :param exact_match: whether all of it must be there
+    :param algorithm: the algorithm that will get them
+    :param names: the names of the objects that it saves
+    :param parameters: the state dictionaries by the names of their objects
+    :param exact_match: whether all parameters must be there, and no others
     :return: the parameters, of which each fits; an optimizer's state that does not fit begins anew, with a warning
-    :raises UserError: naming what does not fit
+    :raises UserError: at the first that does not fit
     """
     unknown = parameters.keys() - set(names)
     missing = set(names) - parameters.keys() if exact_match else set()
@@ -76,11 +76,11 @@ def _fit_module(name: str, own: Mapping[str, Any], given: Mapping[str, Any], exa
 
 def _renamed(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Find what has another name in models of before SB3 1.7.
+    Find parameters that had another name before SB3 1.7.
 
-    :param own: a state dictionary
-    :param given: another
-    :return: entries that the other has under the old name alone
+    :param own: the state dictionary of the policy
+    :param given: the state dictionary from a file
+    :return: the entries that the file has under the old name alone, under their new names
     """
     renamed = {}
     for key in own.keys() - given.keys():

@@ -2,7 +2,7 @@
 Pickles read as data.
 
 A pickle is a program for a small stack machine that may import and call anything. The machine here imports and calls
-nothing: names stay names, calls are noted down, and the reader's user decides what becomes of them.
+nothing: names stay names, calls are noted down, and the caller decides what becomes of them.
 """
 
 import pickletools
@@ -13,9 +13,9 @@ from typing import Any
 from sb3_trpo.saved_models.budget import Budget
 from sb3_trpo.saved_models.refused import RefusedModelError
 
-# A state dictionary of a thousand tensors takes 30,000.
+# A state dictionary of a thousand tensors takes 30,000 operations.
 MAX_OPCODES = 500_000
-# In a pickle; a random generator's state has 128. What reads the result bounds the integers that it uses.
+# A random generator's state has 128 bits. Who reads the result bounds the integers further.
 MAX_INTEGER_BITS = 256
 # cloudpickle makes a function in two calls, of which the second gives the first's result its state, and is dropped.
 SET_FUNCTION_STATE = "cloudpickle.cloudpickle._function_setstate"
@@ -26,8 +26,8 @@ class Name:
     """
     The name of a class or function.
 
-    :param module: where it is
-    :param name: what it is called there
+    :param module: the module's name
+    :param name: the name in the module
     """
 
     module: str
@@ -41,13 +41,13 @@ class Name:
 @dataclass(eq=False)
 class Call:
     """
-    What the pickle would call, or make an instance of.
+    A call that the pickle would make, of a function or a class.
 
-    :param function: a Name, if the pickle is an honest one
+    :param function: the function, a Name if the pickle is an honest one
     :param args: the arguments
-    :param state: what the result would be given as its state
-    :param items: what it would be extended by
-    :param pairs: keys and values that it would be given
+    :param state: the state that the result would be given
+    :param items: the items that it would be extended by
+    :param pairs: the keys and values that it would be given
     """
 
     function: Any
@@ -60,9 +60,9 @@ class Call:
 @dataclass(eq=False)
 class Reference:
     """
-    A reference to what lies outside of the pickle.
+    A reference to something outside of the pickle.
 
-    :param key: where it is
+    :param key: the place, in the words of the pickle
     """
 
     key: Any
@@ -72,8 +72,8 @@ def read_pickle(pickled: bytes, budget: Budget | None = None) -> Any:
     """
     Read a pickle as data.
 
-    :param pickled: one object, in protocol 2 or above
-    :param budget: what it is taken from, if it is part of another file
+    :param pickled: the pickle of one object, in protocol 2 or above
+    :param budget: the budget of the file that the pickle is part of; None if it is a file of its own
     :return: the object, made of plain values, lists, tuples, dictionaries, and the classes of this module
     :raises RefusedModelError: if it is no such pickle
     """

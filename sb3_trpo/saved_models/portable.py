@@ -1,5 +1,7 @@
 """
-What sb3-contrib's TRPO can read: a saved model names no class of this package and has no tensor outside of its modules.
+Models in a form that sb3-contrib's TRPO can read.
+
+They name no class of this package, and have no tensor outside of their modules.
 """
 
 import copy
@@ -24,11 +26,11 @@ SHARE = "share_features_extractor"
 
 def make_portable(algorithm: AnyAlgorithm) -> AnyAlgorithm:
     """
-    Make a twin of an algorithm to be saved in its place; what is not mentioned here is shared with it.
+    Make a twin of an algorithm, which is saved in its place.
 
     This package's policies differ from SB3's by a default, which the twin has as an argument of SB3's policy. The last
-    search direction becomes an array among the attributes: sb3-contrib's ``load`` fails at a tensor that it has no
-    place for. An empty one is left out.
+    search direction becomes an array among the attributes, for sb3-contrib's ``load`` fails at a tensor that it has no
+    place for. An empty direction is left out. The twin shares all else with the algorithm.
 
     :param algorithm: the algorithm, which stays as it is
     :return: the twin
@@ -47,12 +49,12 @@ def make_portable(algorithm: AnyAlgorithm) -> AnyAlgorithm:
 
 def undo_portable(algorithm: OnPolicyAlgorithm) -> None:
     """
-    Give an algorithm whose attributes come from a file what ``make_portable`` has changed.
+    Undo what ``make_portable`` has changed, in an algorithm whose attributes come from a file.
 
     :param algorithm: the algorithm, before its policy is made
     """
     if algorithm.policy_class in _OURS and SHARE in algorithm.policy_kwargs:
-        # The same network, which says of itself whether its features are shared when it is saved alone.
+        # The network is the same, but a policy of our class, saved alone, also says whether it shares features.
         algorithm.policy_class = _OURS[algorithm.policy_class]
     direction = vars(algorithm).get("cg_direction")
     if isinstance(direction, np.ndarray):

@@ -4,7 +4,7 @@ Refusals of files, in words that a terminal prints and does not obey.
 
 from sb3_trpo.validation import UserError
 
-# Of a text out of a file that a message repeats.
+# The most characters of a file's text that a message repeats.
 MAX_CHARACTERS = 1000
 
 
@@ -12,7 +12,7 @@ class RefusedModelError(UserError):
     """
     A saved model holds what it should not.
 
-    :param message: why; what it repeats of the file is made printable here, the one place where messages are made
+    :param message: the reason; what it repeats of the file is made printable here, once for all messages
     """
 
     def __init__(self, message: str) -> None:
@@ -23,9 +23,9 @@ def printable(text: str, keep: str = "", max_characters: int = MAX_CHARACTERS) -
     """
     Replace what a terminal would obey: escapes, line ends, marks that change the direction of writing.
 
-    :param text: from anywhere
-    :param keep: characters that may stay all the same
-    :param max_characters: where to cut it off
+    :param text: any text
+    :param keep: the characters that may stay all the same
+    :param max_characters: the number of characters after which the text is cut off
     :return: the text, in which such characters are written out, as in ``\\x1b``
     """
     short = text if len(text) <= max_characters else f"{text[:max_characters]}..."

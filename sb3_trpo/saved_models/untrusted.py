@@ -27,17 +27,17 @@ from sb3_trpo.saved_models.refused import RefusedModelError, printable
 from sb3_trpo.saved_models.weights import read_weights
 
 POLICY, OPTIMIZER, VARIABLES = "policy.pth", "policy.optimizer.pth", "pytorch_variables.pth"
-# What a checkpoint holds besides the model; not read here.
+# The member that a checkpoint has besides the model; it is not read here.
 TRAINING_STATE = "training_state"
 NOTES = ("_stable_baselines3_version", "system_info.txt")
 NOTE_CHARACTERS = 10_000
-# Of the attributes, which are some hundred.
+# A model has some hundred attributes.
 MAX_JSON_ITEMS = 200_000
 # Training starts with a reset, and writes nothing to where the file says.
 LEFT_OUT = ("_last_obs", "_last_original_obs", "_last_episode_starts", "tensorboard_log")
 
 Attributes = dict[str, Any]
-# What is to become of the attributes, by their names in the file: those to be used in the place of the file's.
+# A function of the attributes in the file that gives the attributes to use in the place of some of them.
 Replace = Callable[[Mapping[str, object]], Attributes]
 T = TypeVar("T")
 
@@ -45,12 +45,12 @@ T = TypeVar("T")
 @contextlib.contextmanager
 def read_untrusted(algorithm_class: type, path: ModelPath, replace: Replace) -> Iterator[tuple[io.BytesIO, Attributes]]:
     """
-    Read a model from a stranger, for SB3's ``load``, which is to be called in the block.
+    Read a model from a stranger, for SB3's ``load``, which is called in the block.
 
-    :param algorithm_class: the class of which the file is to be a model
-    :param path: the file's, or an open file
-    :param replace: gives the attributes that are not to be read, which are trusted
-    :return: a file, and the attributes to be used in the place of its own
+    :param algorithm_class: the class of the model
+    :param path: the file's path, or an open file
+    :param replace: a function of the attributes in the file that gives those to use in their place, which are trusted
+    :return: a file, and the attributes to use in the place of its own
     :raises RefusedModelError: if the file holds what it should not, or loading it fails in the block
     """
     try:
@@ -60,7 +60,7 @@ def read_untrusted(algorithm_class: type, path: ModelPath, replace: Replace) -> 
     except OSError:
         raise
     except ValueError as error:
-        # Of the checks of arguments and of SB3, which repeat what the file holds.
+        # Checks of arguments, and SB3's, repeat what the file holds.
         raise RefusedModelError(f"{path} can't be loaded: {str(error).rstrip('.')}.") from error
     except Exception as error:
         raise RefusedModelError(f"{path} does not fit together ({type(error).__name__}: {error}).") from error
@@ -85,7 +85,7 @@ def _read(algorithm_class: type, path: ModelPath, replace: Replace) -> tuple[io.
     if weights.pop(VARIABLES, {}) != {}:
         raise RefusedModelError(f"{VARIABLES}: it holds something")
     check_buffer(attributes)
-    # Policies of any kind are the user's to give.
+    # A policy that the user gives may be of any kind.
     if not {"policy_class", "policy_kwargs"} & replaced.keys():
         check_policy(attributes, weights[POLICY], weights[OPTIMIZER])
     clean = {"data": json.dumps(dict.fromkeys(attributes)).encode()}
@@ -104,13 +104,13 @@ def _check_names(members: dict[str, bytes]) -> None:
 
 def _name_refusals(name: str, read: Callable[[Any, Budget], T], content: object, budget: Budget) -> T:
     """
-    Let the refusals of a part of the file say which part it was.
+    Read a part of the file, and let a refusal name the part.
 
-    :param name: that of the part
-    :param read: reads it
+    :param name: the name of the part
+    :param read: the function that reads it
     :param content: the part
-    :param budget: what it is taken from
-    :return: what it gives
+    :param budget: the budget of the file
+    :return: the result of the function
     """
     try:
         return read(content, budget)
@@ -137,10 +137,10 @@ def _read_attributes(
     """
     Make a model's attributes.
 
-    :param algorithm_class: the model's class
-    :param data: as they are in the file
-    :param replaced: attributes that need not be read
-    :param budget: what they are taken from
+    :param algorithm_class: the class of the model
+    :param data: the attributes, as they are in the file
+    :param replaced: the attributes that need not be read
+    :param budget: the budget of the file
     :return: the attributes
     """
     attributes: Attributes = {}
@@ -168,6 +168,7 @@ def _read_episodes(text: object, budget: Budget) -> Any:
 
 def _decode(text: object, budget: Budget) -> bytes:
     try:
+        # Anything but a text raises a TypeError.
         pickled = base64.b64decode(text, validate=True)  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         raise RefusedModelError("it is no base64") from error
@@ -186,7 +187,7 @@ def _print_note(content: bytes) -> bytes:
     Make a text printable that SB3 may print.
 
     :param content: the text
-    :return: the same, without what a terminal would obey
+    :return: the text without the characters that a terminal would obey
     """
     text = content[:NOTE_CHARACTERS].decode(errors="replace")
     return printable(text, keep="\n", max_characters=NOTE_CHARACTERS).encode()

@@ -1,9 +1,9 @@
 """
 Files of tensors from strangers.
 
-torch's reader with ``weights_only`` runs no code of the file's, but it calls what is on its own list, with any
+torch's reader with ``weights_only`` runs no code of the file's. But it calls what is on its own list, with any
 arguments, and believes the sizes that a file declares: a tensor may claim more elements than there are, or one element
-may claim to be a billion. So it is not used here: the file is read as data, and every tensor is made anew from bytes
+may claim to be a billion. So it is not used here. The file is read as data, and every tensor is made anew from bytes
 that are there.
 """
 
@@ -42,10 +42,10 @@ def read_weights(content: bytes, budget: Budget) -> Any:
     """
     Read what ``torch.save`` has written.
 
-    :param content: the file's
-    :param budget: what it is taken from
+    :param content: the bytes that it has written
+    :param budget: the budget of the file that they are part of
     :return: tensors on the CPU, numbers, texts, and containers of such
-    :raises RefusedModelError: if it holds anything else
+    :raises RefusedModelError: if there is anything else
     """
     members = {}
     for name, member in read_archive(io.BytesIO(content), budget).items():
@@ -62,10 +62,10 @@ def read_weights(content: bytes, budget: Budget) -> Any:
 
 class _Builder:
     """
-    Makes tensors, and containers of them.
+    A builder of tensors, and of containers of them.
 
-    :param members: those of the file, by their names in it
-    :param budget: what they are taken from
+    :param members: the members of the archive, by their names
+    :param budget: the budget of the file
     """
 
     def __init__(self, members: dict[str, bytes], budget: Budget) -> None:
@@ -76,7 +76,7 @@ class _Builder:
         """
         Make the object that a node stands for.
 
-        :param node: as ``read_pickle`` gives it
+        :param node: the node, from ``read_pickle``
         :return: the object
         :raises RefusedModelError: if it is not allowed
         """
@@ -101,7 +101,7 @@ class _Builder:
     def _call(self, call: Call) -> Any:
         name = str(call.function) if isinstance(call.function, Name) else "a name that is computed"
         if name == "collections.OrderedDict" and call.args == () and not call.items:
-            # A module's state has its version beside it, which torch can do without.
+            # A module's state has its version beside it, which torch does not need.
             self.build(call.state)
             return OrderedDict((self._key(key), self.build(value)) for key, value in call.pairs)
         if name not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"):
@@ -121,11 +121,12 @@ class _Builder:
 
     def _check_ignored(self, requires_grad: Any, hooks: Any, others: tuple[Any, ...]) -> None:
         """
-        Refuse arguments of a tensor that are not what ``torch.save`` writes, though nothing is made of them.
+        Check those arguments of a tensor that are not used: they have to be what ``torch.save`` writes.
 
         :param requires_grad: whether the tensor has a gradient
-        :param hooks: an empty OrderedDict
-        :param others: further arguments
+        :param hooks: the hooks, which have to be an empty OrderedDict
+        :param others: further arguments, of which there may be none
+        :raises RefusedModelError: if they are something else
         """
         is_empty = isinstance(hooks, Call) and self.build(hooks) == OrderedDict()
         if not isinstance(requires_grad, bool) or not is_empty or others:
@@ -155,8 +156,9 @@ class _Builder:
         """
         Look up a tensor's data.
 
-        :param storage: a reference to it
-        :return: the data, of which there is as much as the reference says; its type
+        :param storage: a reference to the data
+        :return: the data, of which there is as much as the reference says, and its type
+        :raises RefusedModelError: if there is no such data
         """
         if not (isinstance(storage, Reference) and isinstance(storage.key, tuple) and len(storage.key) == 5):
             raise RefusedModelError("it holds a tensor without data")

@@ -50,10 +50,10 @@ class Linearization(ABC):
     """
     z(θ) ≈ z + J (θ − θ_old) for a batch of N states.
 
-    ``distribution`` is π(·|s), differentiable. ``family`` is its family, and ``z`` has its parameters there, tensors of
-    shape (N, ·).
+    ``distribution`` is π(· | s), differentiable. ``family`` is its family, and ``z`` has its parameters there, tensors
+    of shape (N, ·).
 
-    :param distribution: π(·|s) for a batch of states, differentiable
+    :param distribution: π(· | s) for a batch of states, differentiable
     :param parameters: θ
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch as th
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # By its types torch does not export it.
 from torch.nn.functional import unfold
 
 from sb3_trpo.trust_region.conjugate_gradient import Operator

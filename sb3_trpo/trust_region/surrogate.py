@@ -63,7 +63,7 @@ class Surrogate:
 
     With an entropy bonus (TRPO paper, eq. 14) they are
 
-        L(θ) = E[π_θ(a|s) / π_old(a|s) A(s, a)] + c E[H(π_θ(·|s))],    E[KL(π_old(·|s) ‖ π_θ(·|s))].
+        L(θ) = E[π_θ(a|s) / π_old(a|s) A(s, a)] + c E[H(π_θ(· | s))],    E[KL(π_old(· | s) ‖ π_θ(· | s))].
 
     What is known at θ_old is there at once: ``gradient``, ∇L, (P,); ``objective``, L; ``entropy``, E[H]. ``evaluate``
     gives the rest at any other θ.
@@ -151,7 +151,7 @@ def _entropy(distribution: Distribution, log_prob: th.Tensor, ratio_change: th.T
     """
     Add up the entropy over the states.
 
-    :param distribution: π_θ(·|s) of N states
+    :param distribution: π_θ(· | s) of N states
     :param log_prob: ln π_θ(a|s) of the actions that π_old took, (N,)
     :param ratio_change: π_θ(a|s)/π_old(a|s) − 1, (N,)
     :return: the entropy in nats, a scalar

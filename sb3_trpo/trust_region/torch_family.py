@@ -26,7 +26,7 @@ _CHECK_TOLERANCE = 0.1
 
 class TorchFamily(DistributionFamily[DistributionT]):
     """
-    The distributions of one of torch's classes; z = the arguments of its constructor, each (*batch shape, ...).
+    The distributions of one of torch's classes; z = the arguments of its constructor, each of shape (batch shape, ...).
 
     The first axis of the batch shape is that of the states; further ones are sub-actions, over which KL is summed.
 
@@ -144,7 +144,7 @@ class LaplaceFamily(TorchFamily[Laplace]):
     """
     Independent Laplace distributions; z = (location, scale), each (N, action dimensions).
 
-    KL has a second derivative, but autograd does not see it, for it takes that of |x| at 0 for 0.
+    KL has a second derivative, but autograd does not see it, for it takes that of ``|x|`` at 0 for 0.
     """
 
     def metric(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:

@@ -78,6 +78,7 @@ class Actor(Generic[StatesT]):
             self._log_std = policy.log_std
         parameters = [*self._mlp.parameters, *([] if self._log_std is None else [self._log_std])]
         if all(parameter.requires_grad for parameter in parameters):
+            # A policy's tensors are parameters, which ``PlainMlp`` does not ask for.
             self._parameters = FlatParameters(parameters)  # type: ignore[arg-type]
         else:
             # With a frozen layer the Jacobian has fewer columns; that is autograd's business.
@@ -141,7 +142,7 @@ class Actor(Generic[StatesT]):
         Evaluate the policy at the current θ, by the same arithmetic as in ``linearize``.
 
         :param samples: a chunk of rollout samples
-        :return: π(·|s)
+        :return: π(· | s)
         """
         if self._mlp is None:
             with use_twice_differentiable_kernels(self._policy):

@@ -46,17 +46,18 @@ def whole_rollout(
     buffer: RolloutBuffer, kinds: tuple[type[RolloutBuffer], ...] = (RolloutBuffer, DictRolloutBuffer)
 ) -> Any:
     """
-    Read a rollout buffer.
+    Read all of a rollout as tensors.
 
     :param buffer: the buffer, full
-    :param kinds: the classes of which it is known that they can be read without ``get``, in order
-    :return: all that is in it, as tensors, N rows: those of the first environment, then those of the second, ...
+    :param kinds: the classes of buffers that can be read without ``get``, in order
+    :return: the samples, N rows: those of the first environment, then those of the second, ...
     """
     if not is_untouched(buffer, *kinds):
         return next(iter(buffer.get(batch_size=None)))
     # SB3's own way puts the rows into random order, which nothing here needs, by one more copy of them all. Taking a
     # single row brings the arrays into rows.
     next(iter(buffer.get(batch_size=1)))
+    # It indexes arrays, so that a slice does as well as the array of numbers that its type asks for.
     return buffer._get_samples(slice(None))  # type: ignore[arg-type]
 
 

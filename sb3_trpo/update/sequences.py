@@ -1,8 +1,8 @@
 """
-Rollout data as sequences: what a recurrent policy is evaluated on.
+Rollout data as sequences, on which a recurrent policy is evaluated.
 
-Samples are rows, as everywhere; here consecutive rows belong together, and a flag says where a sequence starts. What is
-below knows nothing of padding, which exists inside of ``run_lstm`` alone.
+Samples are rows, as everywhere. Here consecutive rows belong together, and a flag says where a sequence starts. Padding
+exists inside ``run_lstm`` alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,16 +22,16 @@ class SequenceSamples(NamedTuple):
 
     A sequence starts with an episode or with the rollout, and ends with either.
 
-    :param observations: of N states, (N, ...), or a dictionary of such
+    :param observations: the observations of N states, (N, ...), or a dictionary of such
     :param actions: the actions taken there, (N, ...)
     :param old_values: the critic's values at the time, (N,)
     :param old_log_prob: ln π(a|s) at the time, (N,)
-    :param advantages: (N,)
-    :param returns: (N,)
+    :param advantages: the advantages, (N,)
+    :param returns: the returns, (N,)
     :param starts: whether a row is the first of its sequence, (N,)
-    :param states: what the LSTMs remembered before each step, 0 where an episode starts: ``pi`` and ``vf``, each with
-        hidden and cell states side by side, (N, 2, layers, hidden units)
-    :param action_masks: allowed choices, (N, number of choices), or None
+    :param states: the LSTMs' states before each step, 0 where an episode starts: ``pi`` and ``vf``, each with hidden
+        and cell states side by side, (N, 2, layers, hidden units)
+    :param action_masks: the allowed choices, (N, number of choices), or None
     """
 
     observations: Any
@@ -50,10 +50,10 @@ def run_lstm(lstm: nn.LSTM, features: th.Tensor, starts: th.Tensor, states: th.T
     Run an LSTM over sequences of different lengths.
 
     :param lstm: the LSTM
-    :param features: its inputs, sequence by sequence, (N, n)
-    :param starts: whether a row is the first of its sequence, (N,); the first one is
-    :param states: as in ``SequenceSamples``; those in which sequences start are used
-    :return: its outputs, (N, hidden units)
+    :param features: the inputs, sequence by sequence, (N, n)
+    :param starts: whether a row is the first of its sequence, (N,); the first row is
+    :param states: the states before each step, as in ``SequenceSamples``, of which those at a sequence's start are used
+    :return: the outputs, (N, hidden units)
     """
     firsts = starts.nonzero().flatten()
     lengths = sequence_lengths(starts)
@@ -66,7 +66,8 @@ def run_lstm(lstm: nn.LSTM, features: th.Tensor, starts: th.Tensor, states: th.T
     with th.backends.cudnn.flags(enabled=th.backends.cudnn.enabled and lstm.training):
         padded, _ = lstm(features[rows], (hidden, cell))
     # 3. Back to rows: sequence by sequence, and of each the real steps.
-    return padded.transpose(0, 1)[is_real.t()]
+    outputs: th.Tensor = padded.transpose(0, 1)[is_real.t()]
+    return outputs
 
 
 def sequence_lengths(starts: th.Tensor) -> th.Tensor:
@@ -85,10 +86,10 @@ def rows_of(starts: th.Tensor, order: th.Tensor) -> Sequence[th.Tensor]:
     Give the rows of sequences.
 
     :param starts: whether a row is the first of its sequence, (N,)
-    :param order: which sequences, by number
-    :return: for each its rows, in order
+    :param order: the numbers of the sequences
+    :return: for each sequence its rows, in order
     """
-    rows = th.arange(len(starts), device=starts.device).split(sequence_lengths(starts).tolist())
+    rows = th.arange(len(starts), device=starts.device).split_with_sizes(sequence_lengths(starts).tolist())
     return [rows[i] for i in order.tolist()]
 
 
@@ -96,8 +97,8 @@ def group(sequences: Iterable[th.Tensor], size: int) -> list[th.Tensor]:
     """
     Put whole sequences together until there are enough rows.
 
-    :param sequences: the rows of each
-    :param size: rows of a group, which only a single sequence can exceed
+    :param sequences: the rows of each sequence
+    :param size: the number of rows in a group, which only a single sequence can exceed
     :return: the rows of each group
     """
     groups: list[list[th.Tensor]] = []
@@ -116,10 +117,10 @@ SequencesT = TypeVar("SequencesT", bound=SequenceSamples)
 
 def sequence_chunks(samples: SequencesT, size: int) -> Sequence[SequencesT]:
     """
-    Split samples into chunks of whole sequences.
+    Divide samples into chunks of whole sequences.
 
     :param samples: the samples
-    :param size: rows of a chunk, which only a single sequence can exceed
+    :param size: the number of rows in a chunk, which only a single sequence can exceed
     :return: the chunks
     """
     if size >= len(samples.starts):
@@ -131,11 +132,11 @@ def sequence_chunks(samples: SequencesT, size: int) -> Sequence[SequencesT]:
 
 def every_sequence(samples: SequencesT, step: int) -> SequencesT:
     """
-    Take every so many sequences.
+    Take every k-th sequence.
 
     :param samples: the samples
     :param step: k
-    :return: every k-th sequence, whole
+    :return: the samples of these sequences
     """
     order = th.arange(0, int(samples.starts.sum()), step, device=samples.starts.device)
     return select(samples, th.cat(list(rows_of(samples.starts, order))))
@@ -146,8 +147,8 @@ def shuffle_sequences(samples: SequencesT, batch_size: int) -> Sequence[th.Tenso
     Draw the critic's minibatches of one epoch: every sequence once, whole, in random order.
 
     :param samples: the rollout
-    :param batch_size: rows of a minibatch, which only a single sequence can exceed
-    :return: for each minibatch the rows of the samples that are in it, in order
+    :param batch_size: the number of rows in a minibatch, which only a single sequence can exceed
+    :return: for each minibatch the rows of its samples, in order
     """
     order = th.randperm(int(samples.starts.sum()), device=samples.starts.device)
     return group(rows_of(samples.starts, order), batch_size)

@@ -197,7 +197,7 @@ def test_objects_of_a_known_kind_are_changed_in_place():
     result = unpack(content, {"one": present, "same": None}, (TALLY,))
     assert result["one"] is result["same"] is present
     assert present.count == 3  # type: ignore[attr-defined]
-    with pytest.raises(NotSavableError, match=r"a .*Device was saved where now a builtins.int is"):
+    with pytest.raises(NotSavableError, match=r"a .*Device was saved, but now there is a builtins.int"):
         unpack(content, {"one": 1}, (TALLY,))
 
 

@@ -87,7 +87,7 @@ def test_hyperparameters(migrate, tmp_path):
     ("name", "content", "named"),
     [
         ("a.zip", b"no archive", "neither a model"),
-        ("a.yml", b"- 1", "none of RL Zoo's hyperparameters"),
+        ("a.yml", b"- 1", "does not hold RL Zoo's hyperparameters"),
         ("a.yml", b"Swimmer-v5: {target_kl: 0.01}", "By hand: Swimmer-v5: target_kl: 0.01 -> 0.0175"),
         ("missing.zip", None, "No such file"),
     ],
