@@ -299,13 +299,26 @@ def test_an_exception_of_a_callback_is_not_the_environments():
     assert not hasattr(caught.value, "__notes__")
 
 
-def test_no_process_outlives_a_training_that_is_killed():
+class Tells(BaseCallback):
+    """Prints a line when training has begun."""
+
+    def _on_training_start(self) -> None:
+        print("training", flush=True)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("fault", ["", "blocks"])
+@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
+def test_no_process_outlives_a_training_that_is_killed(start_method, fault):
     script = (
-        "import test_failing_environments as t\n"
+        "import functools, test_failing_environments as t\n"
         "if __name__ == '__main__':\n"
-        "    env = t.make_env(t.SubprocVecEnv, '', all_fail=True)\n"
+        f"    kind = functools.partial(t.SubprocVecEnv, start_method={start_method!r})\n"
+        f"    env = t.make_env(kind, {fault!r}, all_fail=True)\n"
         "    print(*[process.pid for process in env.processes], flush=True)\n"
-        "    t.model_in(env).learn(10**9)\n"
+        "    t.model_in(env).learn(10**9, t.Tells())\n"
     )
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent / "helpers")])
@@ -315,12 +328,24 @@ def test_no_process_outlives_a_training_that_is_killed():
     assert training.stdout is not None
     workers = [Path("/proc") / pid for pid in training.stdout.readline().split()]
     assert len(workers) == N_ENVS
-    assert all(worker.exists() for worker in workers)
+    assert training.stdout.readline() == "training\n"
+    assert all(is_running(worker) for worker in workers)
     time.sleep(1.0)
     training.kill()
     training.wait()
     training.stdout.close()
     deadline = time.monotonic() + 30
-    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(worker.exists() for worker in workers)
+    assert not any(map(is_running, workers))
+
+
+def is_running(process: Path) -> bool:
+    """
+    :param process: its folder in /proc
+    :return: whether it runs; one that has ended and that nobody has asked for does not
+    """
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
