@@ -120,12 +120,12 @@ class Linearization(ABC):
 
 class Linearizations(Generic[SamplesT]):
     """
-    The linearisations of the chunks of a batch.
+    The linearisations of the chunks of a rollout.
 
     A single one is kept; several are made anew each time, to bound the memory.
 
     :param linearize: a function that linearises z(θ) on a chunk
-    :param chunks: the batch, in chunks
+    :param chunks: the samples, in chunks
     """
 
     def __init__(self, linearize: Callable[[SamplesT], Linearization], chunks: Sequence[SamplesT]) -> None:

@@ -47,7 +47,7 @@ class PolicyBatch(Generic[SamplesT]):
 
 def normalize_advantages(batches: Sequence[PolicyBatch[SamplesT]]) -> list[PolicyBatch[SamplesT]]:
     """
-    Give the advantages of all batches together mean 0 and standard deviation 1.
+    Give the advantages of all chunks together mean 0 and standard deviation 1.
 
     :param batches: the rollout, in chunks
     :return: the same chunks with these advantages
