@@ -62,9 +62,9 @@ class TRPO(ExtensibleTRPO):
     """
     Trust region policy optimization (TRPO).
 
-    Each update maximises the surrogate E[π_θ(a|s)/π_old(a|s) A(s, a)] subject to E[KL(π_old(·|s) ‖ π_θ(·|s))] ≤ δ, by
-    one natural gradient step and a line search, and fits the critic by regression. An action that is clipped on its way
-    to the environment counts by the probability of all that are clipped to the same (see
+    Each update maximises the surrogate E[π_θ(a|s)/π_old(a|s) A(s, a)] subject to E[KL(π_old(· | s) ‖ π_θ(· | s))] ≤ δ,
+    by one natural gradient step and a line search, and fits the critic by regression. An action that is clipped on its
+    way to the environment counts by the probability of all that are clipped to the same (see
     ``sb3_trpo.update.clipped_actions``).
 
     The arguments up to ``_init_setup_model`` are those of sb3-contrib's TRPO; the others can be given by name only.
@@ -110,7 +110,7 @@ class TRPO(ExtensibleTRPO):
     :param max_std: the standard deviation of Gaussian actions that updates bring it down to, likewise; it counts where
         it is below ``min_std``; about a sixteenth of δ goes into the way down, in each update; None for none
     :param noise_correlation: correlation of the noise in Gaussian actions from each step to the next, above -1 and
-        below 1; 0 for independent noise. Each action's own distribution stays π(·|s); that noise which lasts leaves a
+        below 1; 0 for independent noise. Each action's own distribution stays π(· | s); that noise which lasts leaves a
         trace in the states is neglected, as it is in all on-policy training with such noise (Hollenstein et al. 2024,
         https://arxiv.org/abs/2312.11091)
     :param max_grad_norm: bound on the norm of the critic's gradient; None leaves it as it is
