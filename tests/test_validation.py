@@ -19,7 +19,7 @@ from sb3_trpo import TRPO
 # For each argument, what is not allowed, and words of the message that say what is.
 NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
     "n_steps": ([0, -1, 2.5, math.nan, True, None, "many"], "an integer of at least 1"),
-    "batch_size": ([0, -64, 64.0, math.nan], "an integer of at least 1"),
+    "batch_size": ([0, -64, 64.5, math.nan], "an integer of at least 1"),
     "cg_max_steps": ([0, -1, math.nan], "an integer of at least 1"),
     "line_search_max_iter": ([0, -1, math.nan], "an integer of at least 1"),
     "sub_sampling_factor": ([0, -1, 1.5, math.nan], "an integer of at least 1"),
