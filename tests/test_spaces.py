@@ -52,6 +52,8 @@ def train(policy: Any, env: Any, policy_kwargs: dict[str, Any] | None = None, **
         warnings.simplefilter("error")
         # torch.compile on Python 3.13.0, for a flaw that 3.13.1 has no more.
         warnings.filterwarnings("ignore", "Guards may run slower", RuntimeWarning)
+        # What a layer of the actor would learn outside of the step is said; it is meant here.
+        warnings.filterwarnings("ignore", "TRPO: what .* would learn in training mode", UserWarning)
         model.learn(N_UPDATES * model.n_steps * model.n_envs)
 
     assert len(model.updates) == N_UPDATES
