@@ -121,7 +121,13 @@ def warn_of_contribs_file(path: str, own_options: Collection[str]) -> None:
     :param path: the path of the file
     :param own_options: the options that sb3-contrib's TRPO lacks
     """
-    if not path.endswith((".yml", ".yaml")) or not is_contribs_file(pathlib.Path(path).read_text(), own_options):
+    file = pathlib.Path(path)
+    # A file that is not there is RL Zoo's to complain about; a module is Python, and no file of sb3-contrib's.
+    if (
+        file.suffix not in (".yml", ".yaml")
+        or not file.is_file()
+        or not is_contribs_file(file.read_text(), own_options)
+    ):
         return
     factors = ", ".join(f"{kl_factor(n):.1f} for {n}" for n in (3, 6, 17))
     warnings.warn(
