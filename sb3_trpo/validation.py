@@ -133,9 +133,13 @@ def check_hyperparameters(algorithm: Hyperparameters) -> None:
         check_real("env_timeout", algorithm.env_timeout, "a number of seconds above 0, or None", lambda x: x > 0)
     check_choice("preconditioner", algorithm.preconditioner, ("kfac", None))
     _check_what_the_base_class_holds(algorithm)
+    _make_floats(algorithm)
+
+
+def _make_floats(algorithm: Hyperparameters) -> None:
     for name in REALS:
-        # A fraction, say, can't be multiplied with a tensor.
         value = getattr(algorithm, name)
+        # A fraction, say, can't be multiplied with a tensor.
         if value is not None and not callable(value) and type(value) not in (int, float):
             setattr(algorithm, name, float(value))
 
