@@ -39,6 +39,25 @@ ELSEWHERE = {
 }
 # The largest size that an array can have, which bounds counts and sizes.
 MAX_INTEGER = 2**63 - 1
+# The largest seed that NumPy's generator takes.
+MAX_SEED = 2**32 - 1
+# The arguments that are numbers of floating point, or schedules of these.
+REALS = (
+    "learning_rate",
+    "gamma",
+    "gae_lambda",
+    "target_kl",
+    "min_std",
+    "max_std",
+    "noise_correlation",
+    "cg_damping",
+    "cg_residual_tol",
+    "cg_progress_tol",
+    "ent_coef",
+    "line_search_shrinking_factor",
+    "max_grad_norm",
+    "env_timeout",
+)
 FLATTEN = "gymnasium.wrappers.FlattenObservation makes it a vector"
 RESHAPE = "gymnasium.wrappers.TransformAction can reshape it"
 SHIFT = "gymnasium.wrappers.TransformAction can shift it"
@@ -74,13 +93,14 @@ class Hyperparameters(Protocol):
     max_grad_norm: float
     use_sde: bool
     sde_sample_freq: int
+    seed: int | None
     env_timeout: float | None
     check_env_outputs: bool
 
 
 def check_hyperparameters(algorithm: Hyperparameters) -> None:
     """
-    Check TRPO's arguments, and make whole numbers of those that config files write otherwise (1.0, NumPy's).
+    Check TRPO's arguments, and make Python's numbers of those that config files write otherwise (1.0, NumPy's).
 
     :param algorithm: a TRPO, with its arguments as attributes
     :raises UserError: at the first argument that is not allowed
@@ -112,6 +132,26 @@ def check_hyperparameters(algorithm: Hyperparameters) -> None:
     if algorithm.env_timeout is not None:
         check_real("env_timeout", algorithm.env_timeout, "a number of seconds above 0, or None", lambda x: x > 0)
     check_choice("preconditioner", algorithm.preconditioner, ("kfac", None))
+    _check_what_the_base_class_holds(algorithm)
+    _make_floats(algorithm)
+
+
+def _make_floats(algorithm: Hyperparameters) -> None:
+    for name in REALS:
+        value = getattr(algorithm, name)
+        # A fraction, say, can't be multiplied with a tensor.
+        if value is not None and not callable(value) and type(value) not in (int, float):
+            setattr(algorithm, name, float(value))
+
+
+def _check_what_the_base_class_holds(algorithm: Hyperparameters) -> None:
+    # The base class sets these attributes between the constructor's check and that of ``_setup_model``.
+    for name, attribute in (("seed", "seed"), ("stats_window_size", "_stats_window_size")):
+        value = getattr(algorithm, attribute, None)
+        if value is not None:
+            setattr(algorithm, attribute, as_integer(name, value, minimum=0))
+    if getattr(algorithm, "seed", None) is not None:
+        check_real("seed", algorithm.seed, f"at most {MAX_SEED}", lambda x: x <= MAX_SEED)
 
 
 def check_policy_and_env(policy: object, env: object, is_complete: bool) -> None:
@@ -266,7 +306,7 @@ def _is_finite(value: Any) -> bool:
 def _short(value: object) -> str:
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         return f"a whole number of {value.bit_length()} bits"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
@@ -295,8 +335,13 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     :param choices: the allowed values
     :raises UserError: if it is none of them
     """
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
+    try:
+        is_known = value in choices
+    except (ValueError, RuntimeError):
+        # An array or a tensor of several elements is compared with each choice element by element.
+        is_known = False
+    if not is_known:
+        raise UserError(f"{name} is {_short(value)}, but must be one of {', '.join(map(repr, choices))}.")
 
 
 def suggest_names(name: str, names: Iterable[str]) -> str:

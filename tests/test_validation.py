@@ -1,6 +1,7 @@
 import math
 import re
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import gymnasium as gym
@@ -41,6 +42,9 @@ NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
     "max_grad_norm": ([-1.0, math.nan, math.inf], "above 0, or None"),
     "preconditioner": (["jacobi", 1, True], "'kfac', None"),
     "env_timeout": ([0, -1.0, math.nan, math.inf, "long"], "seconds above 0, or None"),
+    "seed": (["3", -1, 3.5, math.nan], "an integer of at least 0"),
+    "stats_window_size": (["5", -1, 2.5], "an integer of at least 0"),
+    "normalize_advantage": (["false", [], np.array([1, 0]), th.tensor([1, 0])], "one of True, False"),
 }
 CASES = [(name, value, allowed) for name, (values, allowed) in NOT_ALLOWED.items() for value in values]
 
@@ -88,6 +92,29 @@ def test_the_ends_of_what_is_allowed_train(kwargs: dict[str, Any]) -> None:
         warnings.simplefilter("error")
         model.train()
     assert not (state(model)["log_std"] == before["log_std"]).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "taken"),
+    [
+        ({"seed": np.int64(3), "stats_window_size": np.int64(5)}, {"seed": 3, "_stats_window_size": 5}),
+        ({"seed": 3.0, "stats_window_size": 5.0}, {"seed": 3, "_stats_window_size": 5}),
+        ({"gamma": Fraction(1, 2), "ent_coef": Fraction(1, 8)}, {"gamma": 0.5, "ent_coef": 0.125}),
+        ({"learning_rate": Fraction(1, 4), "max_grad_norm": Fraction(1, 2)}, {"learning_rate": 0.25}),
+        ({"target_kl": Fraction(1, 64), "cg_damping": np.float16(0.5)}, {"target_kl": 1 / 64, "cg_damping": 0.5}),
+    ],
+    ids=str,
+)
+def test_numbers_of_any_kind_are_what_they_stand_for(kwargs: dict[str, Any], taken: dict[str, Any]) -> None:
+    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=64, batch_size=64, device="cpu", **kwargs).learn(64)
+    for name, value in taken.items():
+        assert getattr(model, name) == value
+        assert type(getattr(model, name)) is type(value)
+
+
+def test_a_seed_beyond_numpys_is_named() -> None:
+    with pytest.raises(ValueError, match="seed is 4294967296, but must be at most 4294967295"):
+        TRPO("MlpPolicy", NeverStepped(), seed=2**32)
 
 
 def test_sub_sampling_beyond_the_batch_is_not_allowed() -> None:

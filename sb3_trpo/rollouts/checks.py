@@ -4,6 +4,7 @@ Checks of what environments give, where the algorithm sees it: behind every wrap
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,8 @@ from sb3_trpo.rollouts.steps import statistics_of
 from sb3_trpo.validation import UserError
 
 Observations: TypeAlias = Any  # an array with a row for each environment, or a dictionary of such
+# The largest number that a rollout buffer can hold.
+MAX_REWARD = float(np.finfo(np.float32).max)
 SWITCH = "If the policy is made for such numbers, check_env_outputs=False switches this check off."
 
 
@@ -56,7 +59,7 @@ class OutputChecks:
         :param infos: the step's infos
         :raises UserError: if something is not finite or of another shape than the observation space says
         """
-        if not (self._are_statistics_finite() and is_finite(obs) and is_finite(rewards)):
+        if not (self._are_statistics_finite() and is_finite(obs) and _are_storable(rewards)):
             self._find_what_is_wrong(obs, rewards)
         if self._is_on:
             self._check_shape(obs)
@@ -94,9 +97,24 @@ class OutputChecks:
         if is_spoiled:
             self._blame_statistics()
         # 2. A reward that is not finite can't be learned from.
-        _raise_if_not_finite("reward", rewards, self._when())
+        _raise_if_not_finite("reward", self._as_stored(rewards), self._when())
         # 3. An observation that is not finite may be meant, if the policy knows what to do with it.
         self._check_observations(obs)
+
+    def _as_stored(self, rewards: np.ndarray) -> np.ndarray:
+        """
+        Give rewards the type that the rollout buffer has.
+
+        :param rewards: rewards, (n_envs,)
+        :return: the rewards in float32
+        :raises UserError: if one is not a number
+        """
+        for i, reward in enumerate(np.asarray(rewards)):
+            if not isinstance(reward, (Real, np.bool_, np.ndarray)):
+                given = " ".join(repr(reward).split())[:100]
+                raise UserError(f"The reward of environment {i} is {given} {self._when()}, but must be a number.")
+        with np.errstate(over="ignore"):
+            return np.asarray(rewards).astype(np.float32)
 
     def keep_statistics_finite(self) -> None:
         """Put VecNormalize's statistics back to what they were if they are no longer finite."""
@@ -176,7 +194,8 @@ class OutputChecks:
                     f"{np.shape(array)}, but the observation space has {shape}: a wrapper that changes observations "
                     'has to change infos[i]["terminal_observation"], too.'
                 )
-        batch = {name: np.asarray(part)[None] for name, part in obs.items()} if isinstance(obs, dict) else obs[None]
+        rows = {name: array[None] for name, array in _parts(obs)}
+        batch = rows if isinstance(obs, dict) else rows[""]
         if not is_finite(batch) and not self._can_handle(batch):
             for name, array in _parts(batch):
                 _raise_if_not_finite(_named("last observation", name), array, self._when(), first=i)
@@ -204,6 +223,20 @@ def is_finite(obs: Observations) -> bool:
         array.dtype.kind != "f" or math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
         for _, array in _parts(obs)
     )
+
+
+def _are_storable(rewards: np.ndarray) -> bool:
+    """
+    Tell whether rewards are numbers that are finite in the rollout buffer, which has float32.
+
+    :param rewards: rewards, (n_envs,)
+    :return: whether they are
+    """
+    rewards = np.asarray(rewards)
+    # A product is quicker than a test of every number.
+    if rewards.dtype.kind == "f":
+        return float(np.vdot(rewards, rewards)) < MAX_REWARD or bool((np.abs(rewards) <= MAX_REWARD).all())
+    return rewards.dtype.kind in "biu"
 
 
 def _layers(env: VecEnv) -> Iterator[VecEnv]:

@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost
-from sb3_trpo.rollouts.failures import Failures, limit_waiting
+from sb3_trpo.rollouts.failures import Failures, WaitingWatch, limit_waiting
 from sb3_trpo.rollouts.fast_rollout import FastRollout, why_not_fast
 from sb3_trpo.rollouts.guard import CopyingGuard, PausingCallback, StepGuard
 from sb3_trpo.rollouts.noise import keep_noise, noise_of_rollout, use_noise
@@ -181,7 +181,9 @@ class RolloutCollector(OnPolicyAlgorithm):
         failures = Failures(innermost(env), when)
         checks = OutputChecks(env, when, self._can_handle, is_on=False)
         checks.remember_statistics()
-        with limit_waiting(innermost(env), self.env_timeout):
+        watch = WaitingWatch(innermost(env), when, self._said)
+        watch.n_begun = 1
+        with limit_waiting(innermost(env), self.env_timeout), watch:
             try:
                 yield
             except Exception as error:

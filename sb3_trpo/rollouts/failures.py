@@ -4,6 +4,7 @@ Environments that fail while a rollout is collected, or do not answer: which one
 
 import contextlib
 import math
+import multiprocessing.connection
 import os
 import socket
 import struct
@@ -18,6 +19,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 # A pipe is closed a little before its process is seen to have ended.
 SECONDS_TO_END = 5.0
+# A wait for environments is looked at as often as this.
+SECONDS_TO_A_LOOK = 1.0
 # After this time without an answer of the environments there is a warning, once.
 SECONDS_TO_A_WARNING = 60.0
 _AFTERWARDS = "The environments are closed; the model can be saved, and trained in others (set_env)."
@@ -140,7 +143,7 @@ def _set_receive_timeout(env: VecEnv, seconds: float) -> None:
 
 class WaitingWatch:
     """
-    A watch that warns, once, when a step of the environments takes long.
+    A watch that warns, once, when a step of the environments takes long, and ends the wait for processes that are gone.
 
     Whoever steps the environments counts steps in ``n_begun`` and ``n_done``.
 
@@ -161,25 +164,26 @@ class WaitingWatch:
 
     def __enter__(self) -> "WaitingWatch":
         # A thread that sleeps costs nothing at a step, where an alarm that is set and taken back would.
-        if "waiting" not in self._said:
-            threading.Thread(target=self._watch, daemon=True, name="sb3_trpo waiting watch").start()
+        threading.Thread(target=self._watch, daemon=True, name="sb3_trpo waiting watch").start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
 
     def _watch(self) -> None:
-        seen = 0
-        while not self._is_over.wait(SECONDS_TO_A_WARNING):
-            if self.n_begun > self.n_done and self.n_begun == seen:
+        seen, since = 0, 0.0
+        while not self._is_over.wait(min(SECONDS_TO_A_LOOK, SECONDS_TO_A_WARNING)):
+            if self.n_begun == self.n_done or self.n_begun != seen:
+                seen, since = self.n_begun, time.monotonic()
+                continue
+            _hang_up_on_the_dead(self._env)
+            if time.monotonic() - since >= SECONDS_TO_A_WARNING and "waiting" not in self._said:
                 self._said.add("waiting")
                 warnings.warn(
                     f"{self._who()} not answered for {SECONDS_TO_A_WARNING:g} seconds, {self._when()}. Training waits; "
                     "env_timeout=SECONDS would end it with an error. (This is said once.)",
                     stacklevel=1,
                 )
-                return
-            seen = self.n_begun
 
     def _who(self) -> str:
         env = self._env
@@ -189,6 +193,24 @@ class WaitingWatch:
             if silent:
                 return f"Environment {', '.join(silent)} of {env.num_envs} {'has' if len(silent) == 1 else 'have'}"
         return "The environments have"
+
+
+def _hang_up_on_the_dead(env: VecEnv) -> None:
+    """
+    End the wait for environments whose processes have ended.
+
+    Where processes are forked, each holds the pipes of the others open: without this, the end of one is never seen.
+
+    :param env: the environments below all wrappers
+    """
+    if os.name != "posix" or not isinstance(env, SubprocVecEnv) or env.closed:
+        return
+    for process, remote in zip(env.processes, env.remotes, strict=True):
+        # The sentinel can be asked by any thread; an exit code is fetched from the system once.
+        if multiprocessing.connection.wait([process.sentinel], 0):
+            # What the process has sent can still be read. What is not a socket, in a subclass, stays as it is.
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(remote.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def _ended_workers(env: SubprocVecEnv) -> dict[int, int]:

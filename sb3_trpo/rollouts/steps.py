@@ -51,7 +51,7 @@ def make_step(env: VecEnv, blame: Blame, progress: Progress) -> tuple[Step, bool
         else:
             # Not its ``step``: SB3's wrappers call the two halves.
             inner, shares_infos = functools.partial(_step_in_halves, env.venv), False
-        return functools.partial(_step_normalized, env, inner), shares_infos
+        return functools.partial(_step_normalized, env, blame, inner), shares_infos
     return env.step, False
 
 
@@ -173,7 +173,7 @@ def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None
     return stacked
 
 
-def _step_normalized(env: VecNormalize, inner: Step, actions: np.ndarray) -> VecEnvStepReturn:
+def _step_normalized(env: VecNormalize, blame: Blame, inner: Step, actions: np.ndarray) -> VecEnvStepReturn:
     """Do what ``VecNormalize.step`` does, without a copy of the observations before they are normalised."""
     obs, rewards, dones, infos = inner(actions)
     # By SB3's types, observations may be tuples here, and statistics be in a dictionary where observations are not.
@@ -192,7 +192,10 @@ def _step_normalized(env: VecNormalize, inner: Step, actions: np.ndarray) -> Vec
     if np.count_nonzero(dones):
         for i in dones.nonzero()[0]:
             if "terminal_observation" in infos[i]:
-                infos[i]["terminal_observation"] = _normalized(env, infos[i]["terminal_observation"])
+                try:
+                    infos[i]["terminal_observation"] = _normalized(env, infos[i]["terminal_observation"])
+                except Exception as error:
+                    blame(error, int(i))
         env.returns[dones] = 0
     return _normalized(env, obs), rewards, dones, infos
 

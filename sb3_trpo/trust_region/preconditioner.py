@@ -183,8 +183,8 @@ def _rows(layer: LayerPass) -> tuple[th.Tensor, th.Tensor, float]:
         inputs, cotangents = inputs.unsqueeze(0), cotangents.unsqueeze(0)
     n_samples = len(inputs)
     has_shape = len(cotangents) == n_samples and cotangents.shape[1 if layer.convolution else -1] == fan_out
-    if inputs.numel() == 0 or not has_shape:
-        # No sample went through the layer; or a hook of the user's has changed what left it.
+    if inputs.numel() == 0 or fan_out == 0 or not has_shape:
+        # No sample went through the layer, or it has no unit; or a hook of the user's has changed what left it.
         return inputs.new_empty(0, fan_in), cotangents.new_empty(0, fan_out), 0.0
     n_positions = cotangents[0].numel() // fan_out
     max_samples = max(1, MAX_FACTOR_ELEMENTS // max(1, fan_in * n_positions))

@@ -36,7 +36,7 @@ def record_calls(policy: nn.Module, evaluate: Callable[[], object]) -> dict[nn.M
 
     :param policy: the policy
     :param evaluate: a function that evaluates the policy, or a part of it
-    :return: the modules that were called, each with its first call
+    :return: the modules that were called, each with its first call, but for those of ``torch.jit``, which take no hooks
     """
     calls: dict[nn.Module, Call] = {}
 
@@ -45,7 +45,8 @@ def record_calls(policy: nn.Module, evaluate: Callable[[], object]) -> dict[nn.M
 
     with contextlib.ExitStack() as stack:
         for module in policy.modules():
-            stack.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
+            if not isinstance(module, th.jit.ScriptModule):
+                stack.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
         with th.no_grad():
             evaluate()
     return calls
@@ -74,7 +75,7 @@ def train_critic(
 
     def train(module: nn.Module) -> None:
         is_free = all(id(parameter) in own for parameter in module.parameters())
-        if by_actor is None:
+        if by_actor is None or isinstance(module, th.jit.ScriptModule):
             is_free = is_free and _has_parameters(module)
         elif is_free:
             is_free = by_actor.isdisjoint(module.modules())

@@ -136,6 +136,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "recurrent": Recurrent,
     "attention": Attention,
     "tied-weights": _tied,
+    "scripted": lambda: th.jit.script(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.BatchNorm1d(8))),
+    "no-units": lambda: nn.Sequential(nn.utils.skip_init(nn.Linear, 8, 0), nn.utils.skip_init(nn.Linear, 0, 8)),
 }
 
 

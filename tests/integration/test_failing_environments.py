@@ -77,6 +77,13 @@ class FailingEnv(SpacesEnv):
         return super().reset(**kwargs)
 
 
+class Forked(SubprocVecEnv):
+    """Each process holds the pipes of the others open."""
+
+    def __init__(self, env_fns: Any) -> None:
+        super().__init__(env_fns, start_method="fork")
+
+
 def make_env(kind: Any, fault: str, *, all_fail: bool = False) -> Any:
     """
     :return: two environments, of which the second fails, or both
@@ -137,6 +144,16 @@ def test_a_process_that_ends_is_named_and_none_is_left(fault, how, path, tmp_pat
     assert not multiprocessing.active_children()
     model.env.close()
     assert_lives_on(model, watch, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "when"), [("raises", f"after {N_ENVS * FAILS_AT} steps"), ("exits at once", FIRST_RESET)]
+)
+def test_the_end_of_a_forked_process_is_seen(fault, when):
+    inner = make_env(Forked, fault)
+    with pytest.raises(RuntimeError, match=f"Environment 1 of 2 failed {when}: its process ended"):
+        model_in(VecNormalize(inner)).learn(10_000)
+    assert not any(process.is_alive() for process in inner.processes)
 
 
 class Kill(Watch):

@@ -3,6 +3,7 @@ Checks of what environments give: what is not finite is an error that names envi
 and VecNormalize's statistics are never lost to it.
 """
 
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -107,6 +108,75 @@ def test_the_error_comes_out_of_another_process():
             model.learn(100)
     finally:
         model.env.close()
+
+
+class GivesVec(VecEnvWrapper):
+    """
+    Environments whose rewards and infos are what a function makes of them.
+
+    :param change: makes rewards and infos of rewards, dones and infos
+    """
+
+    def __init__(self, change: Any) -> None:
+        super().__init__(DummyVecEnv([lambda: cart_pole("gaussian", 5) for _ in range(2)]))
+        self.change = change
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        rewards, infos = self.change(rewards, infos)
+        return obs, rewards, dones, infos
+
+
+@pytest.mark.parametrize("reward", [None, "1.0", 1j, [1.0]])
+@paths
+def test_a_reward_that_is_no_number_is_named(reward: Any, path: str) -> None:
+    def change(rewards: np.ndarray, infos: Any) -> Any:
+        changed = rewards.astype(object)
+        changed[1] = reward
+        return changed, infos
+
+    with pytest.raises(ValueError, match=r"reward of environment 1 is .* after 2 steps, but must be a number"):
+        model_of(GivesVec(change), **PATHS[path]).learn(100)
+
+
+@pytest.mark.parametrize("reward", [1e39, -1e300])
+@paths
+def test_a_reward_beyond_the_buffers_range_is_named(reward: float, path: str) -> None:
+    def change(rewards: np.ndarray, infos: Any) -> Any:
+        return np.array([1.0, reward]), infos
+
+    with pytest.raises(ValueError, match="reward of environment 1 is not finite after 2 steps"):
+        model_of(GivesVec(change), **PATHS[path]).learn(100)
+
+
+@pytest.mark.parametrize("kind", [list, th.as_tensor, tuple])
+@paths
+def test_a_last_observation_is_what_numpy_makes_of_it(kind: Any, path: str) -> None:
+    def change(rewards: np.ndarray, infos: Any) -> Any:
+        for info in infos:
+            if "terminal_observation" in info:
+                info["terminal_observation"] = kind(info["terminal_observation"])
+        return rewards, infos
+
+    model = model_of(GivesVec(change), **PATHS[path]).learn(100)
+    plain = model_of(GivesVec(lambda rewards, infos: (rewards, infos)), **PATHS[path]).learn(100)
+    np.testing.assert_array_equal(model.rollout_buffer.rewards, plain.rollout_buffer.rewards)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize("last", [None, np.zeros(7), "text"])
+def test_a_last_observation_that_can_not_be_normalised_is_told_with_the_environments_number(last: Any) -> None:
+    def change(rewards: np.ndarray, infos: Any) -> Any:
+        if "terminal_observation" in infos[1]:
+            infos[1]["terminal_observation"] = last
+        return rewards, infos
+
+    with pytest.raises((TypeError, ValueError)) as caught:
+        model_of(VecNormalize(GivesVec(change))).learn(100)
+    assert caught.value.__notes__ == ["This happened in environment 1 of 2, after 10 steps."]
 
 
 def test_a_bad_last_observation_of_a_terminated_episode_is_not_used():

@@ -170,6 +170,14 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
         False,
     ),
     "a number": (lambda: Function(lambda s, x: x * s.scale, scale=parameter()), False),
+    "no units": (
+        lambda: Function(
+            lambda s, x: x + s.out(s.into(x)),
+            into=nn.utils.skip_init(nn.Linear, 4, 0),
+            out=nn.utils.skip_init(nn.Linear, 0, 4),
+        ),
+        False,
+    ),
     "nothing": (lambda: Function(lambda s, x: x + s.empty.sum(), empty=parameter(0)), False),
 }
 WITHOUT_SECOND_DERIVATIVE = ("bag of embeddings", "differentiable once")
