@@ -28,7 +28,8 @@ try:
     import envpool
 except ImportError as error:
     raise ImportError(
-        f"sb3_trpo.envpool needs EnvPool ({error}): install it with `pip install 'sb3-trpo[envpool]'` (Python >= 3.11)."
+        f"make_envpool_vec_env needs EnvPool ({error}): install it with `pip install 'sb3-trpo[envpool]'` "
+        "(Python >= 3.11)."
     ) from error
 
 _OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiBinary)

@@ -124,7 +124,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         """
         return chunks(samples, self.fisher_chunk_size)
 
-    def _every(self, samples: Samples, step: int) -> Samples:
+    def _thin(self, samples: Samples, step: int) -> Samples:
         """
         Take a part of the samples that stands for all.
 

@@ -200,7 +200,7 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):  # type: ignore[misc]
         if not isinstance(policy, MaskableLstmPolicy):
             raise UserError(
                 f"policy is {type(policy).__name__}, but must be 'MlpLstmPolicy', 'CnnLstmPolicy', "
-                "'MultiInputLstmPolicy', or a subclass of sb3_trpo.masks_and_memory.MaskableLstmPolicy."
+                "'MultiInputLstmPolicy', or a subclass of one of these."
             )
         return policy
 

@@ -186,7 +186,7 @@ class RecurrentTRPO(TRPO):
     def _chunks(self, samples: SequenceSamples) -> Sequence[SequenceSamples]:  # type: ignore[override]
         return sequence_chunks(samples, self.fisher_chunk_size or chunk_size(samples.observations))
 
-    def _every(self, samples: SequenceSamples, step: int) -> SequenceSamples:  # type: ignore[override]
+    def _thin(self, samples: SequenceSamples, step: int) -> SequenceSamples:  # type: ignore[override]
         return every_sequence(samples, step)
 
     def _draw_minibatches(self, samples: SequenceSamples, batch_size: int) -> Sequence[th.Tensor]:  # type: ignore[override]

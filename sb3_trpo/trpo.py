@@ -13,10 +13,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import (
-    GymEnv,
-    Schedule,
-)
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_trpo.extension_points import ExtensibleTRPO, Samples
@@ -29,6 +26,7 @@ from sb3_trpo.policies import (
     MultiInputPolicy,
 )
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
+from sb3_trpo.trust_region.families import keep_distribution
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_line_search
@@ -45,6 +43,7 @@ from sb3_trpo.validation import (
     UserError,
     check_environment,
     check_hyperparameters,
+    check_integer,
     check_policy_and_env,
     check_ready_to_train,
     check_real,
@@ -69,62 +68,62 @@ class TRPO(ExtensibleTRPO):
 
     The arguments up to ``_init_setup_model`` are those of sb3-contrib's TRPO; the others can be given by name only.
 
-    :param policy: the policy to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
-    :param env: the environment to learn from (if registered in Gymnasium, can be a string)
-    :param learning_rate: the critic's; a number, or a function of the remaining progress (from 1 to 0)
-    :param n_steps: steps of each environment per update; an update sees ``n_steps * n_envs`` of them
-    :param batch_size: minibatch size of the critic
-    :param gamma: discount factor
-    :param cg_max_steps: maximum number of conjugate gradient iterations
+    :param policy: the policy: a name (MlpPolicy, CnnPolicy, MultiInputPolicy, BetaPolicy, ...), or a class
+    :param env: the environment to learn from, or the id of one that Gymnasium knows
+    :param learning_rate: the critic's learning rate: a number, or a function of the remaining progress (from 1 to 0)
+    :param n_steps: the steps of each environment per update; an update sees ``n_steps * n_envs`` of them
+    :param batch_size: the samples of a minibatch of the critic
+    :param gamma: the discount factor
+    :param cg_max_steps: the largest number of conjugate gradient iterations
     :param cg_damping: λ in (F + λ I) x = g, the system that conjugate gradient solves; the step's length is taken from
         F alone, so that damping does not use up the trust region
-    :param line_search_shrinking_factor: largest reduction of the step from one try of the line search to the next
-    :param line_search_max_iter: maximum number of tries
-    :param n_critic_updates: epochs of the critic per update
+    :param line_search_shrinking_factor: the largest reduction of the step from one try of the line search to the next
+    :param line_search_max_iter: the largest number of tries
+    :param n_critic_updates: the epochs of the critic per update
     :param gae_lambda: λ of generalised advantage estimation
     :param use_sde: whether to use generalised state-dependent exploration (gSDE)
-    :param sde_sample_freq: with gSDE, draw a new noise matrix every so many steps; -1 draws one per rollout
-    :param rollout_buffer_class: rollout buffer class to use; None chooses by the observation space
-    :param rollout_buffer_kwargs: keyword arguments of the rollout buffer
+    :param sde_sample_freq: with gSDE, the steps after which a new noise matrix is drawn; -1 draws one per rollout
+    :param rollout_buffer_class: the class of the rollout buffer; None chooses by the observation space
+    :param rollout_buffer_kwargs: the keyword arguments of the rollout buffer
     :param normalize_advantage: whether to give the advantages of an update mean 0 and standard deviation 1
-    :param target_kl: δ, the bound on E[KL(π_old ‖ π_new)] in nats, summed over action dimensions; a number, or a
+    :param target_kl: δ, the bound on E[KL(π_old ‖ π_new)] in nats, summed over action dimensions: a number, or a
         function of the remaining progress
-    :param sub_sampling_factor: compute the Fisher product on every so-manieth state only; gradient and line search see
-        all of them
-    :param stats_window_size: episodes over which rollout statistics are averaged
-    :param tensorboard_log: folder for TensorBoard; None writes none
-    :param policy_kwargs: additional arguments of the policy
-    :param verbose: 0 no output, 1 info, 2 debug
-    :param seed: of the pseudo-random generators
-    :param device: cpu, cuda, ...; auto takes the GPU if there is one
+    :param sub_sampling_factor: k; the Fisher product takes every k-th state only, gradient and line search take all
+    :param stats_window_size: the number of episodes over which rollout statistics are averaged
+    :param tensorboard_log: the folder for TensorBoard; None writes none
+    :param policy_kwargs: the additional arguments of the policy
+    :param verbose: 0 for no output, 1 for info, 2 for debug
+    :param seed: the seed of the pseudo-random generators
+    :param device: the device: cpu, cuda, ...; auto takes the GPU if there is one
     :param _init_setup_model: whether to build the network at once
-    :param cg_residual_tol: conjugate gradient stops when the residual has fallen to this share of the gradient (in the
-        preconditioner's norm)
-    :param cg_progress_tol: conjugate gradient stops after an iteration that has added less than this share to what it
-        maximises, gᵀx − ½ xᵀ(F + λ I)x; what the direction is then worth, and at other tolerances, is a table in
-        ``benchmarks/RESULTS.md``
+    :param cg_residual_tol: the share of the gradient, in the preconditioner's norm, at which conjugate gradient stops
+        when the residual has fallen to it
+    :param cg_progress_tol: the share of what conjugate gradient maximises, gᵀx − ½ xᵀ(F + λ I)x, below which an
+        iteration's addition is the last; a table in ``benchmarks/RESULTS.md`` says what the direction is then worth
     :param cg_warm_start: whether conjugate gradient starts from the last update's direction
-    :param ent_coef: coefficient of the entropy in the surrogate
-    :param min_std: the standard deviation of Gaussian actions that an update does not go below; a number, or a function
+    :param ent_coef: the coefficient of the entropy in the surrogate
+    :param min_std: the standard deviation of Gaussian actions that an update does not go below: a number, or a function
         of the remaining progress; 0 for none, as it must be for other actions and with gSDE
-    :param max_std: the standard deviation of Gaussian actions that updates bring it down to, likewise; it counts where
-        it is below ``min_std``; about a sixteenth of δ goes into the way down, in each update; None for none
-    :param noise_correlation: correlation of the noise in Gaussian actions from each step to the next, above -1 and
-        below 1; 0 for independent noise. Each action's own distribution stays π(· | s); that noise which lasts leaves a
-        trace in the states is neglected, as it is in all on-policy training with such noise (Hollenstein et al. 2024,
+    :param max_std: the standard deviation of Gaussian actions that updates bring it down to: a number, a function of
+        the remaining progress, or None. The way down takes about a sixteenth of δ in each update. Where ``min_std`` is
+        larger, ``max_std`` counts
+    :param noise_correlation: the correlation of the noise in Gaussian actions from each step to the next, above -1 and
+        below 1; 0 for independent noise. Each action's own distribution stays π(· | s). Lasting noise also shows in the
+        states that follow. That is neglected, as in all on-policy training with such noise (Hollenstein et al. 2024,
         https://arxiv.org/abs/2312.11091)
-    :param max_grad_norm: bound on the norm of the critic's gradient; None leaves it as it is
-    :param adaptive_kl: whether to adapt δ: it grows by a factor of 1.5 when KL stayed below δ/1.5, shrinks by it when
-        the line search had to back off or failed, and stays within a factor of 5 of ``target_kl``. With the
-        hyperparameters that ship steps end just inside of δ, so that it hardly ever changes, and does not grow back
-    :param fisher_chunk_size: states at a time in gradient, Fisher product and line search, to bound the memory; None
-        takes all at once, unless their observations are as large as images
-    :param preconditioner: of conjugate gradient; ``"kfac"`` reaches in three to five iterations what takes 15 without
-        (see ``benchmarks/RESULTS.md``); None uses none
+    :param max_grad_norm: the bound on the norm of the critic's gradient; None leaves it as it is
+    :param adaptive_kl: whether to adapt δ. It grows by a factor of 1.5 when KL stayed below δ/1.5. It shrinks by that
+        factor when the line search failed, or shortened the step to ``line_search_shrinking_factor`` or less. It stays
+        within a factor of 5 of ``target_kl``. With the hyperparameters that ship, it hardly ever changes
+    :param fisher_chunk_size: the states that gradient, Fisher product and line search take at a time, to bound the
+        memory; None takes all at once, unless their observations are as large as images
+    :param preconditioner: the preconditioner of conjugate gradient; ``"kfac"`` reaches in three to five iterations what
+        takes 15 without (see ``benchmarks/RESULTS.md``); None uses none
     :param env_timeout: the seconds that an environment in another process (``SubprocVecEnv``) may take for a step or a
         reset before training ends with an error; None waits as long as it takes, with a warning after a minute
-    :param check_env_outputs: whether an observation or reward that is not finite, or an observation of another shape
-        than the space says, ends training with an error; observations that the policy's network can handle are none
+    :param check_env_outputs: whether training ends with an error at an observation or reward that is not finite, or at
+        an observation of another shape than the space says. Observations that are not finite are let through if the
+        policy makes finite numbers of them
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -205,6 +204,7 @@ class TRPO(ExtensibleTRPO):
         self.ent_coef, self.max_grad_norm = ent_coef, max_grad_norm  # type: ignore[assignment]
         self.use_sde, self.sde_sample_freq = use_sde, sde_sample_freq
         check_hyperparameters(self)
+        check_integer("verbose", verbose, minimum=0)
         check_policy_and_env(policy, env, is_complete=_init_setup_model)
 
         super().__init__(
@@ -255,7 +255,7 @@ class TRPO(ExtensibleTRPO):
         """
         self._begin_update()
         try:
-            with skip_distribution_checks(), Transaction(self.policy) as transaction:
+            with skip_distribution_checks(), keep_distribution(self.policy), Transaction(self.policy) as transaction:
                 samples = self._rollout_samples()
                 policy_step = self._improve_policy(samples)
                 critic_fit = self._fit_critic(samples, policy_step)
@@ -279,6 +279,7 @@ class TRPO(ExtensibleTRPO):
         actor = self._make_actor()
         linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
 
+        # F comes first: with it the parameters that z depends on are found, and checked to be trainable.
         fisher = self._fisher(actor, linearizations, samples)
         # L(θ) and KL(θ_old ‖ θ), with g = ∇L(θ_old)
         surrogate = Surrogate(actor.distribution, batches, linearizations, self.ent_coef, self._log_prob())
@@ -324,7 +325,7 @@ class TRPO(ExtensibleTRPO):
         :raises UserError: if there is no parameter to move
         """
         if self.sub_sampling_factor > 1 or actor.hides_features:
-            thinned = self._every(samples, self.sub_sampling_factor)
+            thinned = self._thin(samples, self.sub_sampling_factor)
             linearizations = Linearizations(actor.linearize_for_fisher, self._chunks(thinned))
         fisher = Fisher(linearizations)
         if len(fisher.parameters) == 0:
@@ -447,7 +448,11 @@ class TRPO(ExtensibleTRPO):
         :return: the number
         :raises UserError: if the schedule gives a number that is not allowed
         """
-        number = value(self._current_progress_remaining) if callable(value) else value
+        try:
+            number = value(self._current_progress_remaining) if callable(value) else value
+        except (TypeError, ValueError) as error:
+            # SB3 makes a float of what the user's schedule gives.
+            raise UserError(f"{name} is a schedule that gives no number: {error}.") from error
         check_real(name, number, "at least 0 throughout training", lambda x: x >= 0)
         return float(number)
 

@@ -94,7 +94,7 @@ class Checkpoint(BaseCallback):
         model = algorithm_class.load(io.BytesIO(write_archive(file.members)), env, **kwargs)
         self._pending, self._is_trusted = file.state, trusted
         if trusted and model.tensorboard_log is not None and file.log_folder:
-            # One curve in TensorBoard, not one for each session.
+            # One curve in TensorBoard, not one for each process.
             model.set_logger(configure(file.log_folder, [*(["stdout"] if model.verbose else []), "tensorboard"]))
         return model
 

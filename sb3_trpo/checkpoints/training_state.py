@@ -108,7 +108,7 @@ def restore_training(
     resumed.why_reset = printable(env.why_reset)
     for name in COUNTERS:
         setattr(model, name, check_count(name, counters.get(name)))
-    # Steps from before do not count for this session's speed.
+    # Steps from before do not count for this process's speed.
     model._num_timesteps_at_start = steps
     model._current_progress_remaining = float(check_numbers("progress", part(saved, "progress", float)))
     for name in EPISODES:

@@ -62,7 +62,7 @@ class OutputChecks:
         if not (self._are_statistics_finite() and is_finite(obs) and _are_storable(rewards)):
             self._find_what_is_wrong(obs, rewards)
         if self._is_on:
-            self._check_shape(obs)
+            self.check_shape(obs)
             if np.count_nonzero(dones):
                 for i in dones.nonzero()[0].tolist():
                     self._check_last_observation(i, infos[i])
@@ -74,8 +74,8 @@ class OutputChecks:
         :param obs: the observations, (n_envs, ...)
         :raises UserError: if one is not finite or of another shape than the observation space says
         """
-        self._check_shape(obs)
         if self._is_on:
+            self.check_shape(obs)
             if not self._are_statistics_finite():
                 self._blame_statistics()
             self._check_observations(obs)
@@ -164,7 +164,13 @@ class OutputChecks:
         for name, array in _parts(obs):
             _raise_if_not_finite(_named("observation", name), array, self._when())
 
-    def _check_shape(self, obs: Observations) -> None:
+    def check_shape(self, obs: Observations) -> None:
+        """
+        Check that observations have the shape that the observation space says.
+
+        :param obs: observations
+        :raises UserError: if they have not
+        """
         parts = self._space.spaces if isinstance(self._space, spaces.Dict) else {"": self._space}
         for name, array in _parts(obs):
             shape = parts[name].shape if name in parts else None

@@ -22,6 +22,7 @@ from sb3_trpo.rollouts.fast_rollout import FastRollout, why_not_fast
 from sb3_trpo.rollouts.guard import CopyingGuard, PausingCallback, StepGuard
 from sb3_trpo.rollouts.noise import keep_noise, noise_of_rollout, use_noise
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
+from sb3_trpo.trust_region.families import keep_distribution
 from sb3_trpo.validation import UserError
 
 
@@ -121,7 +122,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         """
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         try:
-            with th.enable_grad():
+            with keep_distribution(self.policy), th.enable_grad():
                 tensor = obs_as_tensor(obs, self.device)
                 distribution, values = self._evaluate_policy(tensor)
                 actions = distribution.get_actions(deterministic=True).detach()
@@ -190,4 +191,5 @@ class RolloutCollector(OnPolicyAlgorithm):
                 failures.explain(error)
                 raise
         checks.keep_statistics_finite()
-        checks.check_reset(self._last_obs)
+        if self.check_env_outputs:
+            checks.check_shape(self._last_obs)

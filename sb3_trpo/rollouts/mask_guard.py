@@ -75,7 +75,9 @@ class MaskGuard(VecEnvWrapper):
         results = self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
         if method_name != METHOD:
             return results
-        return [self._checked(i, masks) for i, masks in enumerate(results)]
+        # SB3 has no public way to read what stands for environments.
+        numbers = self.venv._get_indices(indices)
+        return [self._checked(i, masks) for i, masks in zip(numbers, results, strict=True)]
 
     def _checked(self, index: int, masks: Any) -> np.ndarray:
         """

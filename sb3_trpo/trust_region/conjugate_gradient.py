@@ -15,7 +15,7 @@ Operator = Callable[[th.Tensor], th.Tensor]
 class Stop(Enum):
     """Why the iteration ended."""
 
-    TOLERANCE = "the residual is below the tolerance"
+    TOLERANCE = "the residual is below the tolerance, or an iteration added too little"
     MAX_ITERATIONS = "the maximum number of iterations was reached"
     CURVATURE = "a direction with non-positive curvature was met"
     NOT_FINITE = "a value was not finite"

@@ -5,8 +5,9 @@ torch's distribution inside SB3's decides. So masked categoricals need no entry 
 and gSDE: both are Gaussians before a bijection, which does not change KL.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,25 @@ class ProductFamily(DistributionFamily[Any]):
         return [tuple(rest.pop(0) for _ in range(n)) for n in self._n_tensors]
 
 
+@contextlib.contextmanager
+def keep_distribution(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    Put back, after the block, the distribution that a policy keeps of its last evaluation.
+
+    One with a graph of autograd behind it could be neither copied nor pickled, nor could the policy.
+
+    :param policy: the policy
+    """
+    action_dist = getattr(policy, "action_dist", None)
+    kept = None if action_dist is None else dict(vars(action_dist))
+    try:
+        yield
+    finally:
+        if kept is not None:
+            vars(action_dist).clear()
+            vars(action_dist).update(kept)
+
+
 def check_family(policy: ActorCriticPolicy) -> None:
     """
     Refuse a policy whose actions TRPO cannot measure, before anything is trained.
@@ -213,11 +233,10 @@ def check_family(policy: ActorCriticPolicy) -> None:
     policy.set_training_mode(False)
     try:
         obs, _ = policy.obs_to_tensor(_some_observations(policy.observation_space))
-        _check_distribution(policy.get_distribution(obs))
-        with th.no_grad():
-            # The policy keeps the last distribution. With a graph behind it, it could be neither copied nor pickled.
-            policy.get_distribution(obs)
-            if is_lazy:
+        with keep_distribution(policy):
+            _check_distribution(policy.get_distribution(obs))
+        if is_lazy:
+            with th.no_grad():
                 policy.predict_values(obs)
     except UserError:
         raise

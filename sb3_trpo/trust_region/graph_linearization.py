@@ -18,7 +18,7 @@ from sb3_trpo.trust_region.families import family_and_z
 from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
-from sb3_trpo.trust_region.shared_switches import SharedSwitches
+from sb3_trpo.trust_region.shared_switches import NO_CUDNN, SharedSwitches
 
 
 class GraphLinearization(Linearization):
@@ -208,7 +208,6 @@ def _nodes_behind(tensors: Sequence[th.Tensor]) -> Iterator[Node]:
 
 
 _NOT_FUSED = SharedSwitches(lambda: th.compiler.set_stance("force_eager"), lambda: sdpa_kernel(SDPBackend.MATH))
-_NO_CUDNN = SharedSwitches(lambda: th.backends.cudnn.flags(enabled=False))
 
 
 @contextlib.contextmanager
@@ -224,7 +223,7 @@ def use_twice_differentiable_kernels(policy: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_NOT_FUSED.hold())
         if any(isinstance(module, nn.RNNBase) for module in policy.modules()):
-            stack.enter_context(_NO_CUDNN.hold())
+            stack.enter_context(NO_CUDNN.hold())
         yield
 
 

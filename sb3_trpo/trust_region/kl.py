@@ -68,7 +68,7 @@ class DistributionFamily(ABC, Generic[DistributionT]):
         :return: KL in nats, summed over action dimensions, never negative, (N,)
         """
         # In single precision a KL of 1e-8 is lost in the differences that it is made of.
-        return self.compute_kl(_in_float64(old), _in_float64(new)).clamp(min=0.0)
+        return self.compute_kl(in_float64(old), in_float64(new)).clamp(min=0.0)
 
     def metric(self, z: DistributionParameters, u: DistributionParameters) -> DistributionParameters:
         """
@@ -79,11 +79,11 @@ class DistributionFamily(ABC, Generic[DistributionT]):
         :return: M(z) u
         """
         with th.enable_grad():
-            old = _in_float64(tuple(part.detach() for part in z))
+            old = in_float64(tuple(part.detach() for part in z))
             new = tuple(part.clone().requires_grad_() for part in old)
             # Each state's KL depends on its own z alone, so that the sum has all of their derivatives.
             gradient = th.autograd.grad(self.compute_kl(old, new).sum(), new, create_graph=True, materialize_grads=True)
-            curved = [(g, u_g) for g, u_g in zip(gradient, _in_float64(u), strict=True) if g.requires_grad]
+            curved = [(g, u_g) for g, u_g in zip(gradient, in_float64(u), strict=True) if g.requires_grad]
             if not curved:
                 return tuple(th.zeros_like(part) for part in u)
             slopes, tangents = zip(*curved, strict=True)
@@ -109,17 +109,23 @@ class DistributionFamily(ABC, Generic[DistributionT]):
                 rows_i.reshape(part.shape) for rows_i, part in zip(rows.split_with_sizes(sizes, dim=1), z, strict=True)
             )
 
-        exact = _in_float64(z)
+        exact = in_float64(z)
         units = th.eye(sum(sizes), dtype=exact[0].dtype, device=exact[0].device)
         columns = [flat(self.metric(exact, shaped(unit.expand(math.prod(batch), -1)))) for unit in units]
         values, vectors = th.linalg.eigh(th.stack(columns, dim=2))
         # Rounding may leave a direction of no curvature with a little less than none.
         root = vectors * values.clamp(min=0.0).sqrt().unsqueeze(1)
-        product = shaped((root @ flat(_in_float64(u)).unsqueeze(2)).squeeze(2))
+        product = shaped((root @ flat(in_float64(u)).unsqueeze(2)).squeeze(2))
         return tuple(part.to(u_part) for part, u_part in zip(product, u, strict=True))
 
 
-def _in_float64(z: DistributionParameters) -> DistributionParameters:
+def in_float64(z: DistributionParameters) -> DistributionParameters:
+    """
+    Convert distribution parameters to double precision, where the device has it.
+
+    :param z: the parameters
+    :return: the same numbers
+    """
     # Apple's GPUs have no such numbers.
     return tuple(tensor if tensor.device.type == "mps" else tensor.double() for tensor in z)
 

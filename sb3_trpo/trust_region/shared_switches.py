@@ -6,6 +6,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+import torch as th
+
 
 class SharedSwitches:
     """
@@ -44,3 +46,17 @@ class SharedSwitches:
                 if not self._holders:
                     self._stack.close()
                     self._is_set = False
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    # Its other switches stay the user's.
+    enabled = th.backends.cudnn.enabled
+    try:
+        th.backends.cudnn.enabled = False
+        yield
+    finally:
+        th.backends.cudnn.enabled = enabled
+
+
+NO_CUDNN = SharedSwitches(_without_cudnn)

@@ -14,7 +14,7 @@ import torch as th
 from torch.distributions import Beta, Laplace, constraints, kl_divergence
 from torch.distributions import Distribution as TorchDistribution
 
-from sb3_trpo.trust_region.kl import DistributionFamily, DistributionParameters, DistributionT
+from sb3_trpo.trust_region.kl import DistributionFamily, DistributionParameters, DistributionT, in_float64
 from sb3_trpo.validation import UserError
 
 # Of the arguments that say the same, the one that any change leaves valid stands first.
@@ -94,7 +94,7 @@ class TorchFamily(DistributionFamily[DistributionT]):
         :param z: the parameters of some distributions
         :raises UserError: if torch has no KL for them, or none with a second derivative
         """
-        exact = tuple(part.detach().double() for part in z)
+        exact = in_float64(tuple(part.detach() for part in z))
         generator = th.Generator().manual_seed(0)
         for i, constraint in enumerate(self._constraints.values()):
             is_real = constraint in (constraints.real, constraints.real_vector)
@@ -136,7 +136,7 @@ class BetaFamily(TorchFamily[Beta]):
     @staticmethod
     def _trigammas(z: DistributionParameters) -> DistributionParameters:
         # Where α and β are large, what is left of the differences needs double precision.
-        alpha, beta = (part if part.device.type == "mps" else part.double() for part in z)
+        alpha, beta = in_float64(z)
         return tuple(th.special.polygamma(1, x) for x in (alpha, beta, alpha + beta))
 
 

@@ -87,7 +87,7 @@ class TrustRegion:
     measure_kl: Callable[[], float]
     max_kl: float
 
-    def is_left(self) -> bool:
+    def is_exceeded(self) -> bool:
         """
         Say whether the policy, as it is, lies outside.
 
@@ -197,7 +197,7 @@ def _fit_within(
     try:
         with Transaction(regression.policy):
             fit = _fit(regression, free)
-            if not trust_region.is_left():
+            if not trust_region.is_exceeded():
                 return fit
             moved = [parameter.detach().clone() for parameter in free]
             raise _OutsideError
@@ -207,7 +207,7 @@ def _fit_within(
         with Transaction(regression.policy):
             kept = [parameter for parameter in free if id(parameter) not in acting]
             fit = _fit(regression, kept, in_training_mode=False)
-            if trust_region.is_left():
+            if trust_region.is_exceeded():
                 raise _OutsideError
             return replace(fit, held=tuple(names[id(p)] for p in free if id(p) in acting))
     except _OutsideError:
@@ -230,7 +230,8 @@ def _acting_parameters(
     for parameter, value in zip(parameters, moved, strict=True):
         before = parameter.detach().clone()
         parameter.copy_(value)
-        if trust_region.measure_kl() != kl:
+        # Not "==": a GPU sums in any order.
+        if not abs(trust_region.measure_kl() - kl) <= KL_ROUNDING * trust_region.max_kl:
             acting.add(id(parameter))
         parameter.copy_(before)
     return acting
@@ -263,7 +264,7 @@ def _fit_by_autograd(regression: "_Regression[RolloutT]", parameters: Sequence[n
         loss = mse_loss(regression.predict_values(minibatch).flatten(), minibatch.returns)
         losses.append(loss.detach())
         optimizer.zero_grad()
-        if loss.requires_grad:
+        if parameters and loss.requires_grad:
             gradients = th.autograd.grad(loss, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient

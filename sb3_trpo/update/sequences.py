@@ -5,12 +5,14 @@ Samples are rows, as everywhere. Here consecutive rows belong together, and a fl
 exists inside ``run_lstm`` alone.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch as th
 from torch import nn
 
+from sb3_trpo.trust_region.shared_switches import NO_CUDNN
 from sb3_trpo.update.samples import select
 
 LstmState = tuple[th.Tensor, th.Tensor]
@@ -63,7 +65,7 @@ def run_lstm(lstm: nn.LSTM, features: th.Tensor, starts: th.Tensor, states: th.T
     rows = firsts + th.minimum(steps, lengths - 1)
     hidden, cell = (part.contiguous() for part in states[firsts].permute(1, 2, 0, 3))
     # 2. cuDNN's LSTM can be differentiated in training mode only.
-    with th.backends.cudnn.flags(enabled=th.backends.cudnn.enabled and lstm.training):
+    with contextlib.nullcontext() if lstm.training else NO_CUDNN.hold():
         padded, _ = lstm(features[rows], (hidden, cell))
     # 3. Back to rows: sequence by sequence, and of each the real steps.
     outputs: th.Tensor = padded.transpose(0, 1)[is_real.t()]

@@ -25,7 +25,8 @@ class Transaction:
     """
     A block in which an exception restores the policy before it goes on.
 
-    Parameters, buffers and the optimizer's state are then what they were, bit for bit and in place.
+    Parameters and buffers are then what they were, bit for bit and in place; the optimizer's state is, too, in tensors
+    of its own. A tensor that a module has put in the place of a buffer stays.
 
     :param policy: the policy to guard
     """
@@ -36,17 +37,11 @@ class Transaction:
     def __enter__(self) -> "Transaction":
         self._saved = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
         self._optimizer_state = _cloned(self._policy.optimizer.state_dict())
-        # A policy keeps the last distribution that it has made. One of the update hangs on a graph of autograd, with
-        # which the policy could not be copied.
-        self._distribution = dict(vars(self._policy.action_dist)) if hasattr(self._policy, "action_dist") else None
         return self
 
     def __exit__(
         self, exception: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._distribution is not None:
-            vars(self._policy.action_dist).clear()
-            vars(self._policy.action_dist).update(self._distribution)
         if exception is not None:
             with th.no_grad():
                 for tensor, saved in self._saved:

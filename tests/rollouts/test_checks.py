@@ -3,6 +3,7 @@ Checks of what environments give: what is not finite is an error that names envi
 and VecNormalize's statistics are never lost to it.
 """
 
+import copy
 import sys
 from typing import Any
 
@@ -243,8 +244,12 @@ class Fills(BaseFeaturesExtractor):
 
 
 def test_a_network_that_is_made_for_holes_gets_them() -> None:
+    class Copies(BaseCallback):
+        def _on_step(self) -> bool:
+            return isinstance(copy.deepcopy(self.model.policy), type(self.model.policy))
+
     env = DummyVecEnv([lambda: Monitor(Holes(cart_pole("gaussian")))])
-    model = model_of(env, policy_kwargs={"features_extractor_class": Fills}).learn(3 * N_STEPS)
+    model = model_of(env, policy_kwargs={"features_extractor_class": Fills}).learn(3 * N_STEPS, Copies())
     assert np.isnan(model.rollout_buffer.observations).any()
     assert all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
     with pytest.raises(ValueError, match="observation of environment 0 is not finite"):
@@ -326,6 +331,27 @@ def test_a_wrapper_that_forgets_the_last_observation_is_told_what_to_do() -> Non
 
     with pytest.raises(ValueError, match=r"last observation of .* environment 0 .*\(4,\), .*terminal_observation"):
         model_of(AddsOne(DummyVecEnv([lambda: cart_pole("gaussian", 3)]))).learn(N_STEPS)
+
+
+def test_an_observation_that_is_a_number_may_be_the_last() -> None:
+    model = model_of(DummyVecEnv([lambda: gym.make("FrozenLake-v1", max_episode_steps=3)])).learn(N_STEPS)
+    assert model._n_updates == 1
+
+
+def test_shapes_are_not_checked_where_checks_are_off() -> None:
+    env = DummyVecEnv([lambda: cart_pole("gaussian")])
+    wrong = np.zeros((1, 7), np.float32)
+    for is_on in (False, True):
+        checks = OutputChecks(env, lambda: "now", can_handle=lambda _: False, is_on=is_on)
+        for check in (
+            checks.check_reset,
+            lambda obs, c=checks: c.check_step(obs, np.zeros(1), np.zeros(1, bool), [{}]),
+        ):
+            if is_on:
+                with pytest.raises(ValueError, match=r"shape \(7,\) now"):
+                    check(wrong)
+            else:
+                check(wrong)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e30])

@@ -235,6 +235,21 @@ def test_frozen_parameters_of_the_critic_stay(freeze: Callable[[ActorCriticPolic
     assert ("value_net.weight" in changed(others, state(model))) == (freeze is freeze_first_layer)
 
 
+def test_a_critic_of_which_nothing_is_its_own_stops_no_update() -> None:
+    kwargs = {
+        "features_extractor_class": Extractor,
+        "features_extractor_kwargs": {"layer": "layer-norm"},
+        "share_features_extractor": True,
+        "net_arch": [8],
+    }
+    model = pendulum(env=SpacesEnv(VECTOR, spaces.Box(-1, 1, (3,))), policy_kwargs=kwargs)
+    for module in (model.policy.mlp_extractor.value_net, model.policy.value_net):
+        module.requires_grad_(False)
+    before = state(model)
+    model.train()
+    assert "action_net.weight" in changed(before, state(model))
+
+
 @pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.PReLU], ids=["plain", "general"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
 @pytest.mark.parametrize("layer", ["layer-norm", "batch-norm", "dropout"])
