@@ -30,6 +30,7 @@ from sb3_trpo.rollouts.noise import check_noise
 from sb3_trpo.rollouts.orphans import end_workers_with_training
 from sb3_trpo.saved_models.algorithm import SafelySaved
 from sb3_trpo.saved_models.portable import undo_portable
+from sb3_trpo.space_checks import SUPPORTED_SPACES, check_observation_encoding, check_spaces
 from sb3_trpo.trust_region.families import check_family
 from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch
 from sb3_trpo.update.actor import Actor
@@ -38,11 +39,6 @@ from sb3_trpo.update.critic import shuffle_rows
 from sb3_trpo.update.diagnostics import Advice
 from sb3_trpo.update.samples import chunks, select, whole_rollout
 from sb3_trpo.update.transaction import check_before_rollout
-from sb3_trpo.validation import (
-    SUPPORTED_SPACES,
-    check_observation_encoding,
-    check_spaces,
-)
 
 # What the rollout buffers give: named tuples of tensors with a row for each state.
 Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples

@@ -7,16 +7,13 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar, ParamSpec, Protocol
+from typing import Any, ParamSpec, Protocol
 
 import gymnasium as gym
 import numpy as np
-import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -27,7 +24,6 @@ class UserError(ValueError):
     """Something that the user gave is not allowed; the message is one sentence that says what is."""
 
 
-SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 # Arguments of Stable-Baselines3's other algorithms.
 ELSEWHERE = {
     "n_epochs": "the critic's epochs are n_critic_updates; the policy takes one step per update",
@@ -58,10 +54,6 @@ REALS = (
     "max_grad_norm",
     "env_timeout",
 )
-FLATTEN = "gymnasium.wrappers.FlattenObservation makes it a vector"
-RESHAPE = "gymnasium.wrappers.TransformAction can reshape it"
-SHIFT = "gymnasium.wrappers.TransformAction can shift it"
-ROUND = "let gymnasium.wrappers.TransformAction round the actions of a Box of floats"
 
 
 class Hyperparameters(Protocol):
@@ -354,103 +346,3 @@ def suggest_names(name: str, names: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, names)
     return f"did you mean {' or '.join(matches)}?" if matches else "nothing has a similar name."
-
-
-def check_spaces(
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-    action_kinds: tuple[type[spaces.Space[Any]], ...] = SUPPORTED_SPACES,
-) -> None:
-    """
-    Check that rollout buffers and policies can take observations and actions.
-
-    :param observation_space: the environment's observation space
-    :param action_space: the environment's action space
-    :param action_kinds: the kinds of action spaces that the algorithm takes
-    :raises UserError: if they can't
-    """
-    _check_kind("action space", action_space, action_kinds)
-    _check_dimensions("action space", action_space, RESHAPE)
-    if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) > 1:
-        _refuse("action space", action_space, f"must have one dimension: {RESHAPE}")
-    # SB3's policies count actions from 0, and give floats for a Box.
-    if np.any(getattr(action_space, "start", 0)):
-        _refuse("action space", action_space, f"must start at 0: {SHIFT}")
-    if isinstance(action_space, spaces.Box) and not np.issubdtype(action_space.dtype, np.floating):
-        _refuse("action space", action_space, f"must not be of integers: take MultiDiscrete, or {ROUND}")
-    for what, space in _parts(observation_space):
-        _check_kind(what, space, SUPPORTED_SPACES)
-        _check_dimensions(what, space, FLATTEN)
-
-
-class HasPolicyClass(Protocol):
-    """An algorithm that knows its spaces and the class of its policy."""
-
-    policy_class: Any
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]]
-    policy_kwargs: dict[str, Any]
-    observation_space: spaces.Space[Any]
-
-
-def check_observation_encoding(algorithm: HasPolicyClass) -> None:
-    """
-    Check that SB3's policies can take what SB3 makes of an observation.
-
-    A user's own policy is the user's business.
-
-    :param algorithm: the algorithm, before it makes its policy
-    :raises UserError: if they can't
-    """
-    if algorithm.policy_class not in algorithm.policy_aliases.values():
-        return
-    is_default = "features_extractor_class" not in algorithm.policy_kwargs
-    if is_default and th.get_default_dtype() != th.float32:
-        raise UserError(
-            f"torch's default_dtype is {th.get_default_dtype()}, but Stable-Baselines3 makes observations float32: "
-            "call torch.set_default_dtype(torch.float32) before the model is made."
-        )
-    takes_dict = issubclass(algorithm.policy_class, MultiInputActorCriticPolicy)
-    if is_default and takes_dict and not isinstance(algorithm.observation_space, spaces.Dict):
-        _refuse("observation space", algorithm.observation_space, "MultiInputPolicy takes a Dict: use 'MlpPolicy'")
-    for what, space in _parts(algorithm.observation_space):
-        if np.any(getattr(space, "start", 0)):
-            _refuse(what, space, f"must start at 0: {FLATTEN}")
-        if space.shape == () and isinstance(space, spaces.Box) and is_default:
-            _refuse(what, space, f"must have at least one dimension: {FLATTEN}")
-
-
-def _parts(observation_space: spaces.Space[Any]) -> Iterator[tuple[str, spaces.Space[Any]]]:
-    if not isinstance(observation_space, spaces.Dict):
-        yield "observation space", observation_space
-        return
-    if not observation_space.spaces:
-        _refuse("observation space", observation_space, "must have at least one entry")
-    for name, space in observation_space.spaces.items():
-        yield f"observation space {name!r}", space
-
-
-def _check_kind(what: str, space: spaces.Space[Any], kinds: tuple[type[spaces.Space[Any]], ...]) -> None:
-    if not isinstance(space, kinds):
-        names = ", ".join(kind.__name__ for kind in kinds)
-        also = ", or a Dict of these" if what == "observation space" else ""
-        _refuse(what, space, f"must be one of {names}{also}")
-
-
-def _check_dimensions(what: str, space: spaces.Space[Any], advice: str) -> None:
-    if isinstance(space, spaces.MultiDiscrete) and len(space.shape) > 1:
-        _refuse(what, space, f"must have one dimension: {advice}")
-    if 0 in (space.shape or ()):
-        _refuse(what, space, "must have at least one element")
-
-
-def _refuse(what: str, space: spaces.Space[Any], requirement: str) -> None:
-    """
-    Refuse a space.
-
-    :param what: the space's name, in words
-    :param space: the space
-    :param requirement: the requirement that it does not meet, in words that follow "but"
-    :raises UserError: always
-    """
-    # NumPy prints matrices in several lines.
-    raise UserError(f"The {what} is {' '.join(str(space).split())}, but {requirement}.")
