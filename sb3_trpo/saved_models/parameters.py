@@ -31,6 +31,14 @@ def read_parameters(source: ModelPath | Parameters, device: th.device | str) -> 
     return dict(parameters)
 
 
+class MisfitError(UserError, RuntimeError):
+    """
+    An error about parameters that do not fit their object.
+
+    In SB3 it comes from torch, as a RuntimeError, which callers may catch.
+    """
+
+
 def fit_parameters(algorithm: object, names: list[str], parameters: Parameters, exact_match: bool) -> Parameters:
     """
     Compare parameters with those of an algorithm, and write nothing.
@@ -67,7 +75,7 @@ def _fit_module(name: str, own: Mapping[str, Any], given: Mapping[str, Any], exa
     if wrong:
         key = min(wrong)
         shapes = [tuple(state[key].shape) if key in state else "none" for state in (own, given)]
-        raise UserError(
+        raise MisfitError(
             f"The parameters of {name!r} do not fit: {key!r} has shape {shapes[0]} here, but {shapes[1]} among those "
             f"that were given ({len(wrong)} do not fit). Nothing was changed."
         )

@@ -130,3 +130,13 @@ def test_moments_of_another_optimizer_begin_anew():
         model.set_parameters(teacher.get_parameters())
     assert_same(weights(teacher), weights(model))
     model.learn(64)
+
+
+def test_parameters_that_are_missing_are_told_as_sb3_tells_them() -> None:
+    """There it is torch that raises a RuntimeError, which callers may catch."""
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu")
+    parameters = model.get_parameters()
+    parameters["policy"] = dict(list(parameters["policy"].items())[:-1])
+    for kind in (RuntimeError, ValueError):
+        with pytest.raises(kind, match=r"value_net\.bias.*Nothing was changed"):
+            model.set_parameters(parameters, exact_match=True)
