@@ -224,20 +224,21 @@ class FastRollout:
         :param obs: the observations, (n_envs, ...)
         :return: the tensors, computed when they are read
         """
-        policy, actions = self.policy, self.actions[-1]
-        obs_tensor = Lazy(lambda: obs_as_tensor(obs, self.algorithm.device))
+        # Not closures with a decorator: to make one takes longer than an environment's step.
+        obs_tensor = Lazy(functools.partial(obs_as_tensor, obs, self.algorithm.device))
+        values = Lazy(functools.partial(self._read_values, step, obs_tensor))
+        log_probs = Lazy(functools.partial(self._read_log_probs, step, obs_tensor, self.actions[-1]))
+        return ShownLocals(obs_tensor=obs_tensor, values=values, log_probs=log_probs)
 
-        @th.no_grad()
-        def values() -> th.Tensor:
-            self.read_values[step] = policy.predict_values(obs_tensor.read())
-            return self.read_values[step]
+    @th.no_grad()
+    def _read_values(self, step: int, obs: Lazy) -> th.Tensor:
+        self.read_values[step] = self.policy.predict_values(obs.read())
+        return self.read_values[step]
 
-        @th.no_grad()
-        def log_probs() -> th.Tensor:
-            self.read_log_probs[step] = policy.get_distribution(obs_tensor.read()).log_prob(actions)
-            return self.read_log_probs[step]
-
-        return ShownLocals(obs_tensor=obs_tensor, values=Lazy(values), log_probs=Lazy(log_probs))
+    @th.no_grad()
+    def _read_log_probs(self, step: int, obs: Lazy, actions: th.Tensor) -> th.Tensor:
+        self.read_log_probs[step] = self.policy.get_distribution(obs.read()).log_prob(actions)
+        return self.read_log_probs[step]
 
     def _store(self, step: int, obs: Observations, actions: np.ndarray, rewards: np.ndarray) -> None:
         buffer = self.buffer

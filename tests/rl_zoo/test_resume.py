@@ -236,14 +236,14 @@ def changed_by_a_stranger(checkpoint: Path, trace: Path) -> None:
 
 def test_what_a_stranger_has_changed_does_not_run(tmp_path, capsys):
     run = interrupted("logs", "--seed", "1", "-n", "64")
-    changed_by_a_stranger(run / CHECKPOINT, tmp_path / "trace")
+    changed_by_a_stranger(run / CHECKPOINT, tmp_path / "sign")
     train("logs", "--seed", "1", "-n", "64")
-    assert not (tmp_path / "trace").exists()
+    assert not (tmp_path / "sign").exists()
     assert ended("logs") == {"Pendulum-v1_2"}
     assert f"{run / CHECKPOINT} is passed over" in capsys.readouterr().out
     # The user's own word counts.
     train("logs", "--seed", "1", "-n", "64", "--trust-checkpoints")
-    assert (tmp_path / "trace").exists()
+    assert (tmp_path / "sign").exists()
 
 
 def test_what_another_account_has_written_is_read_as_data(monkeypatch, capsys):
