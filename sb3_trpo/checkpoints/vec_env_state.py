@@ -29,6 +29,7 @@ from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.offered_state import METHODS, offered_by, offers_state, own_copy
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
+from sb3_trpo.rollouts.checks import innermost
 from sb3_trpo.validation import UserError
 
 # The attributes that change in a wrapper; the others say how it was made.
@@ -76,7 +77,7 @@ def save_vec_env(env: VecEnv) -> dict[str, Any]:
             if type(wrapper) not in WRAPPERS and not offers_state(wrapper):
                 raise NotSavableError(f"{type(wrapper).__name__} has no {METHODS}")
         saved["next_reset"] = pack(_next_reset(env))
-        saved["envs"] = _save_envs(_innermost(env))
+        saved["envs"] = _save_envs(innermost(env))
     # Much of this is the user's own code, and may raise anything, but no checkpoint may end a training.
     except Exception as error:
         saved["why_not"] = str(error) if isinstance(error, NotSavableError) else f"{type(error).__name__}: {error}"
@@ -105,8 +106,8 @@ def restore_vec_env(env: VecEnv, saved: dict[str, Any], seed: int, *, trusted: b
             present = _attributes(wrapper)
             _set_attributes(wrapper, unpack(content, present, CODECS, trusted=trusted), present)
         if not why_not:
-            _restore_envs(_innermost(env), saved["envs"], trusted)
-            vars(_innermost(env)).update(unpack(saved["next_reset"], _next_reset(env), trusted=trusted))
+            _restore_envs(innermost(env), saved["envs"], trusted)
+            vars(innermost(env)).update(unpack(saved["next_reset"], _next_reset(env), trusted=trusted))
             return Restored()
     except NotSavableError as error:
         why_not = why_not or str(error)
@@ -120,17 +121,12 @@ def _wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
         env = env.venv
 
 
-def _innermost(env: VecEnv) -> VecEnv:
-    # Not ``unwrapped``, which is something else where a VecEnv is not SB3's.
-    return env if not isinstance(env, VecEnvWrapper) else _innermost(env.venv)
-
-
 def _names(env: VecEnv) -> list[str]:
-    return [*map(class_path, _wrappers(env)), class_path(_innermost(env))]
+    return [*map(class_path, _wrappers(env)), class_path(innermost(env))]
 
 
 def _next_reset(env: VecEnv) -> dict[str, Any]:
-    inner = vars(_innermost(env))
+    inner = vars(innermost(env))
     return {name: inner[name] for name in OF_NEXT_RESET if name in inner}
 
 

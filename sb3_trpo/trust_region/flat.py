@@ -23,7 +23,7 @@ class FlatParameters:
 
     def __init__(self, tensors: Sequence[nn.Parameter]) -> None:
         self.tensors = tuple(tensors)
-        self._shapes = [_real(tensor.detach()).shape for tensor in self.tensors]
+        self._shapes = [as_real(tensor.detach()).shape for tensor in self.tensors]
         self._sizes = [shape.numel() for shape in self._shapes]
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class FlatParameters:
         """
         with th.no_grad():
             for tensor, values in zip(self.tensors, self.split(vector), strict=True):
-                _real(tensor).copy_(values)
+                as_real(tensor).copy_(values)
 
     def split(self, vector: th.Tensor) -> list[th.Tensor]:
         """
@@ -78,9 +78,15 @@ def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
     :param tensors: at least one; a complex one counts as its real and imaginary parts
     :return: a copy of their elements
     """
-    return th.cat([_real(tensor.detach()).reshape(-1) for tensor in tensors])
+    return th.cat([as_real(tensor.detach()).reshape(-1) for tensor in tensors])
 
 
-def _real(tensor: th.Tensor) -> th.Tensor:
+def as_real(tensor: th.Tensor) -> th.Tensor:
+    """
+    View a complex tensor as its real and imaginary parts.
+
+    :param tensor: any tensor
+    :return: the parts, in a last axis of 2; a real tensor as it is
+    """
     # A gradient of a complex parameter is conjugated lazily, and that has no real view.
     return th.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

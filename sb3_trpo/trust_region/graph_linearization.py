@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from sb3_trpo.trust_region.families import family_and_z
-from sb3_trpo.trust_region.flat import FlatParameters
+from sb3_trpo.trust_region.flat import FlatParameters, as_real
 from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 from sb3_trpo.trust_region.shared_switches import NO_CUDNN, SharedSwitches
@@ -70,7 +70,7 @@ class GraphLinearization(Linearization):
         if not self._w:
             w = [th.zeros_like(z, requires_grad=True) for z in self._z]
             g = self._backward(self.parameters.tensors, w, create_graph=True)
-            self._g = [(i, _real(g_i)) for i, g_i in enumerate(g) if g_i is not None and g_i.requires_grad]
+            self._g = [(i, as_real(g_i)) for i, g_i in enumerate(g) if g_i is not None and g_i.requires_grad]
             # What is marked as ``once_differentiable`` cuts the graph with a node that raises only if it is reached,
             # as it never is on the way to w.
             if any(node.name() == "torch::autograd::Error" for node in _nodes_behind([g_i for _, g_i in self._g])):
@@ -110,7 +110,7 @@ class GraphLinearization(Linearization):
             for tensor, values in zip(self.parameters, self.parameters.split(theta), strict=True):
                 # Through ``data``, for the graph is still needed: any other write would make autograd refuse to go
                 # through what was computed from the parameter before, although it is put back.
-                _real(tensor.data).copy_(values)
+                as_real(tensor.data).copy_(values)
             with use_twice_differentiable_kernels(self._policy):
                 return family_and_z(self._distribution_of())[1]
         finally:
@@ -125,7 +125,7 @@ class GraphLinearization(Linearization):
         """Multiply by the rows of Jᵀ that belong to the chosen parameters."""
         chosen = [self.parameters.tensors[i] for i in positions]
         pieces = self._backward(chosen, u)
-        return [_real(th.zeros_like(p) if piece is None else piece) for p, piece in zip(chosen, pieces, strict=True)]
+        return [as_real(th.zeros_like(p) if piece is None else piece) for p, piece in zip(chosen, pieces, strict=True)]
 
     def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
         """Go through the layers that were recorded; all states count, for leaving some out would save no time."""
@@ -171,10 +171,6 @@ class GraphLinearization(Linearization):
 
     def _flat(self, gradients: Sequence[th.Tensor | None]) -> th.Tensor:
         return self.parameters.flatten_gradients(gradients)
-
-
-def _real(tensor: th.Tensor) -> th.Tensor:
-    return th.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def parameters_behind(tensors: Sequence[th.Tensor], candidates: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -15,8 +15,6 @@ from torch import nn
 from sb3_trpo.trust_region.shared_switches import NO_CUDNN
 from sb3_trpo.update.samples import select
 
-LstmState = tuple[th.Tensor, th.Tensor]
-
 
 class SequenceSamples(NamedTuple):
     """
