@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 from collections.abc import Iterator
 
@@ -27,3 +28,15 @@ def logs_in_pytests_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def distributions_check_their_arguments() -> None:
     """As in a new process: the first use of torch.compile switches these checks off for good."""
     th.distributions.Distribution.set_default_validate_args(__debug__)
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Fail the test that leaves a process, not the one that later finds it."""
+    before = set(multiprocessing.active_children())
+    yield
+    left = set(multiprocessing.active_children()) - before
+    for process in left:
+        process.kill()
+        process.join()
+    assert not left

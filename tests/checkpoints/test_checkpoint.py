@@ -507,13 +507,16 @@ def test_whatever_lies_there_is_told_in_one_sentence(damage, tmp_path):
 def test_evaluation_environments_that_are_reset_are_told(tmp_path):
     # Processes without the wrapper that lets checkpoints in.
     setup = Setup("CartPole-v1")
+    envs = []
 
     def evaluation() -> list[BaseCallback]:
-        env = make_vec_env("CartPole-v1", 1, seed=7, vec_env_cls=SubprocVecEnv)
-        return [EvalCallback(env, eval_freq=2 * N_STEPS - 7, n_eval_episodes=1, verbose=0)]
+        envs.append(make_vec_env("CartPole-v1", 1, seed=7, vec_env_cls=SubprocVecEnv))
+        return [EvalCallback(envs[-1], eval_freq=2 * N_STEPS - 7, n_eval_episodes=1, verbose=0)]
 
     with pytest.warns(UserWarning, match="evaluation environments of EvalCallback go on with new episodes"):
         crash_and_go_on(setup, tmp_path, 5 * ROLLOUT, callbacks=evaluation)
+    for env in envs:
+        env.close()
 
 
 class Foreign(PPO):
