@@ -56,6 +56,8 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
 
     # The action spaces that the algorithm takes; a subclass may take fewer.
     supported_action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = SUPPORTED_SPACES
+    # What TensorBoard calls a run that ``learn`` is given no name for.
+    log_name: ClassVar[str] = "TRPO"
 
     target_kl: float | Schedule
     min_std: float | Schedule
@@ -212,7 +214,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "TRPO",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfAlgorithm:
@@ -222,7 +224,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :param total_timesteps: the steps to train for, over all environments; the last rollout is finished
         :param callback: the callback, or a list of them
         :param log_interval: the number of updates between two entries of the log
-        :param tb_log_name: the run's name for TensorBoard
+        :param tb_log_name: the run's name for TensorBoard; None is the class's ``log_name``
         :param reset_num_timesteps: whether to count steps from 0, rather than go on
         :param progress_bar: whether to show a progress bar
         :return: the algorithm
@@ -230,7 +232,12 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         """
         with end_workers_with_training(self.env):
             return super().learn(
-                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+                total_timesteps,
+                callback,
+                log_interval,
+                self.log_name if tb_log_name is None else tb_log_name,
+                reset_num_timesteps,
+                progress_bar,
             )
 
     def collect_rollouts(

@@ -63,6 +63,7 @@ class MaskableTRPO(TRPO):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = MaskablePPO.policy_aliases
+    log_name: ClassVar[str] = "MaskableTRPO"
     supported_action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
         spaces.Discrete,
         spaces.MultiDiscrete,
@@ -76,7 +77,7 @@ class MaskableTRPO(TRPO):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "MaskableTRPO",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         use_masking: bool = True,
         progress_bar: bool = False,
@@ -87,7 +88,7 @@ class MaskableTRPO(TRPO):
         :param total_timesteps: the number of steps, in all environments together
         :param callback: the callback, or a list of them
         :param log_interval: the number of updates between two entries of the log
-        :param tb_log_name: the name of the run in TensorBoard
+        :param tb_log_name: the run's name for TensorBoard; None is the class's ``log_name``
         :param reset_num_timesteps: whether to count steps from 0
         :param use_masking: whether to ask the environments for masks; without, every choice is allowed
         :param progress_bar: whether to show a progress bar

@@ -157,6 +157,7 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):  # type: ignore[misc]
         "CnnLstmPolicy": MaskableCnnLstmPolicy,
         "MultiInputLstmPolicy": MaskableMultiInputLstmPolicy,
     }
+    log_name: ClassVar[str] = "MaskableRecurrentTRPO"
     # Of the last rollout, (n_steps, n_envs, number of choices); None if it was without.
     _rollout_masks: np.ndarray | None = None
 

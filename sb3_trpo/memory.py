@@ -6,7 +6,7 @@ sequences: gradients and curvature go through time, from a sequence's first step
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.networks.plain_policy import extract_features
@@ -42,8 +42,6 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-SelfRecurrentTRPO = TypeVar("SelfRecurrentTRPO", bound="RecurrentTRPO")
-
 
 class RecurrentTRPO(TRPO):
     """
@@ -55,30 +53,9 @@ class RecurrentTRPO(TRPO):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = RecurrentPPO.policy_aliases
+    log_name: ClassVar[str] = "RecurrentTRPO"
     # What the LSTMs remember, before the next step of the training environments.
     _last_lstm_states: RNNStates | None = None
-
-    def learn(
-        self: SelfRecurrentTRPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "RecurrentTRPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfRecurrentTRPO:
-        """
-        Train, as ``TRPO.learn`` does.
-
-        :param total_timesteps: the number of steps, in all environments together
-        :param callback: the callback, or a list of them
-        :param log_interval: the number of updates between two entries of the log
-        :param tb_log_name: the name of the run in TensorBoard
-        :param reset_num_timesteps: whether to count steps from 0
-        :param progress_bar: whether to show a progress bar
-        :return: the algorithm
-        """
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def get_checkpoint_state(self) -> dict[str, Any]:
         """

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
-from sb3_trpo import MaskableRecurrentTRPO, RecurrentTRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 
 SMALL = {"lstm_hidden_size": 4, "net_arch": [5]}
 SPACES = [spaces.Discrete(5), spaces.MultiDiscrete([3, 4]), spaces.MultiBinary(3)]
@@ -165,3 +165,19 @@ def test_bad_masks_and_policies_without_masks_are_refused() -> None:
     make(env=make_vec_env("CartPole-v1", n_envs=2)).learn(64, use_masking=False)
     with pytest.raises(ValueError, match=r"or a subclass of one of these"):
         MaskableRecurrentTRPO(RecurrentActorCriticPolicy, envs())
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    [
+        (TRPO, "MlpPolicy"),
+        (MaskableTRPO, "MlpPolicy"),
+        (RecurrentTRPO, "MlpLstmPolicy"),
+        (MaskableRecurrentTRPO, "MlpLstmPolicy"),
+    ],
+)
+def test_a_run_is_called_after_its_algorithm_unless_it_is_given_a_name(tmp_path: Any, kind: Any, policy: str) -> None:
+    model = kind(policy, envs(p_allowed=1.0), n_steps=8, batch_size=8, device="cpu", tensorboard_log=str(tmp_path))
+    model.learn(16)
+    model.learn(16, tb_log_name="mine")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{kind.__name__}_1", "mine_1"}
