@@ -10,21 +10,20 @@ from typing import Any, NoReturn
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost
 from sb3_trpo.rollouts.failures import Failures, WaitingWatch, limit_waiting
+from sb3_trpo.rollouts.loop_env import LoopEnv
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
 from sb3_trpo.rollouts.steps import make_step
 from sb3_trpo.validation import UserError
 
 
-class StepGuard(VecEnvWrapper):
+class StepGuard(LoopEnv):
     """
     The user's environments for the duration of a rollout: stepped, checked, watched, and not changed.
-
-    The loop that collects the rollout gets it in place of the environments, and nobody else sees it.
 
     :param env: the training environments, with their wrappers
     :param count_steps: a function that gives the number of finished steps
@@ -42,12 +41,7 @@ class StepGuard(VecEnvWrapper):
         checks_outputs: bool,
         said: set[str],
     ) -> None:
-        # Not ``VecEnvWrapper.__init__``, which asks the environments for attributes: some answer with an error.
-        self.venv = env
-        self.num_envs = env.num_envs
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.render_mode = getattr(env, "render_mode", None)
-        self.class_attributes: dict[str, Any] = {}
+        super().__init__(env)
         # Whether the policy is at work, because the loop is neither in a step nor in a callback.
         self.is_acting = True
         # Whether a step has begun and not ended; if it failed, it never will.
@@ -115,14 +109,6 @@ class StepGuard(VecEnvWrapper):
             f"The policy's action for environment {index} is not finite {self._after_steps()}: its observation is "
             "beyond what the network can stand. Observations of ordinary size (VecNormalize) help."
         )
-
-    def reset(self) -> VecEnvObs:
-        """Reset the environments."""
-        return self.venv.reset()
-
-    def step_wait(self) -> VecEnvStepReturn:
-        """Wait for the environments' step."""
-        return self.venv.step_wait()
 
 
 class CopyingGuard(StepGuard):

@@ -7,32 +7,26 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from sb3_trpo.rollouts.loop_env import LoopEnv
 from sb3_trpo.validation import UserError
 
 # The environments' method, as sb3-contrib has it.
 METHOD = "action_masks"
 
 
-class MaskGuard(VecEnvWrapper):
+class MaskGuard(LoopEnv):
     """
     The environments as a loop sees them that asks them for masks, which are checked.
-
-    The loop gets it in place of the environments, and nobody else sees it.
 
     :param env: the environments behind their guard
     :param when: a function that gives the moment in words, such as "after 10 steps"
     """
 
     def __init__(self, env: VecEnv, when: Callable[[], str]) -> None:
-        # Not ``VecEnvWrapper.__init__``, which asks the environments for attributes: some answer with an error.
-        self.venv = env
-        self.num_envs = env.num_envs
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.render_mode = getattr(env, "render_mode", None)
-        self.class_attributes: dict[str, Any] = {}
+        super().__init__(env)
         self._sizes = mask_sizes(env.action_space)
         self._when = when
 
@@ -103,23 +97,6 @@ class MaskGuard(VecEnvWrapper):
 
     def _refuse(self, index: int, what: str) -> None:
         raise UserError(f"The action masks of environment {index} of {self.num_envs} {self._when()} are {what}.")
-
-    def step(self, actions: np.ndarray) -> VecEnvStepReturn:
-        """
-        Step the environments.
-
-        :param actions: the actions, (n_envs, ...)
-        :return: what the environments give
-        """
-        return self.venv.step(actions)
-
-    def reset(self) -> VecEnvObs:
-        """Reset the environments."""
-        return self.venv.reset()
-
-    def step_wait(self) -> VecEnvStepReturn:
-        """Wait for the environments' step."""
-        return self.venv.step_wait()
 
 
 def mask_sizes(action_space: spaces.Space[Any]) -> Sequence[int]:
