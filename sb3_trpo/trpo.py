@@ -32,13 +32,14 @@ from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.line_search import LineSearchResult, backtracking_line_search
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
+from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate, normalize_advantages
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.critic import CriticFit, CriticSettings, TrustRegion, fit_critic
 from sb3_trpo.update.diagnostics import Advice, PolicyStep, record_update
 from sb3_trpo.update.std_bounds import std_bounds
 from sb3_trpo.update.training_mode import find_fixed_statistics
-from sb3_trpo.update.transaction import NonFiniteError, Transaction, skip_distribution_checks
+from sb3_trpo.update.transaction import NonFiniteError, Transaction
 from sb3_trpo.validation import (
     UserError,
     check_environment,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import torch as th
+from torch.distributions import Distribution
 
 
 class SharedSwitches:
@@ -60,3 +61,29 @@ def _without_cudnn() -> Iterator[None]:
 
 
 NO_CUDNN = SharedSwitches(_without_cudnn)
+
+
+@contextlib.contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    checks = Distribution._validate_args
+    try:
+        Distribution.set_default_validate_args(False)
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
+
+
+_UNCHECKED = SharedSwitches(_unchecked_distributions)
+
+
+def skip_distribution_checks() -> contextlib.AbstractContextManager[None]:
+    """
+    Switch off torch's argument checks of distributions in a block.
+
+    A step that is too long may give distribution parameters that are not finite. That is for the line search to judge,
+    not for an exception from inside the policy; and on a GPU each check waits for the device. torch has one switch for
+    the whole process and no other way.
+
+    :return: the context manager
+    """
+    return _UNCHECKED.hold()

@@ -2,19 +2,14 @@
 All or nothing: a policy that an update leaves half done is put back to what it was.
 """
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch.distributions import Distribution as TorchDistribution
 from torch.nn.parameter import is_lazy
-
-from sb3_trpo.trust_region.shared_switches import SharedSwitches
 
 
 class NonFiniteError(ArithmeticError):
@@ -126,29 +121,3 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, list):
         return [_cloned(part) for part in value]
     return copy.deepcopy(value)
-
-
-@contextlib.contextmanager
-def _unchecked_distributions() -> Iterator[None]:
-    checks = TorchDistribution._validate_args
-    try:
-        TorchDistribution.set_default_validate_args(False)
-        yield
-    finally:
-        TorchDistribution.set_default_validate_args(checks)
-
-
-_UNCHECKED = SharedSwitches(_unchecked_distributions)
-
-
-def skip_distribution_checks() -> contextlib.AbstractContextManager[None]:
-    """
-    Switch off torch's argument checks of distributions in a block.
-
-    A step that is too long may give distribution parameters that are not finite. That is for the line search to judge,
-    not for an exception from inside the policy; and on a GPU each check waits for the device. torch has one switch for
-    the whole process and no other way.
-
-    :return: the context manager
-    """
-    return _UNCHECKED.hold()

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo import TRPO
-from sb3_trpo.update.transaction import skip_distribution_checks
+from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnx, onnxscript and onnxruntime")
 pytest.importorskip("onnxscript", reason="needs onnx, onnxscript and onnxruntime")

@@ -27,7 +27,7 @@ from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.trust_region.kronecker_factor import KroneckerFactor
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization, Linearizations
 from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_preconditioner
-from sb3_trpo.update.transaction import skip_distribution_checks
+from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 
 DAMPING = 0.1
 

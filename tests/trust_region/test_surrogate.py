@@ -12,8 +12,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.trust_region.families import family_and_z
 from sb3_trpo.trust_region.linearization import Linearizations
+from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate
-from sb3_trpo.update.transaction import skip_distribution_checks
 
 N_STATES = 12
 

@@ -10,7 +10,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import set_random_seed
 from torch import nn
-from torch.distributions import Distribution as TorchDistribution
 from updates import actor_state, changed, collect, data_pointers, log, pendulum, state
 
 from sb3_trpo import TRPO
@@ -18,7 +17,7 @@ from sb3_trpo.trpo import MAX_FAILURES
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.surrogate import Surrogate
 from sb3_trpo.update.flat_adam import FlatAdam
-from sb3_trpo.update.transaction import NonFiniteError, Transaction, skip_distribution_checks
+from sb3_trpo.update.transaction import NonFiniteError, Transaction
 
 # Each stage of an update, by a piece of it that runs there, and the call at which it is to fail.
 STAGES = {
@@ -245,19 +244,6 @@ def test_a_failed_search_moves_the_critic_alone() -> None:
     assert log(model)["train/step_fraction"] == 0.0
     assert not changed(actor, actor_state(model))
     assert {"value_net.weight", "optimizer.value_net.weight.step"} <= changed(before, state(model))
-
-
-def test_the_distributions_checks_are_switched_on_again() -> None:
-    before = TorchDistribution._validate_args
-
-    def interrupted() -> None:
-        with skip_distribution_checks():
-            assert not TorchDistribution._validate_args
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert TorchDistribution._validate_args == before
 
 
 def test_buffers_are_restored_and_may_hold_infinities() -> None:
