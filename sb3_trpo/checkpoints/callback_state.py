@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnNoModelImprovement,
 )
 
-from sb3_trpo.callbacks.traversal import walk_callbacks
+from sb3_trpo.checkpoints.callback_tree import walk_callbacks
 from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part, printable
 from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.offered_state import offered_by, offers_state

@@ -13,8 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_trpo.callbacks.traversal import walk_callbacks
 from sb3_trpo.checkpoints.callback_state import restore_callbacks, save_callbacks
+from sb3_trpo.checkpoints.callback_tree import walk_callbacks
 from sb3_trpo.checkpoints.env_state import process_random
 from sb3_trpo.checkpoints.episodes import restore_episodes, save_episodes
 from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part, printable
