@@ -13,12 +13,13 @@ from stable_baselines3.common.callbacks import (
 )
 
 from sb3_trpo.checkpoints.callback_tree import walk_callbacks
-from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part, printable
+from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part
 from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.offered_state import offered_by, offers_state
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
+from sb3_trpo.saved_models.refused import printable
 
 # These are numbers: nothing else is set, neither paths nor names.
 COUNTERS: dict[type, tuple[str, ...]] = {
@@ -106,7 +107,7 @@ def _restore(callback: BaseCallback, saved: dict[str, Any], doubts: list[str], t
         restored = restore_vec_env(callback.eval_env, part(saved, "env", dict), callback.num_timesteps, trusted=trusted)
         if restored.why_reset:
             doubts.append(
-                f"the evaluation environments of {kind} go on with new episodes: {printable(restored.why_reset)}"
+                f"the evaluation environments of {kind} go on with new episodes: {printable(str(restored.why_reset))}"
             )
 
 

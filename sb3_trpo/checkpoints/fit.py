@@ -96,15 +96,5 @@ def check_numbers(name: str, value: Any) -> Any:
     return value
 
 
-def printable(text: str) -> str:
-    """
-    Make a text from a file harmless to a terminal.
-
-    :param text: any text
-    :return: the text without the characters that a terminal would obey
-    """
-    return "".join(character for character in str(text)[:500] if character.isprintable())
-
-
 def _refuse(name: str, found: str, wanted: str) -> None:
     raise UserError(f"The checkpoint does not fit this training: {name} {found}, but should be {wanted}.")

@@ -17,13 +17,14 @@ from sb3_trpo.checkpoints.callback_state import restore_callbacks, save_callback
 from sb3_trpo.checkpoints.callback_tree import walk_callbacks
 from sb3_trpo.checkpoints.env_state import process_random
 from sb3_trpo.checkpoints.episodes import restore_episodes, save_episodes
-from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part, printable
+from sb3_trpo.checkpoints.fit import check_count, check_fits, check_numbers, part
 from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.logged import restore_logged, save_logged
 from sb3_trpo.checkpoints.offered_state import offered_by, offers_state, own_copy
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError
 from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
+from sb3_trpo.saved_models.refused import printable
 
 # ``learn`` sets counters anew, and a model that is not trusted comes without observations.
 COUNTERS = ("num_timesteps", "_episode_num")
@@ -100,12 +101,12 @@ def restore_training(
     """
     assert model.env is not None
     saved = unpack(content)
-    resumed = Resumed(doubts=list(map(printable, part(saved, "doubts", list))))
+    resumed = Resumed(doubts=[printable(str(doubt)) for doubt in part(saved, "doubts", list)])
     restore_callbacks(callback, part(saved, "callbacks", list), resumed.doubts, trusted)
     counters = part(saved, "counters", dict)
     steps = check_count("num_timesteps", counters["num_timesteps"])
     env = restore_vec_env(model.env, part(saved, "env", dict), (model.seed or 0) + steps, trusted=trusted)
-    resumed.why_reset = printable(env.why_reset)
+    resumed.why_reset = printable(str(env.why_reset))
     for name in COUNTERS:
         setattr(model, name, check_count(name, counters.get(name)))
     # Steps from before do not count for this process's speed.

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from sb3_trpo.checkpoints.checkpoint import read_note
 from sb3_trpo.rl_zoo.seal import has_own_seal
+from sb3_trpo.saved_models.refused import printable
 
 try:
     import fcntl
@@ -191,10 +192,9 @@ def say(text: str) -> None:
     """
     Print a line about what was found in the log folder.
 
-    :param text: the line; a stranger may have written parts of it, so that a ? takes the place of characters that a
-        terminal would obey
+    :param text: the line; a stranger may have written parts of it, so that what a terminal would obey is written out
     """
-    print("".join(character if character.isprintable() else "?" for character in text))
+    print(printable(text))
 
 
 def try_lock(run: Path) -> IO[bytes] | None:
