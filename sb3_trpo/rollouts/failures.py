@@ -98,9 +98,10 @@ class Failures:
         :return: the environment's number; None if it comes from elsewhere, or that can't be told
         """
         if isinstance(self._env, DummyVecEnv):
-            return _first_in_traceback(error.__traceback__, self._env.envs, DummyVecEnv)
+            index = _first_at_work(error.__traceback__, self._env.envs)
+            return _counted_by_loop(error.__traceback__, self._env) if index is None else index
         if isinstance(self._env, SubprocVecEnv):
-            index = _first_in_traceback(error.__traceback__, self._env.remotes, None)
+            index = _first_at_work(error.__traceback__, self._env.remotes)
             if index is None and isinstance(error, (EOFError, OSError)) and _ended_workers(self._env):
                 return 0  # The message names the processes that have ended, whatever this number is.
             return index
@@ -247,36 +248,40 @@ def _how_it_ended(exit_code: int) -> str:
     return f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code} (see its output)"
 
 
-def _first_in_traceback(
-    traceback: TracebackType | None, objects: Sequence[object], container: type | None
-) -> int | None:
+def _first_at_work(traceback: TracebackType | None, objects: Sequence[object]) -> int | None:
     """
     Find out which of several objects was at work when an exception was raised.
 
     :param traceback: the exception's traceback
     :param objects: the objects
-    :param container: a class in whose methods the only local variable of type int counts the objects; None for none
     :return: the number of the first object that one of the frames works on; None if there is none
     """
     while traceback is not None:
-        frame = traceback.tb_frame
-        at_work = list(frame.f_locals.values())
+        at_work = list(traceback.tb_frame.f_locals.values())
         for i, candidate in enumerate(objects):
             if any(candidate is value for value in at_work):
                 return i
-        if container is not None and frame.f_code in _codes(container):
-            counts = [value for value in at_work if type(value) is int]
-            if len(counts) == 1:
-                counted = counts[0]
-                # A frame below may know better, unless the container itself has failed.
-                deeper = _first_in_traceback(traceback.tb_next, objects, None)
-                return counted if deeper is None else deeper
         traceback = traceback.tb_next
     return None
 
 
-def _codes(kind: type) -> set[object]:
-    return {function.__code__ for function in vars(kind).values() if hasattr(function, "__code__")}
+def _counted_by_loop(traceback: TracebackType | None, env: DummyVecEnv) -> int | None:
+    """
+    Find out at which environment's results SB3's loop over the environments has failed: their number, shape or type.
+
+    No environment is at work then. Only the loop knows the number, in a local variable, and shows it in no other way.
+
+    :param traceback: the exception's traceback
+    :param env: the environments
+    :return: the environment's number; None if it is not SB3's loop that has failed
+    """
+    loops = {getattr(DummyVecEnv, name).__code__ for name in ("step_wait", "reset", "_save_obs")}
+    while traceback is not None:
+        shown = traceback.tb_frame.f_locals
+        if traceback.tb_frame.f_code in loops and shown["self"] is env and "env_idx" in shown:
+            return int(shown["env_idx"])
+        traceback = traceback.tb_next
+    return None
 
 
 def _add_note(error: Exception, note: str) -> None:

@@ -59,6 +59,8 @@ class FailingEnv(SpacesEnv):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.fault == "wrong shape":
                 obs = np.zeros(5, np.float32)
+            if self.fault == "old Gym":
+                return obs, reward, False, {}
             if self.fault == "blocks":
                 time.sleep(3600)
         return obs, reward, *rest
@@ -194,6 +196,15 @@ def test_an_environments_own_exception_is_told_with_its_number(fault, error, at,
         model.learn(10_000, watch)
     assert caught.value.__notes__ == [f"This happened in environment 1 of 2, after {N_ENVS * at} steps."]
     assert_lives_on(model, watch, tmp_path)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize("fault", ["raises", "wrong shape", "old Gym"])
+def test_what_sb3s_own_step_stumbles_over_is_told_with_the_environments_number(fault):
+    # Below a wrapper that is not ours, the environments are stepped by SB3's method.
+    with pytest.raises((BrokenError, ValueError)) as caught:
+        model_in(VecMonitor(make_env(DummyVecEnv, fault))).learn(10_000)
+    assert caught.value.__notes__ == [f"This happened in environment 1 of 2, after {N_ENVS * FAILS_AT} steps."]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
