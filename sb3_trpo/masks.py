@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.rollouts.mask_guard import MaskGuard, mask_sizes
+from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.samples import whole_rollout
@@ -166,6 +167,9 @@ class MaskableTRPO(TRPO):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_use_masking"]
+
+
+allow_in_files(*MaskableTRPO.policy_aliases.values(), MaskableRolloutBuffer, MaskableDictRolloutBuffer)
 
 
 def mask_logits(logits: th.Tensor, masks: th.Tensor) -> th.Tensor:

@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.masks import MaskableTRPO, mask_logits
 from sb3_trpo.memory import RecurrentTRPO
 from sb3_trpo.rollouts.mask_guard import METHOD, MaskGuard, mask_sizes
+from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.sequences import SequenceSamples
 from sb3_trpo.validation import UserError
@@ -210,3 +211,6 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):  # type: ignore[misc]
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_rollout_masks"]
+
+
+allow_in_files(*MaskableRecurrentTRPO.policy_aliases.values())

@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.networks.plain_policy import extract_features
+from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region.graph_linearization import use_twice_differentiable_kernels
 from sb3_trpo.update.samples import chunk_size
@@ -197,3 +198,6 @@ class RecurrentTRPO(TRPO):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_lstm_states"]
+
+
+allow_in_files(*RecurrentTRPO.policy_aliases.values(), RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)

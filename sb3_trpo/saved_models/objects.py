@@ -2,7 +2,6 @@
 The objects that a saved model may hold besides its weights: a short list, each made by its own constructor.
 """
 
-import importlib
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -177,12 +176,6 @@ def _find_class(name: Name) -> type:
     :return: the class
     :raises RefusedModelError: if it is not on the list
     """
-    if name.name in OPTIONAL_CLASSES.get(name.module, ()):
-        try:
-            found: type = getattr(importlib.import_module(name.module), name.name)
-        except ImportError as error:
-            raise RefusedModelError(f"it holds {name}, which is not installed") from error
-        return found
     if str(name) not in CLASSES:
         raise RefusedModelError(f"it holds {name}, which is not allowed")
     return CLASSES[str(name)]
@@ -270,6 +263,17 @@ def _state(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def allow_in_files(*classes: type) -> None:
+    """
+    Allow classes as arguments in saved models.
+
+    A module calls this for the policies and buffers that its algorithm has and TRPO has not.
+
+    :param classes: the classes
+    """
+    CLASSES.update((_path(item), item) for item in classes)
+
+
 def _path(item: type) -> str:
     return f"{item.__module__}.{item.__qualname__}"
 
@@ -297,26 +301,6 @@ CLASSES: dict[str, type] = {
         *(getattr(th.nn, name) for name in th.nn.modules.activation.__all__),
         *(item for item in vars(th.optim).values() if isinstance(item, type) and issubclass(item, th.optim.Optimizer)),
     )
-}
-# Such classes of packages that need not be installed; they are imported when a file names one.
-OPTIONAL_CLASSES: dict[str, tuple[str, ...]] = {
-    "sb3_contrib.common.maskable.policies": (
-        "MaskableActorCriticPolicy",
-        "MaskableActorCriticCnnPolicy",
-        "MaskableMultiInputActorCriticPolicy",
-    ),
-    "sb3_contrib.common.maskable.buffers": ("MaskableRolloutBuffer", "MaskableDictRolloutBuffer"),
-    "sb3_contrib.common.recurrent.policies": (
-        "RecurrentActorCriticPolicy",
-        "RecurrentActorCriticCnnPolicy",
-        "RecurrentMultiInputActorCriticPolicy",
-    ),
-    "sb3_contrib.common.recurrent.buffers": ("RecurrentRolloutBuffer", "RecurrentDictRolloutBuffer"),
-    "sb3_trpo.masks_and_memory": (
-        "MaskableLstmPolicy",
-        "MaskableCnnLstmPolicy",
-        "MaskableMultiInputLstmPolicy",
-    ),
 }
 CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
