@@ -18,7 +18,7 @@ from stable_baselines3.common.distributions import kl_divergence as sb3s_kl_dive
 from stable_baselines3.common.utils import LinearSchedule
 from updates import action_distributions, mean_kl
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.saved_models.contrib import (
     NOT_CALLED,
     averaged_dimensions,
@@ -116,7 +116,7 @@ class Algorithm(TRPO):
     """A subclass that changes nothing of sb3-contrib's."""
 
 
-@pytest.mark.parametrize("name", ["hessian_vector_product", "_compute_actor_grad"])
+@pytest.mark.parametrize("name", NOT_CALLED)
 def test_overridden_methods_of_contribs_are_told_once(name):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -126,9 +126,12 @@ def test_overridden_methods_of_contribs_are_told_once(name):
     assert f"method {name}, which this TRPO never calls: override {NOT_CALLED[name]} instead" in message
 
 
-def test_what_is_named_instead_exists():
-    for name in NOT_CALLED.values():
-        assert callable(getattr(TRPO, name))
+def test_what_is_not_called_is_contribs_alone_and_what_is_named_instead_is_ours():
+    for theirs, ours in NOT_CALLED.items():
+        assert callable(getattr(sb3_contrib.TRPO, theirs))
+        assert callable(getattr(TRPO, ours))
+        for algorithm in (TRPO, MaskableTRPO, RecurrentTRPO, MaskableRecurrentTRPO):
+            assert not hasattr(algorithm, theirs)
 
 
 def hyperparameter_warnings(path: Path) -> list[str]:
