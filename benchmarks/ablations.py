@@ -36,6 +36,8 @@ SETTINGS = (
 
 def make_runs(options: Namespace) -> list[RunSpecification]:
     """
+    List the runs of this campaign.
+
     :param options: the command line's
     :return: the runs
     """

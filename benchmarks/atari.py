@@ -58,6 +58,8 @@ def measure_apart(name: str, game: str, n_updates: int) -> list[dict[str, float]
 
 def measure(name: str, game: str, n_updates: int) -> list[dict[str, float]]:
     """
+    Measure updates of one algorithm on a game.
+
     :param name: of an algorithm
     :param game: of Atari
     :param n_updates: how many

@@ -29,6 +29,8 @@ def pytest_report_header():
 
 def main(options: list[str]) -> int:
     """
+    Run sb3-contrib's own tests on this package's TRPO.
+
     :param options: of pytest
     :return: pytest's exit status
     """
@@ -44,6 +46,8 @@ def main(options: list[str]) -> int:
 
 def download(requirement: str, folder: Path) -> Path:
     """
+    Download a source distribution.
+
     :param requirement: of one exact version
     :param folder: for the file
     :return: its source distribution
@@ -56,6 +60,8 @@ def download(requirement: str, folder: Path) -> Path:
 
 def unpack(archive: Path) -> Path:
     """
+    Unpack a source distribution.
+
     :param archive: a source distribution
     :return: the folder of its sources
     """

@@ -58,6 +58,8 @@ N_STATES = 2000
 @dataclass(frozen=True)
 class Choice:
     """
+    A way to choose the direction.
+
     :param gae_lambda: λ of the advantages
     :param cg_damping: of the direction
     """
@@ -114,6 +116,8 @@ class StandStill(BaseCallback):
 
 def judge(model: TRPO, buffers: Sequence[RolloutBuffer], choices: Sequence[Choice]) -> Gains:
     """
+    Judge the directions that choices lead to.
+
     :param model: with the policy that collected the rollouts
     :param buffers: the rollouts, in their order
     :param choices: to be judged
@@ -134,6 +138,8 @@ def judge(model: TRPO, buffers: Sequence[RolloutBuffer], choices: Sequence[Choic
 
 def pooled_fisher(model: TRPO, buffers: Sequence[RolloutBuffer]) -> Fisher:
     """
+    Measure F over many rollouts.
+
     :param model: of the policy
     :param buffers: rollouts
     :return: F over states from all of them
@@ -151,6 +157,8 @@ def actor_of(model: TRPO) -> Actor:
 
 def gradients(model: TRPO, buffers: Sequence[RolloutBuffer], gae_lambda: float) -> th.Tensor:
     """
+    Compute each rollout's gradient.
+
     :param model: of the policy
     :param buffers: rollouts
     :param gae_lambda: λ of their advantages
@@ -172,6 +180,8 @@ def gradients(model: TRPO, buffers: Sequence[RolloutBuffer], gae_lambda: float) 
 
 def with_lambda(buffer: RolloutBuffer, gae_lambda: float) -> RolloutBuffer:
     """
+    Compute the advantages of a rollout anew.
+
     :param buffer: with the advantages of some λ
     :param gae_lambda: another
     :return: the same rollout with the advantages of this one
@@ -186,6 +196,8 @@ def with_lambda(buffer: RolloutBuffer, gae_lambda: float) -> RolloutBuffer:
 
 def gain(fisher: Fisher, each: th.Tensor, truth: th.Tensor, damping: float, size: int) -> tuple[float, float]:
     """
+    Measure what directions gain on rollouts that they were not made of.
+
     :param fisher: F
     :param each: the rollouts' gradients, (n_rollouts, P)
     :param truth: the same at a λ near 1, (n_rollouts, P)
@@ -213,6 +225,8 @@ def gain(fisher: Fisher, each: th.Tensor, truth: th.Tensor, damping: float, size
 
 def gains_table(gains: Gains) -> str:
     """
+    Write the table of one policy's gains.
+
     :param gains: of one policy
     :return: the table in Markdown, in thousandths
     """
@@ -227,6 +241,8 @@ def gains_table(gains: Gains) -> str:
 
 def make_run(options: argparse.Namespace) -> RunSpecification:
     """
+    Make the training whose policies are judged.
+
     :param options: the command line's
     :return: the training that is to stand still now and then
     """
@@ -244,6 +260,8 @@ def make_run(options: argparse.Namespace) -> RunSpecification:
 
 def measure(run: RunSpecification, at: Sequence[int], n_rollouts: int, choices: Sequence[Choice]) -> dict[int, Gains]:
     """
+    Train, and judge directions on the way.
+
     :param run: the training
     :param at: steps of it
     :param n_rollouts: for which it stands still at each

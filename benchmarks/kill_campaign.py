@@ -52,6 +52,8 @@ class Shared:
 
     def write(self, started_at: int, steps: int, checkpoint: int) -> None:
         """
+        Write the counts.
+
         :param started_at: steps at the start of the session
         :param steps: done
         :param checkpoint: steps at the last checkpoint
@@ -64,6 +66,8 @@ class Shared:
 
 class Count(BaseCallback):
     """
+    A callback that counts steps where another process can read them.
+
     :param shared: gets the number of steps
     :param checkpoint: whose file is watched
     """
@@ -121,6 +125,8 @@ def train(folder: Path, shared: Shared) -> None:
 
 def session(folder: Path, shared: Shared, life: float | None) -> bool:
     """
+    Train in a process of its own, which is killed perhaps.
+
     :param folder: of the run
     :param shared: for its count of steps
     :param life: seconds of a processor until it is killed; None leaves it alone
@@ -147,6 +153,8 @@ def session(folder: Path, shared: Shared, life: float | None) -> bool:
 
 def processor_time(process: int) -> float:
     """
+    Measure the processor time of a process.
+
     :param process: that has not been waited for
     :return: seconds of a processor that it has used
     """
@@ -156,6 +164,8 @@ def processor_time(process: int) -> float:
 
 def digests(folder: Path) -> dict[str, str]:
     """
+    Digest what a run has left.
+
     :param folder: of a run that has ended
     :return: of each thing that it has produced
     """
@@ -187,6 +197,8 @@ def _digest(parts: list[bytes]) -> str:
 
 def campaign(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
     """
+    Kill a training at random moments and go on with it.
+
     :param folder: of the run
     :param n_kills: at most; fewer if the training has ended before
     :param rng: of the moments

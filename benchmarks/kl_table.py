@@ -42,6 +42,8 @@ Measurements = Mapping[str, Mapping[str, Sequence[float]]]
 
 def measure(algorithm: type[OnPolicyAlgorithm], task: str, seed: int, n_updates: int) -> list[float]:
     """
+    Measure KL of the first updates of a training.
+
     :param algorithm: a TRPO
     :param task: with continuous actions
     :param seed: of everything
@@ -64,6 +66,8 @@ def measure(algorithm: type[OnPolicyAlgorithm], task: str, seed: int, n_updates:
 @th.no_grad()
 def mean_kl(old: ActorCriticPolicy, new: ActorCriticPolicy, observations: np.ndarray) -> float:
     """
+    Measure KL between two policies.
+
     :param old: a policy with independent Gaussians, or one categorical
     :param new: another of the same kind
     :param observations: of a rollout, (N, ·)
@@ -77,6 +81,8 @@ def mean_kl(old: ActorCriticPolicy, new: ActorCriticPolicy, observations: np.nda
 
 def kl_table(measurements: Measurements, action_dimensions: Mapping[str, int]) -> str:
     """
+    Write the table of KL.
+
     :param measurements: to show
     :param action_dimensions: of each task
     :return: the table in Markdown, mean and largest of each cell

@@ -20,6 +20,8 @@ from campaign.specification import RunSpecification
 
 def make_runs(options: Namespace) -> list[RunSpecification]:
     """
+    List the runs of this campaign.
+
     :param options: the command line's
     :return: the runs; seeds in the outer loop, so that a stopped campaign has something of everything
     """

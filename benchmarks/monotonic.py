@@ -20,6 +20,8 @@ ALGOS = ("sb3_trpo", "ppo", "policy_gradient")
 
 def make_runs(options: Namespace) -> list[RunSpecification]:
     """
+    List the runs of this campaign.
+
     :param options: the command line's
     :return: the runs
     """

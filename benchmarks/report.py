@@ -1,6 +1,7 @@
 """
-Make benchmarks/RESULTS.md, docs/images/learning_curves.png and the table of results in the main README from the raw
-files under benchmarks/results, and from nothing else:
+Make the report from the raw files under benchmarks/results, and from nothing else.
+
+It is benchmarks/RESULTS.md, docs/images/learning_curves.png and the table of results in the main README:
 
     python benchmarks/report.py
 
@@ -89,6 +90,8 @@ ORIGINS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def learning_sections(records: Records) -> list[str]:
     """
+    Write the sections of the learning campaign.
+
     :param records: of the learning campaign
     :return: a section for each question
     """
@@ -102,6 +105,8 @@ def learning_sections(records: Records) -> list[str]:
 
 def comparison_sections(results: Path, reference: Records) -> tuple[list[str], list[Records]]:
     """
+    Write the sections of the campaigns that compare with it.
+
     :param results: folder of all campaigns
     :param reference: the learning campaign
     :return: a section for each campaign, and what they were made from
@@ -123,6 +128,8 @@ def comparison_sections(results: Path, reference: Records) -> tuple[list[str], l
 
 def other_sections(results: Path) -> list[str]:
     """
+    Collect the tables of other benchmarks.
+
     :param results: folder of all campaigns
     :return: the tables that other benchmarks keep beside their raw files, as ``TABLE.md``
     """
@@ -131,6 +138,8 @@ def other_sections(results: Path) -> list[str]:
 
 def remarks(all_records: list[Records]) -> list[str]:
     """
+    Say what cannot be seen from the tables.
+
     :return: what cannot be seen from the tables: files left out, and results from more than one state of the software
         or kind of processor
     """
@@ -146,6 +155,8 @@ def remarks(all_records: list[Records]) -> list[str]:
 
 def _outdated(records: Records) -> Iterator[str]:
     """
+    Find results with hyperparameters that are no longer the present ones.
+
     :param records: of one campaign
     :return: for each cell that was made with other hyperparameters than the algorithm's present ones, which differ
     """
@@ -166,6 +177,8 @@ def _section(heading: str, text: str, make: Callable[[Records], str], records: R
 
 def make_report(results: Path, report: Path, picture: Path, readme: Path) -> list[Path]:
     """
+    Make the report.
+
     :param results: folder of all campaigns
     :param report: the Markdown file to write
     :param picture: the learning curves to write, if there are any

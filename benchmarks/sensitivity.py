@@ -20,6 +20,8 @@ VALUES = {"target_kl": (0.001, 0.01, 0.02, 0.05), "gae_lambda": (0.9, 0.95, 0.99
 
 def make_runs(options: Namespace) -> list[RunSpecification]:
     """
+    List the runs of this campaign.
+
     :param options: the command line's
     :return: the runs
     """
@@ -32,9 +34,7 @@ def make_runs(options: Namespace) -> list[RunSpecification]:
 
 
 def settings() -> list[str]:
-    """
-    :return: one change each, ``key=value``
-    """
+    """Return the changes to try, one each, ``key=value``."""
     return [f"{key}={value}" for key, values in VALUES.items() for value in values]
 
 

@@ -65,9 +65,7 @@ class Gauge(BaseCallback):
 
 
 def resources() -> dict[str, Any]:
-    """
-    :return: resident memory in MiB, open files and threads of this process
-    """
+    """Return resident memory in MiB, open files and threads of this process."""
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     return {
         "memory_mib": int(status["VmRSS"].split()[0]) / 1024,
@@ -78,6 +76,8 @@ def resources() -> dict[str, Any]:
 
 def judge(notes: list[dict[str, Any]], total_steps: int) -> dict[str, Any]:
     """
+    Judge whether anything grows.
+
     :param notes: of the whole training
     :param total_steps: its length
     :return: growth after the warm-up, and whether there is none
@@ -101,6 +101,8 @@ def judge(notes: list[dict[str, Any]], total_steps: int) -> dict[str, Any]:
 
 def speed(notes: list[dict[str, Any]], clock: str) -> dict[str, float]:
     """
+    Measure the speed at the beginning, in the middle and at the end.
+
     :param notes: after the warm-up
     :param clock: ``seconds`` or ``processor_seconds``
     :return: the median speed in each third

@@ -41,9 +41,7 @@ plt.switch_backend("Agg")
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory) -> tuple[Path, str]:
-    """
-    :return: the folder in which ``train`` was run, and what it printed
-    """
+    """Return the folder in which ``train`` was run, and what it printed."""
     folder = tmp_path_factory.mktemp("training")
     train = ["train", "--env", TASK, "-n", "8192", "--eval-freq", "4096", "--eval-episodes", "2", *SHORT]
     output = io.StringIO()

@@ -29,9 +29,7 @@ TASKS = ["HalfCheetah-v5", "Hopper-v5", "CartPole-v1", "Pendulum-v1", "LunarLand
 
 
 def steps_of(env: VecEnv, n_steps: int) -> list[Any]:
-    """
-    :return: what a reset and so many steps of random actions, always the same ones, return
-    """
+    """Return what a reset and so many steps of random actions, always the same ones, return."""
     env.action_space.seed(7)
     env_steps = [env.reset()]
     for _ in range(n_steps):
@@ -287,9 +285,7 @@ def test_flattened_observations_are_gymnasiums(task):
 
 
 def part_of(space: spaces.Space, batch: Any, i: int) -> Any:
-    """
-    :return: one environment's part of a batch of observations
-    """
+    """Return one environment's part of a batch of observations."""
     if isinstance(space, spaces.Dict):
         return {name: part_of(part, batch[name], i) for name, part in space.spaces.items()}
     return batch[i]
@@ -317,7 +313,7 @@ class PoolAdapter(VecEnvWrapper):
         return self.venv.reset()[0]
 
     def seed(self, seed: int | None = None) -> Any:
-        """The pool has its seed."""
+        """Ignore the seed, for the pool has its own."""
 
     def step_async(self, actions: np.ndarray) -> None:
         self.actions = actions

@@ -52,6 +52,8 @@ except ModuleNotFoundError:
 
 def required_by(root: str) -> set[str]:
     """
+    List what a distribution requires.
+
     :param root: an installed distribution
     :return: the names of it and of all that it requires, itself or by way of others, without extras
     """
@@ -149,6 +151,8 @@ EPOCH = 1_700_000_000  # seconds since 1970
 
 def build(sources: Path, umask: int, modified: int) -> Path:
     """
+    Build the distributions of a copy of the sources.
+
     :param sources: a folder to be made, which gets a copy of the sources
     :param umask: permissions that the copy and all that is built don't get
     :param modified: when the sources were written, in seconds since 1970
@@ -177,9 +181,7 @@ def build(sources: Path, umask: int, modified: int) -> Path:
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory) -> Path:
-    """
-    :return: a folder with wheel and source distribution
-    """
+    """Return a folder with wheel and source distribution."""
     return build(tmp_path_factory.mktemp("distributions") / "sources", umask=0o022, modified=EPOCH - 1000)
 
 
@@ -242,9 +244,7 @@ TRPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu").learn(64)
 
 @pytest.fixture
 def clean_environment(tmp_path) -> Iterator[Path]:
-    """
-    :return: the folder of a virtual environment, which is removed at the end: PyTorch takes a gigabyte
-    """
+    """Return the folder of a virtual environment, which is removed at the end: PyTorch takes a gigabyte."""
     folder = tmp_path / "environment"
     # Not every Python has ensurepip; the pip at hand installs into any environment.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=300)
@@ -268,17 +268,13 @@ def test_both_install_in_a_clean_environment(distributions, clean_environment):
 
 
 def pins() -> list[Requirement]:
-    """
-    :return: constraints.txt
-    """
+    """Return constraints.txt."""
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     return [Requirement(line) for line in lines if not line.startswith("#")]
 
 
 def ranges() -> list[Requirement]:
-    """
-    :return: all requirements of setup.cfg, those of extras too
-    """
+    """Return all requirements of setup.cfg, those of extras too."""
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
     lines = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]

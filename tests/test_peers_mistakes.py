@@ -47,6 +47,8 @@ def algorithm(request: pytest.FixtureRequest) -> Any:
 
 def train_actor(model: Any) -> None:
     """
+    Update a model's actor and nothing else.
+
     :param model: with a rollout; its critic draws no minibatches and moves nothing
     """
     model.n_critic_updates = 0
@@ -151,6 +153,8 @@ def test_the_policy_step_uses_no_random_numbers(algorithm: Any) -> None:
 
 def step_with_advantages_scaled(algorithm: Any, factor: float) -> th.Tensor:
     """
+    Make an update with advantages of another size.
+
     :param algorithm: its class
     :param factor: of the advantages
     :return: what one update adds to the actor's parameters
@@ -187,6 +191,8 @@ def test_parameters_stay_where_they_are_in_memory(algorithm: Any) -> None:
 
 class DropoutExtractor(BaseFeaturesExtractor):
     """
+    A features extractor with dropout.
+
     :param observation_space: of vectors
     """
 

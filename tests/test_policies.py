@@ -15,6 +15,8 @@ KINDS = {"image": CnnPolicy, "Dict": MultiInputPolicy}
 
 def model_for(observations_of: str, **policy_kwargs: Any) -> Any:
     """
+    Make a model with a rollout.
+
     :param observations_of: key of ``OBSERVATION_SPACES``
     :param policy_kwargs: further ones
     :return: a model with a rollout

@@ -41,9 +41,7 @@ BOX = ACTION_SPACES["Box"]
 
 
 def train(policy: Any, env: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> MeasuredTRPO:
-    """
-    :return: a model after two updates, of which the properties that every model has are known to hold
-    """
+    """Return a model after two updates, of which the properties that every model has are known to hold."""
     kwargs = {"n_steps": 2 * N_STEPS, "batch_size": N_STEPS, "n_critic_updates": 2, "seed": 0, **kwargs}
     model = MeasuredTRPO(policy, env, policy_kwargs=policy_kwargs, target_kl=TARGET_KL, device="cpu", **kwargs)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}

@@ -244,6 +244,8 @@ def test_a_target_that_becomes_negative_is_named_and_the_policy_stays() -> None:
 
 class SpoiledPendulum(gym.Wrapper):
     """
+    A Pendulum that goes wrong at one step.
+
     :param what: "observation" or "reward", or "" for neither
     :param value: which it is instead
     :param at: at which step

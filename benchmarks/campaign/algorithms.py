@@ -27,6 +27,8 @@ RL_ZOO_KEYS = {"callback", "n_envs", "normalize", "env_wrapper", "env_kwargs", "
 @dataclass(frozen=True)
 class Algorithm:
     """
+    An algorithm that the benchmarks compare.
+
     :param title: its name in tables and pictures
     :param location: ``module:class``, imported only when it is needed
     :param hyperparameters: ``sb3_trpo`` for this repository's file, else the name of a file of RL Zoo
@@ -65,6 +67,8 @@ COMPARED = ("sb3_trpo", "sb3_contrib", "ppo", "policy_gradient")
 
 def title(variant: str) -> str:
     """
+    Name a variant as tables and pictures do.
+
     :param variant: an algorithm's key, or ``key@label``
     :return: its name in tables and pictures
     """
@@ -75,6 +79,8 @@ def title(variant: str) -> str:
 
 def read_hyperparameters(algo: str, task: str) -> tuple[dict[str, Any], str]:
     """
+    Read what an algorithm's file of hyperparameters says of a task.
+
     :param algo: key of ``ALGORITHMS``
     :param task: Gymnasium id
     :return: the task's entry without ``n_timesteps``, and the file and the entry that it was read from
@@ -90,6 +96,8 @@ def read_hyperparameters(algo: str, task: str) -> tuple[dict[str, Any], str]:
 
 def allowed_keys(algo: str) -> set[str]:
     """
+    List what an entry of an algorithm's hyperparameters may set.
+
     :param algo: key of ``ALGORITHMS``
     :return: what an entry of its hyperparameters may set
     """
@@ -99,9 +107,7 @@ def allowed_keys(algo: str) -> set[str]:
 
 
 def _file(name: str) -> tuple[Path, str]:
-    """
-    :return: the file, and what to call it on any machine
-    """
+    """Return the file, and what to call it on any machine."""
     if name == OWN_HYPERPARAMETERS:
         return REPOSITORY / "sb3_trpo/rl_zoo/hyperparams/trpo.yml", "sb3_trpo/rl_zoo/hyperparams/trpo.yml"
     try:

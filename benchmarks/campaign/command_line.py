@@ -21,6 +21,8 @@ SCRIPTS = {"learning": "benchmarks/learning.py", "improvement": "benchmarks/mono
 
 def parser(description: str | None, out: str, tasks: Sequence[str], seeds: Sequence[int]) -> argparse.ArgumentParser:
     """
+    Make the parser of a campaign's script.
+
     :param description: a script's docstring
     :param out: default folder of the results
     :param tasks: default tasks
@@ -41,6 +43,8 @@ def parser(description: str | None, out: str, tasks: Sequence[str], seeds: Seque
 
 def parse_seeds(text: str) -> list[int]:
     """
+    Read seeds as they are typed.
+
     :param text: numbers and ranges, separated by commas
     :return: the seeds, each once, in this order
     """
@@ -67,6 +71,8 @@ def specify(
     label: str = "",
 ) -> RunSpecification:
     """
+    Specify one run of a campaign.
+
     :param options: parsed by ``parser``
     :param kind: of the run
     :param protocol: how it is measured

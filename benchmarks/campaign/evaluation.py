@@ -26,6 +26,8 @@ Act = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def run_episodes(envs: Sequence[gym.Env], act: Act, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """
+    Run one episode for each seed.
+
     :param envs: stepped together; any number
     :param act: the policy
     :param seeds: one for each episode
@@ -58,6 +60,8 @@ def run_episodes(envs: Sequence[gym.Env], act: Act, seeds: Sequence[int]) -> tup
 
 def deterministic_policy(model: BaseAlgorithm) -> Act:
     """
+    Make a policy of a model's most probable actions.
+
     :param model: acts by the mode of its distribution, on observations normalized as in training
     :return: the policy, with the normalisation's statistics as they are at each call
     """
@@ -86,6 +90,8 @@ class GaussianNoise:
 
 def stochastic_policy(model: OnPolicyAlgorithm, noise: GaussianNoise) -> Act:
     """
+    Make a policy of a model's actions with noise that is given.
+
     :param model: acts by a sample of its diagonal Gaussian, on observations normalized as in training
     :param noise: what the samples are made of, in place of a random number generator
     :return: the policy, with the normalisation's statistics as they are at each call

@@ -50,9 +50,7 @@ class Experiment(ExperimentManager):
         self.run = run
 
     def make_model(self) -> BaseAlgorithm:
-        """
-        :return: the untrained model in its training environments
-        """
+        """Return the untrained model in its training environments."""
         with contextlib.redirect_stdout(io.StringIO()):
             setup = self.setup_experiment()
         assert setup is not None
@@ -60,6 +58,8 @@ class Experiment(ExperimentManager):
 
     def make_evaluation_envs(self, n_envs: int) -> list[gym.Env]:
         """
+        Make environments to evaluate in.
+
         :param n_envs: how many
         :return: single environments with the wrappers of the training environments, but for their normalisation
         """
@@ -94,6 +94,8 @@ class Experiment(ExperimentManager):
 
 def make_envpool(task: str, n_envs: int, seed: int) -> VecEnv:
     """
+    Make EnvPool's environments.
+
     :param task: EnvPool's id, which for MuJoCo is Gymnasium's
     :param n_envs: stepped together
     :param seed: of the first environment

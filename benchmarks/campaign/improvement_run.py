@@ -92,6 +92,8 @@ def improvement_run(
     run: RunSpecification, report: Callable[[int], None]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
+    Train, and measure what updates do to the mean return.
+
     :param run: what to train, and when to measure how many updates
     :param report: is told the number of steps done
     :return: times, and the returns before and after each measured update (updates, episodes)

@@ -27,6 +27,8 @@ Report = Callable[[int], None]
 
 class EvaluationCallback(BaseCallback):
     """
+    A callback that evaluates the policy now and then.
+
     :param experiment: makes the evaluation environments
     :param protocol: with the keys of ``PROTOCOL``
     :param report: is told the number of steps done, once an update
@@ -99,6 +101,8 @@ class EvaluationCallback(BaseCallback):
 
 def learning_run(run: RunSpecification, report: Report) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
+    Train, and evaluate on the way.
+
     :param run: what to train, and by which protocol to measure it
     :param report: is told the number of steps done
     :return: scores and times, and the curve

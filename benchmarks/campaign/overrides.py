@@ -11,6 +11,8 @@ from typing import Any
 
 def apply(hyperparams: dict[str, Any], settings: Sequence[str], allowed: set[str]) -> dict[str, Any]:
     """
+    Change hyperparameters as the command line says.
+
     :param hyperparams: an entry in RL Zoo's format; left as it is
     :param settings: ``key=value``, or ``key.inner=value`` for what lies inside a dictionary; the last one wins
     :param allowed: outer keys that may be set
@@ -30,6 +32,8 @@ def apply(hyperparams: dict[str, Any], settings: Sequence[str], allowed: set[str
 
 def parse(text: str) -> Any:
     """
+    Read a value as it is typed.
+
     :param text: as typed
     :return: what it means as JSON (``1e-3``, ``true``, ``null``, ``[1, 2]``) or as a Python literal (``True``,
         ``dict`` displays, tuples); else the text, such as ``lin_0.001`` or an expression that RL Zoo evaluates
@@ -44,6 +48,8 @@ def parse(text: str) -> Any:
 
 def _nested(current: Any, keys: Sequence[str], value: Any) -> Any:
     """
+    Change a value inside an outer key's value.
+
     :param current: the value of the outer key: a dictionary, None, or text that RL Zoo evaluates to a dictionary
     :param keys: the path inside it, at least one
     :param value: text stands for an expression, such as ``nn.ReLU``

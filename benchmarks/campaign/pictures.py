@@ -21,6 +21,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 def draw_all(records: Records, tasks: Sequence[str], targets: dict[str, float], path: Path) -> bool:
     """
+    Draw the learning curves of all tasks.
+
     :param records: of the learning campaign
     :param tasks: one panel each; those without results are left out
     :param targets: returns to reach, as dashed lines

@@ -18,9 +18,7 @@ PACKAGES = ("stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "numpy", "gy
 
 
 def provenance() -> dict[str, Any]:
-    """
-    :return: versions, machine, and which state of this repository's sources was run
-    """
+    """Return versions, machine, and which state of this repository's sources was run."""
     return {"versions": _versions(), "machine": _machine(), "sources": _sources()}
 
 
@@ -55,9 +53,7 @@ def _cpu() -> str:
 
 
 def _sources() -> dict[str, str]:
-    """
-    :return: the checked-out commit, and a digest of the package's files as they are, committed or not
-    """
+    """Return the checked-out commit, and a digest of the package's files as they are, committed or not."""
     digest = hashlib.sha256()
     for file in sorted((REPOSITORY / "sb3_trpo").rglob("*.py")):
         digest.update(file.relative_to(REPOSITORY).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")

@@ -12,6 +12,8 @@ README = REPOSITORY / "README.md"
 @dataclass(frozen=True)
 class Section:
     """
+    A section of README that a script writes.
+
     :param name: of the section
     :param script: that writes it
     """
@@ -29,6 +31,8 @@ class Section:
 
     def replaced(self, text: str, content: str) -> str:
         """
+        Replace what stands between the section's markers.
+
         :param text: with both markers
         :param content: to stand between them
         :return: the text with that content

@@ -28,24 +28,22 @@ class Cell:
 
     @property
     def scores(self) -> np.ndarray:
-        """
-        :return: one for each seed (n,)
-        """
+        """Return the score of each seed, (n,)."""
         return np.array([run.values["score"] for run in self.runs.values()])
 
     def restricted_to(self, seeds: set[int]) -> "Cell":
         return Cell(self.task, self.variant, {seed: run for seed, run in self.runs.items() if seed in seeds})
 
     def curves(self) -> tuple[np.ndarray, np.ndarray]:
-        """
-        :return: steps of the evaluations (n_evaluations,) and the mean return of each (n_seeds, n_evaluations)
-        """
+        """Return the steps of the evaluations (n_evaluations,) and the mean return of each (n_seeds, n_evaluations)."""
         arrays = [run.arrays for run in self.runs.values()]
         timesteps = arrays[0]["timesteps"]
         return timesteps, np.array([run["results"].mean(axis=1) for run in arrays])
 
     def stacked(self, name: str) -> np.ndarray:
         """
+        Stack an array of all runs.
+
         :param name: of an array
         :return: the runs' arrays, one after the other
         """
@@ -55,6 +53,8 @@ class Cell:
 @dataclass
 class Records:
     """
+    The valid results of a campaign.
+
     :param cells: by task and variant
     :param problems: what is in the folder but not in the cells, and what is doubtful about the cells
     """
@@ -79,6 +79,8 @@ class Records:
 
 def load(folder: Path) -> Records:
     """
+    Load the results of a campaign.
+
     :param folder: of one campaign; it need not exist
     :return: all that is valid in it; the rest is named
     """

@@ -40,6 +40,8 @@ class ResultError(Exception):
 @dataclass(frozen=True)
 class Result:
     """
+    What a run has measured.
+
     :param run: what was run
     :param values: the JSON's contents
     :param arrays: the contents of the ``.npz``
@@ -61,6 +63,8 @@ class Status(enum.Enum):
 
 def write(path: Path, run: RunSpecification, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """
+    Write a run's result, its JSON last.
+
     :param path: of the JSON
     :param run: what was run
     :param values: what was measured; JSON-serializable
@@ -84,6 +88,8 @@ def write(path: Path, run: RunSpecification, values: Mapping[str, Any], arrays: 
 
 def read(path: Path) -> Result:
     """
+    Read a run's result.
+
     :param path: of the JSON
     :return: its contents and the arrays beside it
     """
@@ -113,6 +119,8 @@ def read(path: Path) -> Result:
 
 def status(path: Path, run: RunSpecification) -> tuple[Status, str]:
     """
+    Tell whether a run's result is there and can be used.
+
     :param path: where the run's result should be
     :param run: what should have been run
     :return: whether it is there, and the reason if it cannot be used
@@ -189,9 +197,7 @@ CHECKS = {"learning": _check_learning, "improvement": _check_improvement}
 
 
 def _finite(value: Any) -> Any:
-    """
-    :return: the value with None for what JSON cannot say: NaN and infinities
-    """
+    """Return the value with None for what JSON cannot say: NaN and infinities."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

@@ -46,9 +46,7 @@ class Worker:
 
     @property
     def share(self) -> float:
-        """
-        :return: the share of the run's steps that is done
-        """
+        """Return the share of the run's steps that is done."""
         try:
             return min(1.0, int(self.lock.read_text() or 0) / self.run.n_timesteps)
         except (FileNotFoundError, ValueError):
@@ -57,6 +55,8 @@ class Worker:
 
 class Campaign:
     """
+    A campaign: runs, several side by side, which can be stopped and go on.
+
     :param runs: all that should be finished in the end
     :param out: folder of the results
     :param jobs: runs side by side
@@ -73,9 +73,7 @@ class Campaign:
         self.seconds: dict[tuple[str, str], list[float]] = {}
 
     def execute(self) -> int:
-        """
-        :return: 0 if every run is finished in the end, else 1
-        """
+        """Return 0 if every run is finished in the end, else 1."""
         waiting = self.survey()
         done = len(self.runs) - len(waiting)
         print(f"{done} of {len(self.runs)} runs are finished, {len(waiting)} to go.", flush=True)
@@ -99,9 +97,7 @@ class Campaign:
         return 1 if self.failed else 0
 
     def survey(self) -> list[RunSpecification]:
-        """
-        :return: what is not finished; what is there but cannot be used is named
-        """
+        """Return what is not finished; what is there but cannot be used is named."""
         waiting = []
         for run in self.runs:
             path = run.path(self.out)
@@ -162,7 +158,7 @@ class Campaign:
 
     def show(self, waiting: Sequence[RunSpecification]) -> None:
         """
-        A line that overwrites itself, on a terminal only.
+        Write a line that overwrites itself, on a terminal only.
         """
         if sys.stdout.isatty() and self.workers:
             running = ", ".join(f"{worker.run.name} {worker.share:.0%}" for worker in self.workers)
@@ -196,6 +192,8 @@ class Campaign:
 
     def _expected_seconds(self, run: RunSpecification) -> float | None:
         """
+        Estimate how long a run takes.
+
         :return: how long such a run takes, from finished runs like it, from one in progress, or from all that is known
         """
         if durations := self.seconds.get((run.task, run.variant)):

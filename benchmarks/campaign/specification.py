@@ -17,6 +17,8 @@ LABEL_PATTERN = re.compile(r"[\w.=+,-]+")
 @dataclass(frozen=True)
 class RunSpecification:
     """
+    All that decides a run's result.
+
     :param kind: ``learning`` or ``improvement``, see :mod:`campaign.worker`
     :param task: Gymnasium id of the environment
     :param algo: key of ``campaign.algorithms.ALGORITHMS``
@@ -61,6 +63,8 @@ class RunSpecification:
 
     def path(self, out: Path) -> Path:
         """
+        Name the run's file.
+
         :param out: folder of a campaign's results
         :return: the run's JSON file; its arrays lie beside it, with the suffix ``.npz``
         """
@@ -90,6 +94,8 @@ class RunSpecification:
 
     def differences(self, other: "RunSpecification") -> str:
         """
+        List the settings in which two runs differ.
+
         :param other: another run's specification
         :return: in words, the settings that differ; empty when none does
         """
@@ -100,6 +106,8 @@ class RunSpecification:
 
 def command(script: str, **options: Any) -> str:
     """
+    Write a command as one types it.
+
     :param script: path of the script from the repository's root
     :param options: its options; None and empty ones are left out, ``set`` is repeated for each of its items
     :return: a line for the shell
@@ -118,6 +126,8 @@ def command(script: str, **options: Any) -> str:
 
 def _digest(values: Mapping[str, Any]) -> str:
     """
+    Digest values.
+
     :param values: JSON-serializable
     :return: 16 hexadecimal digits, the same for the same values in any order of keys
     """

@@ -18,6 +18,8 @@ SIGNIFICANCE = 0.05
 @dataclass(frozen=True)
 class Summary:
     """
+    A sample in numbers.
+
     :param n: size of the sample
     :param mean: its mean
     :param std: its standard deviation, with n - 1 in the denominator; NaN for n = 1
@@ -35,14 +37,14 @@ class Summary:
 
     @property
     def spread(self) -> float:
-        """
-        :return: standard deviation as a share of the mean; NaN where the mean is not positive
-        """
+        """Return the standard deviation as a share of the mean; NaN where the mean is not positive."""
         return self.std / self.mean if self.mean > 0 else float("nan")
 
 
 def summarize(sample: Sequence[float] | np.ndarray) -> Summary:
     """
+    Summarise a sample.
+
     :param sample: at least one value
     """
     values = np.asarray(sample, dtype=float)
@@ -53,6 +55,8 @@ def summarize(sample: Sequence[float] | np.ndarray) -> Summary:
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """
+    Estimate an interval of the mean by the bootstrap.
+
     :param values: (n,)
     :return: the 95% percentile bootstrap interval of their mean, the same in every call
     """
@@ -72,6 +76,8 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 @dataclass(frozen=True)
 class Difference:
     """
+    The difference of two samples' means.
+
     :param mean: of one sample, less that of another
     :param low: lower end of its 95% interval by Welch's t; NaN where one of the samples has a single value
     :param high: its upper end
@@ -86,6 +92,8 @@ class Difference:
 
 def difference(sample: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> Difference:
     """
+    Compare the means of two samples.
+
     :param sample: at least one value
     :param other: independent of it, at least one value
     """
@@ -115,6 +123,8 @@ def differ_from_control(samples: Sequence[np.ndarray], control: np.ndarray) -> n
 
 def steps_to(threshold: float, timesteps: np.ndarray, returns: np.ndarray) -> float:
     """
+    Count the steps to a return.
+
     :param threshold: a return
     :param timesteps: of the evaluations (n,)
     :param returns: mean of each evaluation (n,)
@@ -146,15 +156,15 @@ class Improvement:
 
     @property
     def worse_interval(self) -> tuple[float, float]:
-        """
-        :return: 95% interval (Clopper and Pearson) of the share that ``worse`` estimates
-        """
+        """Return the 95% interval (Clopper and Pearson) of the share that ``worse`` estimates."""
         found = stats.binomtest(self.worse, self.n).proportion_ci(CONFIDENCE)
         return float(found.low), float(found.high)
 
 
 def judge_updates(before: np.ndarray, after: np.ndarray) -> Improvement:
     """
+    Judge which updates made the policy worse.
+
     :param before: returns before each update (updates, episodes)
     :param after: returns of the same episodes after it (updates, episodes)
     """

@@ -18,6 +18,8 @@ from campaign.statistics import Improvement, differ_from_control, difference, ju
 @dataclass(frozen=True)
 class Target:
     """
+    What is to be reached on a task.
+
     :param claimed: the highest return published for TRPO anywhere, -v2 to -v4; NaN if none
     :param reach: mean return to reach at 1M steps
     :param spread: std/mean over seeds to stay under
@@ -43,9 +45,7 @@ STEP_TARGETS = {("HalfCheetah-v5", 7000): 450_000}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """
-    :return: in Markdown; numbers stand to the right
-    """
+    """Write a table in Markdown, with numbers to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -61,9 +61,7 @@ def share(value: float) -> str:
 
 
 def seeds(cell: Cell, expected: int) -> str:
-    """
-    :return: how many seeds there are; marked if some are missing
-    """
+    """Return how many seeds there are; marked if some are missing."""
     return str(len(cell.runs)) if len(cell.runs) >= expected else f"**{len(cell.runs)} of {expected}**"
 
 
@@ -76,9 +74,7 @@ def study_seeds(cell: Cell) -> str:
 
 
 def ordered(records: Records) -> list[Cell]:
-    """
-    :return: the compared algorithms' cells, tasks in the order of the targets
-    """
+    """Return the compared algorithms' cells, tasks in the order of the targets."""
     tasks = [*TARGETS, *(task for task in records.tasks if task not in TARGETS)]
     return [records.cells[task, algo] for task in tasks for algo in COMPARED if (task, algo) in records.cells]
 
@@ -274,6 +270,8 @@ def against_reference(records: Records, reference: Records, name: str) -> str:
 
 def _different(cells: Iterable[Cell], reference: Cell | None) -> set[str]:
     """
+    Find the variants that differ from a reference.
+
     :param cells: a task's variants
     :param reference: what they are compared with
     :return: those whose mean score is another

@@ -31,6 +31,8 @@ SECONDS_BETWEEN_REPORTS = 1.0
 
 def claim(path: Path) -> IO[str] | None:
     """
+    Claim a run for this process.
+
     :param path: of the lock file
     :return: the file, locked until it is closed; None if another process holds it
     """
@@ -89,6 +91,8 @@ def main() -> None:
 
 def carry_out(run: RunSpecification, path: Path, reporter: Reporter) -> None:
     """
+    Carry out a run and write its result.
+
     :param run: what to run
     :param path: of its result
     :param reporter: of the steps done

@@ -25,6 +25,8 @@ OUT = BENCHMARKS / "results" / "speed"
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """
+    Make the parser of the speed benchmark.
+
     :param description: the script's docstring
     """
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,6 +45,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> int:
     """
+    Measure the rows that the command line names, and make the tables.
+
     :param description: the script's docstring
     :param arguments: of the command line; None takes the process's own
     :return: the exit status: 1 if a row could not be measured
@@ -87,6 +91,8 @@ def _threads_of(name: str, device: str) -> tuple[int, ...]:
 
 def measure(name: str, run: Run, out: Path) -> Path:
     """
+    Measure one row and write it.
+
     :param name: of a row
     :param run: how
     :param out: folder of the results
@@ -99,9 +105,7 @@ def measure(name: str, run: Run, out: Path) -> Path:
 
 
 def _measure_apart(name: str, threads: int, options: argparse.Namespace) -> bool:
-    """
-    :return: whether the row's process ended well
-    """
+    """Return whether the row's process ended well."""
     command = [sys.executable, str(BENCHMARKS / "speed.py"), "--in-process", "--replace", "--only", name]
     command += ["--threads", str(threads), "--device", options.device, "--out", str(options.out)]
     command += ["--quick"] * options.quick
@@ -117,6 +121,8 @@ def _measure_apart(name: str, threads: int, options: argparse.Namespace) -> bool
 
 def make_tables(out: Path) -> list[Path]:
     """
+    Make the tables from the files.
+
     :param out: folder of the results
     :return: what was written
     """

@@ -36,6 +36,8 @@ def direction(run: Run) -> dict[str, Any]:
 
 def _judge(task: str, judged: tuple[int, ...], run: Run) -> list[dict[str, dict[str, float]]]:
     """
+    Judge directions along one training.
+
     :param task: id of the environment
     :param judged: updates
     :return: of each of them, and by tolerance: the number of products, and the direction's quality over that of each

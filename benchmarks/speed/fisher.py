@@ -47,6 +47,8 @@ def fisher_product(run: Run) -> dict[str, Any]:
 
 def shapes(n_samples: int, layers: Sequence[int]) -> list[tuple[int, int, int]]:
     """
+    List the matrix products of one Fisher product.
+
     :param n_samples: N
     :param layers: widths from inputs to outputs
     :return: (n, k, m) of each product (n, k) x (k, m) in J v and Jᵀ u of the network
@@ -61,14 +63,14 @@ def shapes(n_samples: int, layers: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def flop(n_samples: int, layers: Sequence[int]) -> int:
-    """
-    :return: floating-point operations of the products, two for each multiply-add
-    """
+    """Return the floating-point operations of the products, two for each multiply-add."""
     return sum(2 * n * k * m for n, k, m in shapes(n_samples, layers))
 
 
 def matrix_products(n_samples: int, layers: Sequence[int]) -> Callable[[], None]:
     """
+    Make a function that does the bare matrix products.
+
     :return: does all of the products, into memory that is there already; each of them as it is or transposed, whatever
         is faster
     """
@@ -113,9 +115,7 @@ class _Keeping(sb3_trpo.TRPO):
 
 
 def our_product(workload: Workload) -> Callable[[], th.Tensor]:
-    """
-    :return: F v, undamped, for the workload's policy and states
-    """
+    """Return F v, undamped, for the workload's policy and states."""
     update = workload.update(_Keeping)
     model: Any = update.model
     update.prepare()
@@ -125,9 +125,7 @@ def our_product(workload: Workload) -> Callable[[], th.Tensor]:
 
 
 def sb3_contrib_product(workload: Workload) -> Callable[[], th.Tensor]:
-    """
-    :return: its product, which adds the damping
-    """
+    """Return sb3-contrib's product, which adds the damping."""
     update = workload.update(sb3_contrib.TRPO)
     model: Any = update.model
     update.prepare()

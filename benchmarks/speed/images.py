@@ -109,6 +109,8 @@ def _workload_of(name: str, workload: Workload) -> Workload:
 
 def memory_of(name: str, n_images: int, chunk: int | None, run: Run) -> dict[str, float]:
     """
+    Measure the memory of an update on images.
+
     :param name: of an algorithm
     :param n_images: of the rollout
     :param chunk: ``fisher_chunk_size``; None leaves it out
@@ -165,6 +167,8 @@ def reset_peak() -> None:
 
 def memory(key: str) -> float:
     """
+    Read a figure of this process's memory.
+
     :param key: VmRSS for the resident memory of this process, VmHWM for its largest
     :return: MiB
     """

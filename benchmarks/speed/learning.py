@@ -28,6 +28,8 @@ THEIR_ENVS = [("DummyVecEnv", n_envs) for n_envs in (1, 4, 16, 64)] + [("Subproc
 
 def learn_contender(algorithm: type[OnPolicyAlgorithm], env: VecEnv, batch: int, n_updates: int) -> Contender:
     """
+    Make a contender of a whole training.
+
     :param algorithm: with its defaults
     :param env: training environments
     :param batch: samples of an update

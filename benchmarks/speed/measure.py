@@ -20,6 +20,8 @@ def nothing() -> None:
 @dataclass(frozen=True)
 class Contender:
     """
+    A contender: what is timed, and what goes on around it.
+
     :param run: what is timed
     :param prepare: brings about the state that ``run`` starts from; not timed
     :param after: looks at what ``run`` left behind; not timed
@@ -33,6 +35,8 @@ class Contender:
 @dataclass(frozen=True)
 class Spread:
     """
+    A median and its quartiles.
+
     :param median: of several repetitions
     :param low: the first quartile
     :param high: the third
@@ -76,6 +80,8 @@ def alternate(contenders: Mapping[str, Contender], repetitions: int, warm_up: in
 
 def spread(values: ArrayLike) -> Spread:
     """
+    Summarise repetitions.
+
     :param values: at least one
     """
     low, median, high = np.quantile(np.asarray(values, dtype=float), (0.25, 0.5, 0.75))
@@ -84,6 +90,8 @@ def spread(values: ArrayLike) -> Spread:
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
     """
+    Divide two contenders' times.
+
     :param numerators: one for each repetition
     :param denominators: of the same repetitions
     :return: the quotient of the medians, and the quartiles of the repetitions' quotients
@@ -94,6 +102,8 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """
+    Fit a power law.
+
     :param x: positive numbers, at least two different ones
     :param y: positive numbers
     :return: k of the fit y ≈ c xᵏ, by least squares of the logarithms

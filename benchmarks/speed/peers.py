@@ -30,9 +30,7 @@ LEARN_CG_ITERATIONS, N_EPOCHS, N_MINIBATCHES = 15, 10, 16
 
 
 def spaces_of(workload: Workload) -> tuple[gym.spaces.Box, gym.spaces.Box, list[int]]:
-    """
-    :return: the spaces of observations and actions, and the widths of the hidden layers
-    """
+    """Return the spaces of observations and actions, and the widths of the hidden layers."""
     widths = [
         len(tensor)
         for name, tensor in workload.policy_state.items()
@@ -43,6 +41,8 @@ def spaces_of(workload: Workload) -> tuple[gym.spaces.Box, gym.spaces.Box, list[
 
 def copy_network(modules: Iterable[nn.Module], state: dict[str, th.Tensor], *prefixes: str) -> None:
     """
+    Copy a network's weights out of an SB3 policy.
+
     :param modules: whose linear layers get the weights
     :param state: of an SB3 policy
     :param prefixes: of its layers, in the order of evaluation
@@ -59,9 +59,7 @@ def copy_network(modules: Iterable[nn.Module], state: dict[str, th.Tensor], *pre
 
 
 def make_tianshou(obs_space: gym.spaces.Box, action_space: gym.spaces.Box, widths: list[int], critic_steps: int) -> Any:
-    """
-    :return: its TRPO, with tanh networks and a state-independent σ, as SB3 has them
-    """
+    """Return Tianshou's TRPO, with tanh networks and a state-independent σ, as SB3 has them."""
     from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
     from tianshou.algorithm.modelfree.trpo import TRPO
     from tianshou.algorithm.optim import AdamOptimizerFactory
@@ -85,6 +83,8 @@ def make_tianshou(obs_space: gym.spaces.Box, action_space: gym.spaces.Box, width
 
 def tianshou_update(workload: Workload) -> Contender:
     """
+    Make Tianshou's update.
+
     :param workload: policy and rollout
     :return: its policy step and one full-batch step of its critic, advantages being known
     """
@@ -121,6 +121,8 @@ def tianshou_update(workload: Workload) -> Contender:
 
 def tianshou_learn(n_steps: int, rollout: int = ROLLOUT) -> Contender:
     """
+    Make Tianshou's training.
+
     :param n_steps: of the environment in one repetition
     :param rollout: steps per update
     :return: training in one environment, the critic by full-batch steps
@@ -167,9 +169,7 @@ def make_skrl(
     memory_size: int,
     **cfg: Any,
 ) -> Any:
-    """
-    :return: its TRPO agent, with networks as SB3 has them, and with a memory
-    """
+    """Return skrl's TRPO agent, with networks as SB3 has them, and with a memory."""
     from skrl.agents.torch.trpo import TRPO
     from skrl.memories.torch import RandomMemory
     from skrl.models.torch import DeterministicMixin, GaussianMixin, Model
@@ -213,6 +213,8 @@ def make_skrl(
 
 def skrl_update(workload: Workload) -> Contender:
     """
+    Make skrl's update.
+
     :param workload: policy and rollout
     :return: its policy step and one full-batch step of its critic, advantages being known
     """
@@ -253,6 +255,8 @@ def _known_advantages(returns: th.Tensor, advantages: th.Tensor) -> Iterator[Non
 
 def skrl_learn(n_steps: int, rollout: int = ROLLOUT) -> Contender:
     """
+    Make skrl's training.
+
     :param n_steps: of the environment in one repetition
     :param rollout: steps per update
     :return: training in one environment

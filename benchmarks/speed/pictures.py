@@ -16,6 +16,8 @@ LABELS = {"samples": "samples of an update", "parameters": "parameters of the ac
 
 def draw_growth(measured: dict[str, Any], path: Path) -> None:
     """
+    Draw how time grows with size.
+
     :param measured: by the row ``growth``
     :param path: of the picture
     """

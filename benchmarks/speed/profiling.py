@@ -96,9 +96,7 @@ class Stopwatch:
         self._inner: list[float] = []
 
     def timed(self, function: Any, part: str) -> Any:
-        """
-        :return: the function, timed
-        """
+        """Return the function, timed."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._inner.append(0.0)
@@ -146,9 +144,7 @@ def _profile(
     n_updates: int,
     **hyperparameters: Any,
 ) -> dict[str, float]:
-    """
-    :return: milliseconds of each part in one iteration of ``learn()``
-    """
+    """Return the milliseconds of each part in one iteration of ``learn()``."""
     env = make_vec_env(TASK, n_envs, seed=0)
     model = algorithm("MlpPolicy", env, n_steps=batch // n_envs, seed=0, device="cpu", **hyperparameters)
     model.set_logger(Logger(folder=None, output_formats=[]))

@@ -24,6 +24,8 @@ from speed.workload import Update, Workload
 
 def quality(g: th.Tensor, fisher: Fisher, x: th.Tensor) -> float:
     """
+    Judge a direction: its improvement for a step of given length.
+
     :param g: ∇L, (P,)
     :param fisher: F
     :param x: a direction, (P,)
@@ -64,6 +66,8 @@ class Judged(sb3_trpo.TRPO):
 
 def direction_quality(workload: Workload, n_iterations: int, repetitions: int) -> dict[str, list[float]]:
     """
+    Compare our direction with others of the same gradient.
+
     :param workload: policy and rollout
     :param n_iterations: of sb3-contrib's conjugate gradient
     :param repetitions: of our update, whose preconditioner depends a little on the order of the samples
@@ -86,6 +90,8 @@ def direction_quality(workload: Workload, n_iterations: int, repetitions: int) -
 
 def sb3_contrib_direction(update: Update) -> dict[str, th.Tensor]:
     """
+    Take the direction of sb3-contrib's update.
+
     :param update: sb3-contrib's
     :return: the search direction that it takes, by the parameters' names
     """

@@ -12,6 +12,8 @@ from speed.run import Run
 @dataclass(frozen=True)
 class Row:
     """
+    A row of the speed benchmark.
+
     :param module: of this package, imported only when it is needed
     :param function: in it; takes a ``Run`` and returns what it measured
     :param title: in a few words

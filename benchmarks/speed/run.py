@@ -20,6 +20,8 @@ PEERS = ("tianshou", "skrl")
 @dataclass(frozen=True)
 class Run:
     """
+    How a row is measured.
+
     :param threads: of torch
     :param quick: whether to try out the code on tiny sizes, rather than to measure
     :param device: of torch, where the updates take place
@@ -30,14 +32,14 @@ class Run:
     device: str = "cpu"
 
     def pick(self, full: Any, quick: Any) -> Any:
-        """
-        :return: the one of the two sizes that is asked for
-        """
+        """Return the one of the two sizes that is asked for."""
         return quick if self.quick else full
 
 
 def path_of(out: Path, row: str, threads: int) -> Path:
     """
+    Name a row's file.
+
     :param out: folder of the results
     :return: the row's file
     """
@@ -46,6 +48,8 @@ def path_of(out: Path, row: str, threads: int) -> Path:
 
 def write(out: Path, row: str, run: Run, measured: dict[str, Any], load_before: float) -> Path:
     """
+    Write what a row has measured.
+
     :param out: folder of the results
     :param row: its name
     :param run: how it was made
@@ -79,9 +83,7 @@ def write(out: Path, row: str, run: Run, measured: dict[str, Any], load_before: 
 
 
 def read(out: Path, row: str, threads: int) -> dict[str, Any] | None:
-    """
-    :return: the contents of the row's file; None if there is none, or none that can be read
-    """
+    """Return the contents of the row's file; None if there is none, or none that can be read."""
     try:
         values = json.loads(path_of(out, row, threads).read_text())
     except (FileNotFoundError, ValueError):

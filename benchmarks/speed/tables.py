@@ -25,6 +25,8 @@ PICTURE = "growth.png"
 @dataclass(frozen=True)
 class Comparison:
     """
+    A ratio that the report judges.
+
     :param row: name of the row
     :param peer: name of the contender beside ours
     :param at_least: the ratio to reach
@@ -64,6 +66,8 @@ over the mean of theirs, mean ± standard deviation of the repetitions.
 
 def load(out: Path) -> Results:
     """
+    Load what was measured.
+
     :param out: folder of the results
     :return: the contents of the files there are, by row and threads
     """
@@ -81,9 +85,7 @@ def is_on_gpu(found: Results) -> bool:
 
 
 def of_row(found: Results, row: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """
-    :return: threads, and what was measured
-    """
+    """Return the threads, and what was measured."""
     return ((threads, values["measured"]) for (name, threads), values in found.items() if name == row)
 
 
@@ -97,9 +99,7 @@ def milliseconds(seconds: list[float]) -> str:
 
 
 def amount(measured: dict[str, Any], name: str) -> str:
-    """
-    :return: time of a repetition, or steps per second where these are counted
-    """
+    """Return the time of a repetition, or steps per second where these are counted."""
     seconds = measured["seconds"][name]
     return f"{measured['steps'] / spread(seconds).median:.0f}/s" if "steps" in measured else milliseconds(seconds)
 
@@ -135,6 +135,8 @@ def _verdict(value: float, at_least: float) -> str:
 
 def _equal_quality(measured: dict[str, Any], peer: str) -> tuple[str, str]:
     """
+    Say how equal the contenders' results are.
+
     :return: of the direction and of the critic; empty where they aren't compared, as with another algorithm
     """
     if peer != THEIRS or "quality" not in measured:
@@ -196,7 +198,7 @@ def fisher_products(found: Results) -> str:
 
 def directions(found: Results) -> str:
     """
-    The search direction by task and tolerance.
+    Write the table of the search direction, by task and tolerance.
     """
     for _, measured in of_row(found, "direction"):
         verdicts = measured["tasks"]
@@ -248,7 +250,7 @@ def _memory(values: dict[str, float]) -> list[str]:
 
 def growth(found: Results) -> str:
     """
-    Times by size, and the slopes of the fits.
+    Write the table of times by size, and of the slopes of the fits.
     """
     parts = []
     for _, measured in of_row(found, "growth"):
@@ -310,7 +312,7 @@ def variants(found: Results) -> str:
 
 def settings_tried(found: Results) -> str:
     """
-    The search for the best settings of each side.
+    Write the table of the search for the best settings of each side.
     """
     lines = []
     for threads, measured in of_row(found, "envpool"):
@@ -326,6 +328,8 @@ def _machine(machine: dict[str, Any]) -> str:
 
 def remarks(found: Results) -> str:
     """
+    Say under what conditions the rows were measured.
+
     :return: on what machine, with what software, and what is missing
     """
     values = list(found.values())
@@ -373,6 +377,8 @@ SECTIONS = (
 
 def section(found: Results, folder: str = "speed") -> str:
     """
+    Write the report's section on speed.
+
     :param found: from ``load``
     :param folder: of the files, in that of all results
     :return: the report's section, in Markdown

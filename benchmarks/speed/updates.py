@@ -81,6 +81,8 @@ def _whole_update(run: Run, setting: Setting, repetitions: int, with_ppo: bool =
 
 def make_ppo_workload(workload: Workload, hyperparameters: dict[str, Any]) -> Workload:
     """
+    Give a workload to PPO.
+
     :param workload: made with TRPO's hyperparameters
     :param hyperparameters: that PPO is to have instead
     :return: the same work
@@ -90,6 +92,8 @@ def make_ppo_workload(workload: Workload, hyperparameters: dict[str, Any]) -> Wo
 
 def critic_losses(updates: dict[str, Update]) -> dict[str, list[float]]:
     """
+    Measure the critic's error.
+
     :param updates: by name
     :return: mean squared error of the critic after each timed update, and at the beginning
     """

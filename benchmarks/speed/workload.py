@@ -25,6 +25,8 @@ EVALUATION_CHUNK = 4096
 @dataclass(frozen=True)
 class Setting:
     """
+    What a workload is made of.
+
     :param hyperparameters: of every TRPO, ours and the peers'
     :param n_envs: environments
     :param normalize: whether they are wrapped in ``VecNormalize``
@@ -46,6 +48,8 @@ class Setting:
 
     def make_model(self, algorithm: type[OnPolicyAlgorithm], env: VecEnv, **changes: Any) -> OnPolicyAlgorithm:
         """
+        Make a model of the setting.
+
         :param algorithm: its class
         :param env: from ``make_envs``
         :param changes: of the hyperparameters
@@ -59,6 +63,8 @@ class Setting:
 @dataclass(frozen=True)
 class Workload:
     """
+    The same work for all contenders: a policy in the middle of training, and a rollout.
+
     :param setting: what it was made with
     :param env: its environments
     :param policy_state: parameters and buffers of the policy
@@ -82,6 +88,8 @@ class Workload:
 
     def update(self, algorithm: type[OnPolicyAlgorithm], **changes: Any) -> "Update":
         """
+        Make an algorithm's update on this workload.
+
         :param algorithm: its class
         :param changes: of the hyperparameters
         :return: the algorithm's update from this policy on this rollout
@@ -129,9 +137,7 @@ class Update:
 
     @th.no_grad()
     def critic_loss(self) -> float:
-        """
-        :return: mean squared error of the critic over the rollout
-        """
+        """Return the mean squared error of the critic over the rollout."""
         rollout = self._workload.rollout
         observations = rollout["observations"].reshape(-1, *self.model.observation_space.shape)  # type: ignore[misc]
         returns = rollout["returns"].reshape(-1)
@@ -147,6 +153,8 @@ class Update:
 
 def make_workload(setting: Setting, n_updates: int) -> Workload:
     """
+    Train a little, and keep the policy and its next rollout.
+
     :param setting: of the work
     :param n_updates: how many updates the policy has seen
     :return: the policy after them, and its next rollout
@@ -164,6 +172,8 @@ def make_workload(setting: Setting, n_updates: int) -> Workload:
 
 def resized(workload: Workload, n_steps: int, noise: float = 0.0) -> Workload:
     """
+    Make a rollout of another size.
+
     :param workload: of one environment
     :param n_steps: any number
     :param noise: standard deviation of what is added to the observations, so that no two of them are the same

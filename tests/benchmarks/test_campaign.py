@@ -173,9 +173,7 @@ def test_bad_requests_end_with_a_sentence(arguments, message, monkeypatch):
 
 
 def wait_for_workers(out: Path, n: int) -> list[Path]:
-    """
-    :return: the lock files of the runs, once each has reported steps
-    """
+    """Return the lock files of the runs, once each has reported steps."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         locks = [path for path in out.rglob("seed-*.running") if path.read_text() not in ("", "0")]

@@ -15,7 +15,7 @@ SEEDS = range(50, 57)
 
 def balance(observations: np.ndarray, episodes: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """
-    A policy for CartPole whose episodes have different lengths: it stops caring after 10 steps times the episode.
+    Make a policy for CartPole whose episodes differ in length: it stops caring after 10 steps times the episode.
     """
     leaning = (observations[:, 2] + observations[:, 3] > 0).astype(int)
     return np.where(steps < 10 * episodes, leaning, 0)

@@ -20,6 +20,8 @@ N_STEPS = 256
 
 def trained(variant: type[TRPO], n_updates: int = 1, **settings: Any) -> Any:
     """
+    Train a variant.
+
     :param variant: of TRPO
     :param n_updates: how many
     :param settings: hyperparameters

@@ -42,6 +42,8 @@ SETTINGS["policy_kwargs"] = {"net_arch": [8]}
 
 class Setup:
     """
+    What a training is made of.
+
     :param task: of Gymnasium
     :param wrap: its vectorised environments
     :param algorithm: to train with
@@ -74,6 +76,8 @@ class Setup:
 
 def crash_and_go_on(setup: Setup, folder: Path, at: int, every: int = 2, callbacks: Any = None) -> tuple[Any, Any]:
     """
+    Crash a training, and go on with it.
+
     :param setup: of the training
     :param folder: for the checkpoint
     :param at: step of the crash
@@ -340,6 +344,8 @@ if __name__ == "__main__":
 
 def run(folder: Path, task: str, total: int, *life: object) -> int:
     """
+    Train in a process of its own, which is killed perhaps.
+
     :param folder: the folder of the training
     :param task: a task of Gymnasium
     :param total: the number of steps
@@ -427,6 +433,8 @@ def test_what_a_checkpoint_holds_is_data(tmp_path):
 
 def changed_by_a_stranger(path: Path, change: Any) -> None:
     """
+    Change a checkpoint as a stranger could.
+
     :param path: a checkpoint
     :param change: changes what ``training_state`` holds, in place
     """

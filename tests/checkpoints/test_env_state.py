@@ -42,6 +42,8 @@ def make(task: str) -> gym.Env:
 
 def play(env: gym.Env, n_steps: int, seed: int, obs: Any = None) -> list[bytes]:
     """
+    Play with random actions.
+
     :param env: after a reset
     :param n_steps: with random actions; a finished episode is followed by the next
     :param seed: of the actions
@@ -64,6 +66,8 @@ def play(env: gym.Env, n_steps: int, seed: int, obs: Any = None) -> list[bytes]:
 
 def assert_goes_on(make_env: Any) -> None:
     """
+    Check that an environment goes on where it was saved.
+
     :param make_env: makes an environment
     """
     env, other = make_env(), make_env()

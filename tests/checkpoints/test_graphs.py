@@ -111,6 +111,8 @@ GRAPHS = st.recursive(SCALARS | ARRAYS | OTHERS, containers, max_leaves=8)
 
 def assert_alike(a: Any, b: Any, met: dict[int, int]) -> None:
     """
+    Check that two objects are alike.
+
     :param a: one object
     :param b: another, which must be like it all the way down, with the same aliases
     :param met: the ids of objects that change, of the one to those of the other

@@ -38,7 +38,7 @@ DATA: Any = st.recursive(
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Same types and same bits, all the way down."""
+    """Check that types and bits are the same, all the way down."""
     assert type(a) is type(b)
     if isinstance(a, np.ndarray | np.generic):
         assert a.dtype == b.dtype

@@ -21,9 +21,7 @@ from sb3_trpo.saved_models.refused import RefusedModelError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Any:
-    """
-    :return: with a model of Pendulum-v1 and its statistics
-    """
+    """Return a folder with a model of Pendulum-v1 and its statistics."""
     folder = tmp_path_factory.mktemp("model")
     env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0), clip_obs=3.0)
     TRPO("MlpPolicy", env, n_steps=64, batch_size=64, n_critic_updates=1, seed=0, device="cpu").learn(512).save(

@@ -44,6 +44,8 @@ class Payload:
 
 def members_of(model: TRPO) -> Members:
     """
+    Save a model into a dictionary.
+
     :param model: to be saved
     :return: the contents of the file's members, by name
     """
@@ -55,6 +57,8 @@ def members_of(model: TRPO) -> Members:
 
 def zipped(members: Members, **kwargs: Any) -> bytes:
     """
+    Make a zip archive.
+
     :param members: contents by name
     :param kwargs: of the archive
     :return: the archive
@@ -68,6 +72,8 @@ def zipped(members: Members, **kwargs: Any) -> bytes:
 
 def with_attributes(members: Members, **attributes: Any) -> bytes:
     """
+    Put attributes into a model.
+
     :param members: of a model
     :param attributes: JSON values, to be put in the place of its own
     :return: the archive
@@ -78,6 +84,8 @@ def with_attributes(members: Members, **attributes: Any) -> bytes:
 
 def serialized(pickled: Any) -> dict[str, str]:
     """
+    Write a pickle as models hold it.
+
     :param pickled: a pickle, or what is to be one
     :return: an attribute of a model
     """
@@ -87,6 +95,8 @@ def serialized(pickled: Any) -> dict[str, str]:
 
 def saved(value: Any, **kwargs: Any) -> bytes:
     """
+    Save as torch does.
+
     :param value: for ``torch.save``
     :param kwargs: likewise
     :return: the file's content
@@ -98,6 +108,8 @@ def saved(value: Any, **kwargs: Any) -> bytes:
 
 def code(members: Members, trace: Path) -> Iterator[tuple[str, bytes]]:
     """
+    Put code into every place of a model.
+
     :param members: of a good model
     :param trace: what the code would leave
     :return: models with code in every place, and names for them
@@ -136,6 +148,8 @@ def code(members: Members, trace: Path) -> Iterator[tuple[str, bytes]]:
 
 def archives(members: Members) -> Iterator[tuple[str, bytes]]:
     """
+    Make archives that are not what they seem.
+
     :param members: of a good model
     :return: archives that are not what they seem
     """
@@ -162,6 +176,8 @@ def archives(members: Members) -> Iterator[tuple[str, bytes]]:
 
 def attributes(members: Members) -> Iterator[tuple[str, bytes]]:
     """
+    Put attributes of wrong types, or huge ones, into a model.
+
     :param members: of a good model
     :return: models whose attributes are of wrong types, or huge
     """
@@ -195,6 +211,8 @@ def attributes(members: Members) -> Iterator[tuple[str, bytes]]:
 
 def pickles(members: Members) -> Iterator[tuple[str, bytes]]:
     """
+    Put pickles into a model that take memory or time.
+
     :param members: of a good model
     :return: models with pickles that take memory or time
     """
@@ -230,6 +248,8 @@ def pickles(members: Members) -> Iterator[tuple[str, bytes]]:
 
 def tensors(members: Members) -> Iterator[tuple[str, bytes]]:
     """
+    Put weights into a model that are not those of its policy.
+
     :param members: of a good model
     :return: models whose weights are not those of the policy
     """
@@ -374,6 +394,8 @@ def _inner(content: bytes) -> tuple[Members, str]:
 
 def mutations(members: Members, n: int) -> Iterator[tuple[str, bytes]]:
     """
+    Change a model in random places.
+
     :param members: of a good model
     :param n: how many
     :return: models with one wrong place, behind the checksums of the archives

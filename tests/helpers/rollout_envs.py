@@ -25,6 +25,8 @@ ACTION_SPACES: dict[str, tuple[spaces.Space, Callable[[Any], int]]] = {
 
 def cart_pole(distribution: str, max_episode_steps: int = 12) -> gym.Env:
     """
+    Make a CartPole with another action space.
+
     :param distribution: a key of ``ACTION_SPACES``
     :param max_episode_steps: the pole falls before or after, so that some episodes are terminated, others truncated
     :return: CartPole with another action space, monitored
@@ -36,6 +38,8 @@ def cart_pole(distribution: str, max_episode_steps: int = 12) -> gym.Env:
 
 def cart_poles(distribution: str, n_envs: int, vec_env: type[VecEnv] = DummyVecEnv) -> VecEnv:
     """
+    Make several CartPoles.
+
     :param distribution: a key of ``ACTION_SPACES``
     :param n_envs: how many
     :param vec_env: what steps them

@@ -40,6 +40,8 @@ def make_policy(
     **kwargs: object,
 ) -> ActorCriticPolicy:
     """
+    Make a policy whose parameters are all away from their initial values.
+
     :param action_space: of the policy
     :param observation_space: of the policy
     :param seed: of its parameters
@@ -56,6 +58,8 @@ def make_policy(
 
 def shake(policy: ActorCriticPolicy, seed: int = 0) -> ActorCriticPolicy:
     """
+    Add noise to a policy's parameters.
+
     :param policy: a policy
     :param seed: of the noise
     :return: the policy with noise on its parameters, so that no output is near 0 and no layer orthogonal
@@ -71,6 +75,8 @@ def shake(policy: ActorCriticPolicy, seed: int = 0) -> ActorCriticPolicy:
 
 def with_noise(policy: ActorCriticPolicy, action_dist: StateDependentNoiseDistribution) -> ActorCriticPolicy:
     """
+    Give a policy other state-dependent noise.
+
     :param policy: for continuous actions
     :param action_dist: state-dependent noise that SB3's policy has no argument for
     :return: the policy with this noise
@@ -157,6 +163,8 @@ class OwnActionsPolicy(ActorCriticPolicy):
 
 def own_policy(make: Callable[[th.Tensor], object], n_outputs: int, dtype: th.dtype = th.float32) -> ActorCriticPolicy:
     """
+    Make a policy of any distribution of torch's.
+
     :param make: torch's distribution from a network's outputs, or several of them
     :param n_outputs: how many outputs these are
     :param dtype: of its parameters
@@ -173,6 +181,8 @@ def own_policy(make: Callable[[th.Tensor], object], n_outputs: int, dtype: th.dt
 
 class SmallCnn(BaseFeaturesExtractor):
     """
+    A small network for small images.
+
     :param observation_space: images, channels first
     """
 
@@ -198,6 +208,8 @@ IMAGES = spaces.Box(0, 255, (2, 12, 12), dtype=np.uint8)
 
 def cnn_policy(**kwargs: object) -> ActorCriticPolicy:
     """
+    Make a policy for small images.
+
     :param kwargs: further arguments of SB3's policy
     :return: a policy for small images
     """
@@ -206,6 +218,8 @@ def cnn_policy(**kwargs: object) -> ActorCriticPolicy:
 
 def make_observations(policy: ActorCriticPolicy, n: int, seed: int = 1) -> th.Tensor:
     """
+    Draw random observations.
+
     :param policy: a policy with array observations
     :param n: number of states N
     :param seed: of the states
@@ -232,6 +246,8 @@ def linearize(
     policy: ActorCriticPolicy, obs: th.Tensor, parameters: FlatParameters | None = None
 ) -> GraphLinearization:
     """
+    Linearise a policy by autograd.
+
     :param policy: a policy
     :param obs: observations, (N, ...)
     :param parameters: θ, or None
@@ -242,6 +258,8 @@ def linearize(
 
 def linearize_mlp(policy: ActorCriticPolicy, obs: th.Tensor) -> MlpLinearization:
     """
+    Linearise a plain policy, with the derivatives written out.
+
     :param policy: a plain one
     :param obs: observations, (N, ...)
     :return: the same with the derivatives written out
@@ -261,7 +279,7 @@ def linearize_mlp(policy: ActorCriticPolicy, obs: th.Tensor) -> MlpLinearization
 
 def explicit_fisher(policy: ActorCriticPolicy, obs: th.Tensor, parameters: Sequence[nn.Parameter]) -> th.Tensor:
     """
-    The definition of the Fisher information, by one gradient for each state and action.
+    Compute the Fisher information by its definition, one gradient for each state and action.
 
     :param policy: a policy
     :param obs: observations, (N, ...)
@@ -281,6 +299,8 @@ def explicit_fisher(policy: ActorCriticPolicy, obs: th.Tensor, parameters: Seque
 
 def weighted_actions(distribution: Distribution) -> Iterator[tuple[th.Tensor, th.Tensor]]:
     """
+    Find actions and weights that make expectations of sums.
+
     :param distribution: of N states
     :return: weights, (N,), and actions, (N, ...), whose weighted sums are expectations over π(·|s): all actions if
         these are discrete; otherwise the nodes of Gauss-Hermite quadrature, exact for the quartic polynomials at hand
@@ -312,6 +332,8 @@ def weighted_actions(distribution: Distribution) -> Iterator[tuple[th.Tensor, th
 
 def as_matrix(operator: Callable[[th.Tensor], th.Tensor], size: int) -> th.Tensor:
     """
+    Write an operator as a matrix.
+
     :param operator: v -> A v
     :param size: P
     :return: A, (P, P)

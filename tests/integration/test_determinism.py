@@ -19,6 +19,8 @@ N_KINDS = 6
 
 def digests(hash_seed: str, n_threads: int) -> dict[str, str]:
     """
+    Train models in a process of its own.
+
     :param hash_seed: of Python's hashes of texts
     :param n_threads: of torch
     :return: a digest of each model that a process of its own has trained

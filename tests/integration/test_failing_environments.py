@@ -38,6 +38,8 @@ class BrokenError(Exception):
 
 class FailingEnv(SpacesEnv):
     """
+    An environment that fails at one step.
+
     :param fault: what happens
     :param fails_at: at which step
     """
@@ -87,9 +89,7 @@ class Forked(SubprocVecEnv):
 
 
 def make_env(kind: Any, fault: str, *, all_fail: bool = False) -> Any:
-    """
-    :return: two environments, of which the second fails, or both
-    """
+    """Return two environments, of which the second fails, or both."""
     return kind([lambda: FailingEnv(fault if all_fail else ""), lambda: FailingEnv(fault)])
 
 
@@ -111,6 +111,8 @@ class Watch(BaseCallback):
 
 def assert_lives_on(model: TRPO, watch: Watch, folder: Path) -> None:
     """
+    Check that a model is whole after its training has failed.
+
     :param model: whose training has failed
     :param watch: its callback
     :param folder: for a file
@@ -254,9 +256,7 @@ def test_waiting_is_limited_only_while_training():
 
 
 def started(env: Any) -> Any:
-    """
-    :return: the same, once its processes answer
-    """
+    """Return the environments once their processes answer."""
     env.get_attr("fault")
     return env
 
@@ -307,6 +307,8 @@ def test_the_same_wrong_shape_everywhere_in_the_first_reset():
 
 def assert_can_be_trained(model: TRPO) -> None:
     """
+    Check that a model can be trained after its first training has failed before it began.
+
     :param model: whose first training has failed before it began
     """
     before = state(model)
@@ -370,6 +372,8 @@ def test_no_process_outlives_a_training_that_is_killed(start_method, fault):
 
 def is_running(process: Path) -> bool:
     """
+    Tell whether a process runs.
+
     :param process: its folder in /proc
     :return: whether it runs; one that has ended and that nobody has asked for does not
     """

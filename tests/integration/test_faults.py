@@ -64,9 +64,7 @@ class FaultyEnv(SpacesEnv):
 
 
 def model_of(env: Any, activation: type[nn.Module] = nn.Tanh, **kwargs: Any) -> TRPO:
-    """
-    :return: a small model, after one update, with the next rollout
-    """
+    """Return a small model, after one update, with the next rollout."""
     policy_kwargs = {"net_arch": [8], "activation_fn": activation}
     model = with_rollout(TRPO("MlpPolicy", env, policy_kwargs=policy_kwargs, **{**SETTINGS, **kwargs}))
     model.train()
@@ -360,6 +358,8 @@ def test_whatever_the_settings_an_update_is_finite_and_within_the_trust_region(n
 
 class ScaledEnv(SpacesEnv):
     """
+    An environment with rewards of another size.
+
     :param observation_space: any
     :param action_space: any
     :param scale: of rewards

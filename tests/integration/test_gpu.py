@@ -59,6 +59,8 @@ def model_of(kind: str, device: str, algorithm: type[TRPO] = TRPO, **changes: An
 
 def on_cpu(model: TRPO, kind: str) -> TRPO:
     """
+    Copy a model from the GPU to the CPU.
+
     :param model: on the GPU, with a rollout
     :param kind: what it was made of
     :return: a model on the CPU with the same weights and the same rollout

@@ -25,6 +25,8 @@ for line in train_watched.refused:
 
 def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """
+    Run Python without a network.
+
     :param arguments: of Python
     :param folder: where it runs
     :return: how it ended and what it printed

@@ -41,6 +41,8 @@ SHIPPED = {
 
 class SmallTask(NamedTuple):
     """
+    A task that is learned in seconds.
+
     :param learned: the return to exceed
     :param blind: the return that nobody exceeds who does not look
     :param n_timesteps: of training
@@ -68,6 +70,8 @@ NEEDS_ATARI = "needs ale-py and opencv-python: pip install 'sb3-trpo[atari]'"
 
 def manager_of(env_id: str, folder: Path, **kwargs: Any) -> ReportingExperimentManager:
     """
+    Make what ``sb3-trpo train --env ENV_ID`` makes.
+
     :param env_id: of the task
     :param folder: for the logs
     :param kwargs: further arguments of RL Zoo's experiment manager
@@ -78,9 +82,7 @@ def manager_of(env_id: str, folder: Path, **kwargs: Any) -> ReportingExperimentM
 
 
 def learn(manager: ReportingExperimentManager) -> float:
-    """
-    :return: mean return of a hundred episodes of the deterministic policy, on fresh environments, after training
-    """
+    """Train, and return the mean return of a hundred episodes of the deterministic policy on fresh environments."""
     model, _ = manager.setup_experiment()
     manager.learn(model)
     with pytest.MonkeyPatch.context() as patch:
@@ -138,6 +140,8 @@ def test_small_task_has_to_be_looked_at(env_id):
 
 def mean_return(env: gym.Env, act: Callable[[], Any], n_episodes: int = 20) -> float:
     """
+    Measure the mean return of a policy that does not look.
+
     :param env: a task
     :param act: gives actions, without a look at the observation
     :param n_episodes: how many, from seeds that are always the same

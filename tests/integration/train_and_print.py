@@ -29,6 +29,8 @@ KINDS = {
 
 def digest(model: TRPO) -> str:
     """
+    Digest a model's numbers.
+
     :param model: trained
     :return: of all its numbers
     """

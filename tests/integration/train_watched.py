@@ -17,7 +17,7 @@ refused: list[str] = []
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:
     """
-    An audit hook (PEP 578): Python calls it wherever it is about to touch the outside, and it can't be removed.
+    Refuse what touches the outside: an audit hook (PEP 578), which can't be removed.
 
     :param event: what is about to happen
     :param arguments: the host, or the socket and the address; processes of one machine talk through Unix sockets

@@ -47,6 +47,8 @@ def make_network(
     dtype: th.dtype = th.float64,
 ) -> tuple[nn.Sequential, PlainMlp]:
     """
+    Make a network of torch's, and the same written out.
+
     :param sizes: widths, from inputs to outputs
     :param activations: makes what is between the layers, or makes them one by one
     :param dtype: of the parameters

@@ -182,6 +182,8 @@ class OtherLinear(nn.Linear):
 
 def changed(change: Callable[[ActorCriticPolicy], object]) -> Callable[[], ActorCriticPolicy]:
     """
+    Make a plain policy and change it.
+
     :param change: done to a plain policy
     :return: makes the policy
     """
@@ -290,7 +292,7 @@ def test_actor_and_critic_are_judged_apart() -> None:
 
 
 def patch_globally(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
-    """What a library does that instruments others."""
+    """Instrument a class, as some libraries do to others."""
     original = getattr(owner, name)
     monkeypatch.setattr(owner, name, functools.wraps(original)(lambda *args, **kwargs: original(*args, **kwargs)))
 

@@ -94,6 +94,8 @@ def test_hyperparameters_build_a_model(env_id):
 
 def manager_of(hyperparameters, env_id="CartPole-v1", **kwargs):
     """
+    Make RL Zoo's experiment manager with hyperparameters of a file.
+
     :param hyperparameters: of the task, as in a file
     :param env_id: the task
     :return: RL Zoo's experiment manager that reads them from a file

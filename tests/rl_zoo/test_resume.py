@@ -44,9 +44,7 @@ def arguments(task: str, folder: str, *others: str) -> list[str]:
 
 
 def killed(command: list[str], n_steps: int) -> bool:
-    """
-    :return: whether a process that runs the command was killed at a number of steps
-    """
+    """Return whether a process that runs the command was killed at a number of steps."""
     paths = [str(Path(kill_at.__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "import sb3_trpo.cli; sb3_trpo.cli.main()", *command],
@@ -107,6 +105,8 @@ def train(folder: str, *others: str, params: tuple[str, ...] = ()) -> None:
 
 def interrupted(folder: str, *others: str, params: tuple[str, ...] = ()) -> Path:
     """
+    Interrupt a training before its end.
+
     :param folder: for logs
     :param others: arguments
     :param params: hyperparameters

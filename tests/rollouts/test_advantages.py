@@ -14,9 +14,7 @@ from sb3_trpo.rollouts.advantages import compute_returns_and_advantage
 
 
 def make_buffer(n_steps: int, n_envs: int, gamma: float, gae_lambda: float, seed: int, share_of_ends: float):
-    """
-    :return: a full buffer, the values after it, and whether its last steps ended their episodes
-    """
+    """Return a full buffer, the values after it, and whether its last steps ended their episodes."""
     box = spaces.Box(-1.0, 1.0, (1,))
     buffer = RolloutBuffer(n_steps, box, box, n_envs=n_envs, gamma=gamma, gae_lambda=gae_lambda)
     random = np.random.default_rng(seed)

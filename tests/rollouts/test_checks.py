@@ -28,6 +28,8 @@ BAD_ENV, BAD_STEP = 1, N_STEPS + 6
 
 def faulty_cart_poles(fault: str, value: float = np.nan, step: int = BAD_STEP) -> DummyVecEnv:
     """
+    Make three CartPoles, of which one goes wrong.
+
     :param fault: of environment ``BAD_ENV``, see ``Faulty``
     :param value: that it gives instead
     :param step: at which it does so

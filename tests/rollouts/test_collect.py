@@ -63,9 +63,7 @@ def rollouts_of(
     policy: Any = "MlpPolicy",
     **kwargs: Any,
 ) -> tuple[TRPO, list[RolloutBuffer], list[bool]]:
-    """
-    :return: a model that has not learnt anything from its rollouts, the rollouts, and whether each is complete
-    """
+    """Return a model that has not learnt anything from its rollouts, the rollouts, and whether each is complete."""
     model = algorithm(policy, make_env(), n_steps=N_STEPS, gamma=0.9, seed=1, device="cpu", **kwargs)
     # An untrained policy's actions hardly depend on the state.
     model.policy.action_net.weight.data *= 100
@@ -80,6 +78,8 @@ def rollouts_of(
 
 def assert_same_rollouts(ours: Any, sb3s: Any, exactly: bool) -> None:
     """
+    Check that rollouts are the same.
+
     :param ours: from ``rollouts_of``
     :param sb3s: from ``rollouts_of``
     :param exactly: whether values and log-probabilities, too, are the same to the last bit
@@ -111,9 +111,7 @@ def episodes(model: TRPO) -> list[tuple[float, int]]:
 
 
 def both(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """
-    :return: ``rollouts_of`` TRPO and of SB3's loop, which leave the random generators in the same state
-    """
+    """Return ``rollouts_of`` TRPO and of SB3's loop, which leave the random generators in the same state."""
     ours = rollouts_of(TRPO, *args, **kwargs)
     state = random_state()
     sb3s = rollouts_of(WithSb3Rollouts, *args, **kwargs)

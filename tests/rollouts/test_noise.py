@@ -18,9 +18,7 @@ DELTA = 0.2
 
 
 def loud_pendulum(**kwargs: Any) -> Any:
-    """
-    :return: a model for which σ = 1 is far too much: the closer to the mean an action was, the better
-    """
+    """Return a model for which σ = 1 is far too much: the closer to the mean an action was, the better."""
     model = pendulum(target_kl=DELTA, **kwargs)
     with th.no_grad():
         (distribution,) = action_distributions(model.policy, th.as_tensor(model.rollout_buffer.observations[:, 0]))
@@ -106,6 +104,8 @@ def test_noise_is_standard_gaussian_with_the_correlation_asked_for(correlation: 
 
 def noise_of(model: Any) -> np.ndarray:
     """
+    Compute the noise of a rollout's actions.
+
     :param model: with a rollout
     :return: (action - mean) / σ of its actions, (n_steps,)
     """

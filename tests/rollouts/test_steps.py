@@ -58,14 +58,14 @@ class Scripted(gym.Env):
 
 
 def run(env: VecEnv, step: Callable[[np.ndarray], Any], n: int = 14) -> list[Any]:
-    """
-    :return: all that the environments gave
-    """
+    """Return all that the environments gave."""
     return [copy.deepcopy(env.reset()), *(copy.deepcopy(step(np.zeros(env.num_envs, int))) for _ in range(n))]
 
 
 def assert_same_steps(make_env: Callable[[], VecEnv]) -> None:
     """
+    Check that the quick step does what SB3's does.
+
     :param make_env: makes the same environments each time
     """
     ours, sb3s = make_env(), make_env()

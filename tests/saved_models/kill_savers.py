@@ -20,6 +20,8 @@ from sb3_trpo import TRPO
 
 def number(model: TRPO, k: int) -> None:
     """
+    Set every number of a model.
+
     :param model: of which every number is set to k
     :param k: see above
     """
@@ -33,6 +35,8 @@ def number(model: TRPO, k: int) -> None:
 
 def save_until_killed(model: TRPO, path: Path, life: float) -> None:
     """
+    Save a model again and again until the process is killed.
+
     :param model: the model to be saved, with other numbers each time
     :param path: the file
     :param life: seconds of a processor, so that it does not matter what else runs; then the system ends the process
@@ -47,6 +51,8 @@ def save_until_killed(model: TRPO, path: Path, life: float) -> None:
 
 def what_is_wrong(path: Path, before: int) -> tuple[str, int]:
     """
+    Find out what is wrong with a saved model.
+
     :param path: of a saved model
     :param before: the number of the model that was there before
     :return: a complaint, if any; the model's number

@@ -22,6 +22,8 @@ MAX_BYTES = 2**30
 
 def outcome(path: Path) -> str:
     """
+    Load a model that may mean harm.
+
     :param path: of a model
     :return: the error of loading it; empty if there is none, and then it has acted and been trained
     """

@@ -37,9 +37,7 @@ SETTINGS: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 32, "n_critic_upda
 
 
 def kind(observations: str, actions: str, policy: Any = None, policy_kwargs: dict | None = None, **kwargs: Any) -> Any:
-    """
-    :return: observation space, action space, policy, its arguments, the algorithm's further ones
-    """
+    """Return observation space, action space, policy, its arguments, and further ones of the algorithm."""
     observation_space = OBSERVATION_SPACES[observations]
     alias, small = policy_for(observation_space)
     small = small if policy is None else {}
@@ -120,9 +118,7 @@ def assert_same(left: dict[str, th.Tensor], right: dict[str, th.Tensor]) -> None
 
 
 def continue_training(model: TRPO) -> dict[str, th.Tensor]:
-    """
-    :return: the weights after two more updates, from a fresh environment and seed
-    """
+    """Return the weights after two more updates, from a fresh environment and seed."""
     set_random_seed(7)
     model.set_env(make_env(model.observation_space, model.action_space))
     model.get_env().seed(7)
@@ -199,6 +195,8 @@ def test_inspection_finds_code(tmp_path):
 
 def code_in(path: Path) -> set[str]:
     """
+    Find what a model holds as code.
+
     :param path: a saved model
     :return: the attributes that are saved as code rather than by the name of a class or function
     """

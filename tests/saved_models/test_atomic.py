@@ -144,6 +144,8 @@ def test_a_full_disk_leaves_the_old_model(names, model, tmp_path):
 
 def in_a_process(function: Any, user: int | None = None) -> int:
     """
+    Run a function in a fork of this process.
+
     :param function: what a fork of this process does
     :param user: whose process it becomes
     :return: the exit code; the negative number of the signal that has ended it

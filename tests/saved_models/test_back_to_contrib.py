@@ -104,6 +104,8 @@ def save(observations: str, actions: str, options: dict[str, Any], folder: pathl
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> dict[str, tuple[TRPO, np.ndarray, pathlib.Path, str]]:
     """
+    Save each kind of model and load it in sb3-contrib's TRPO.
+
     :return: for each kind of model the model, its actions, its folder, and what sb3-contrib's error was, if any
     """
     models = {}

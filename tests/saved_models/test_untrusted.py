@@ -146,6 +146,8 @@ def members() -> hostile.Members:
 
 def outcomes(models: Iterator[tuple[str, bytes]], folder: pathlib.Path) -> dict[str, str]:
     """
+    Load models that may mean harm, each in turn.
+
     :param models: archives, with names for them
     :param folder: where to put them
     :return: the error of loading each of them; memory has not grown on the way
@@ -182,6 +184,8 @@ def test_code_runs_in_what_is_trusted(members, trace, tmp_path):
 @pytest.fixture(scope="module")
 def errors(members, trace, tmp_path_factory) -> dict[str, str]:
     """
+    Load each hostile model.
+
     :return: of loading each hostile model, by its name
     """
     kinds = (hostile.archives, hostile.attributes, hostile.pickles, hostile.tensors)

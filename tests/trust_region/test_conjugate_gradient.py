@@ -15,6 +15,8 @@ from sb3_trpo.trust_region.conjugate_gradient import Operator, Stop, conjugate_g
 
 def random_system(seed: int, size: int, condition: float = 100.0) -> tuple[th.Tensor, th.Tensor]:
     """
+    Draw a random symmetric positive definite system.
+
     :param seed: of the system
     :param size: P
     :param condition: ratio of A's largest eigenvalue to its smallest

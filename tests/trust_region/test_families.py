@@ -35,6 +35,8 @@ N_STATES = 4
 
 def sb3s(inner: object) -> Distribution:
     """
+    Wrap torch's distribution as SB3 does.
+
     :param inner: torch's distribution, or several
     :return: one of SB3's around it
     """
@@ -124,6 +126,8 @@ def test_metric_is_the_second_derivative_of_kl(case) -> None:
 
 def matrix(family: DistributionFamily, z: DistributionParameters, function) -> th.Tensor:
     """
+    Write a linear map of tangents as a matrix over all states.
+
     :param function: a linear map of tangents, as ``metric``
     :return: its matrix over all states
     """
@@ -145,9 +149,7 @@ def test_metric_is_symmetric_and_has_a_root(case) -> None:
 
 
 def score_fisher(policy: ActorCriticPolicy, obs: th.Tensor, fisher: Fisher, n_samples: int) -> th.Tensor:
-    """
-    :return: E[∇log π ∇log πᵀ] over sampled actions, (P, P)
-    """
+    """Return E[∇log π ∇log πᵀ] over sampled actions, (P, P)."""
     with th.random.fork_rng():
         th.manual_seed(0)
         rows = obs.repeat_interleave(n_samples, dim=0)

@@ -35,7 +35,7 @@ def graph_fisher(policy: ActorCriticPolicy, obs: th.Tensor, chunk_size: int | No
 
 
 def mlp_fisher(policy: ActorCriticPolicy, obs: th.Tensor, chunk_size: int | None = None) -> Fisher:
-    """The same with the Jacobian written out."""
+    """Compute the same with the Jacobian written out."""
     return Fisher(Linearizations(lambda chunk: linearize_mlp(policy, chunk), obs.split(chunk_size or len(obs))))
 
 

@@ -22,6 +22,8 @@ GSDE = {
 
 def both(policy: ActorCriticPolicy, learns_features: bool) -> tuple[GsdeLinearization, GraphLinearization]:
     """
+    Linearise a policy with gSDE, written out and by autograd.
+
     :param policy: with gSDE
     :param learns_features: whether autograd follows the features to the noise
     :return: its linearisation, written out and by autograd

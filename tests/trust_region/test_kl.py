@@ -29,6 +29,8 @@ def draw(
     family: DistributionFamily, seed: int, spread: float = 1.0, dtype: th.dtype = th.float64
 ) -> DistributionParameters:
     """
+    Draw random parameters of distributions.
+
     :param family: of distributions
     :param seed: of the parameters
     :param spread: how far they lie from each other
@@ -45,6 +47,8 @@ def draw(
 
 def torchs_kl(family: DistributionFamily, old: DistributionParameters, new: DistributionParameters) -> th.Tensor:
     """
+    Compute KL as torch does.
+
     :param family: of distributions
     :param old: z_old
     :param new: z_new
@@ -167,6 +171,8 @@ def test_an_impossible_action_adds_nothing() -> None:
 
 def matrices(family: DistributionFamily, z: DistributionParameters, function) -> th.Tensor:
     """
+    Write a linear map of tangents as a matrix for each state.
+
     :param family: of distributions
     :param z: parameters of N states
     :param function: a linear map of tangents, as ``metric``

@@ -66,7 +66,7 @@ def parameter(*shape: int, dtype: th.dtype = th.float64) -> nn.Parameter:
 
 
 def branches(self: nn.Module, x: th.Tensor) -> th.Tensor:
-    """The second one gets no sample."""
+    """Choose experts so that the second one gets no sample."""
     out = self.first(x)
     chosen = th.zeros(len(x), dtype=th.bool)
     return out.index_put((chosen,), self.second(x[chosen]))
@@ -185,6 +185,8 @@ WITHOUT_SECOND_DERIVATIVE = ("bag of embeddings", "differentiable once")
 
 def policy_with(layer: nn.Module) -> ActorCriticPolicy:
     """
+    Make a policy with a layer between others.
+
     :param layer: from 4 features to 4
     :return: a policy with this layer between others
     """

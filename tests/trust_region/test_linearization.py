@@ -30,6 +30,8 @@ N_STATES = 4
 
 def z_of(policy: ActorCriticPolicy, obs: th.Tensor, parameters: FlatParameters) -> Callable[[th.Tensor], th.Tensor]:
     """
+    Make the map from θ to z.
+
     :param policy: a policy
     :param obs: observations, (N, ...)
     :param parameters: θ
@@ -58,6 +60,8 @@ def z_of(policy: ActorCriticPolicy, obs: th.Tensor, parameters: FlatParameters) 
 
 def random_cotangents(linearization: Linearization, generator: th.Generator) -> tuple[th.Tensor, ...]:
     """
+    Draw random cotangents in the range of the metric.
+
     :param linearization: at z
     :param generator: of random numbers
     :return: R ε, in the range of the metric, shaped as z

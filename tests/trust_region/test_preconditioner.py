@@ -50,6 +50,8 @@ def damped(fisher: Fisher, damping: float) -> Operator:
 
 def noisy_gradient(linearization: Linearization, seed: int = 0) -> th.Tensor:
     """
+    Draw what gradients are like when advantages are noise.
+
     :param linearization: of N states
     :param seed: of the noise
     :return: Jᵀ R ε / √N, a vector of covariance F: what gradients are like when advantages are noise
@@ -106,6 +108,8 @@ def test_symmetric_and_positive_definite(name, n_states, damping) -> None:
 
 def rows_of(layer: LayerPass) -> tuple[th.Tensor, th.Tensor]:
     """
+    List the rows that a layer's factors are made of.
+
     :param layer: what went through it
     :return: inputs, with a 1 for the bias, and cotangents, a row for each position of each state
     """
@@ -120,6 +124,8 @@ def rows_of(layer: LayerPass) -> tuple[th.Tensor, th.Tensor]:
 
 def block_of(layer: LayerPass, parameters: FlatParameters) -> list[int]:
     """
+    Find a layer's parameters in θ.
+
     :param layer: with a weight (m, ...) and perhaps a bias
     :param parameters: θ
     :return: where the layer's parameters lie in θ, as a vector: row by row, each with its bias
@@ -291,6 +297,8 @@ def test_leading_eigenvectors_are_what_counts(damping) -> None:
 
 def assert_same_layers(one: Linearization, other: Linearization) -> None:
     """
+    Check that two linearisations have the same layers.
+
     :param one: of a policy with one action, whose blocks do not depend on ε
     :param other: of the same policy on other states
     """
@@ -317,9 +325,7 @@ def test_of_very_large_inputs_some_stand_for_all() -> None:
 
 
 def quality(linearization: Linearization, damping: float, x: th.Tensor, g: th.Tensor) -> float:
-    """
-    :return: (g·x) / √(xᵀ(F+λ)x), the improvement for a step of given length
-    """
+    """Return (g·x) / √(xᵀ(F+λ)x), the improvement for a step of given length."""
     return float(g.dot(x) / x.dot(damped(fisher_of(linearization), damping)(x)).sqrt())
 
 
@@ -365,9 +371,7 @@ def test_helps_with_inputs_that_are_not_normalised() -> None:
 
 
 def dead_policy(n_hidden: int) -> ActorCriticPolicy:
-    """
-    :return: a policy whose last hidden layer is all zeros, so that nothing comes back through it either
-    """
+    """Return a policy whose last hidden layer is all zeros, so that nothing comes back through it either."""
     policy = make_policy(box(1), net_arch=[n_hidden, n_hidden], activation_fn=nn.ReLU)
     with th.no_grad():
         policy.mlp_extractor.policy_net[2].bias.fill_(-100.0)

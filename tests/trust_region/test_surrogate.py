@@ -20,6 +20,8 @@ N_STATES = 12
 
 class Problem:
     """
+    A surrogate to be differentiated.
+
     :param name: of a policy
     :param ent_coef: c
     :param chunk_size: states of a batch
@@ -52,9 +54,7 @@ class Problem:
         return distribution_of(self.policy, self.obs if obs is None else obs)
 
     def textbook(self) -> th.Tensor:
-        """
-        :return: L(θ), differentiable
-        """
+        """Return L(θ), differentiable."""
         distribution = self.distribution()
         log_prob = distribution.log_prob(self.actions)
         ratio = th.exp(log_prob - self.old_log_prob)
@@ -65,6 +65,8 @@ class Problem:
 
     def move(self, size: float) -> th.Tensor:
         """
+        Take a random step.
+
         :param size: of the step
         :return: the step that was taken
         """

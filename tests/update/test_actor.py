@@ -47,6 +47,8 @@ def make_samples(policy: ActorCriticPolicy, n: int = 16) -> Samples:
 
 def actor_of(policy: ActorCriticPolicy, is_builtin: bool = True) -> Actor:
     """
+    Make a policy's actor.
+
     :param policy: a policy
     :param is_builtin: whether the actor may take it for granted that the policy is asked for nothing special
     :return: its actor
@@ -56,6 +58,8 @@ def actor_of(policy: ActorCriticPolicy, is_builtin: bool = True) -> Actor:
 
 def single(name: str) -> ActorCriticPolicy:
     """
+    Make a policy in single precision.
+
     :param name: of a policy
     :return: in float32, as SB3 has its observations
     """
@@ -101,6 +105,8 @@ def test_frozen_parameters_are_left_out(freeze) -> None:
 
 def by_parameter(linearization: Linearization, vector: th.Tensor) -> dict[int, th.Tensor]:
     """
+    Split a vector by parameters.
+
     :param linearization: whose parameters may be in any order
     :param vector: (P,)
     :return: its pieces, by the parameters' ids
@@ -111,6 +117,8 @@ def by_parameter(linearization: Linearization, vector: th.Tensor) -> dict[int, t
 
 def assert_same_products(actors: Sequence[Actor], samples: Any) -> None:
     """
+    Check that two actors have the same products.
+
     :param actors: two of the same policy
     :param samples: of N states
     """
@@ -254,6 +262,8 @@ def test_observations_are_prepared_as_sb3_does() -> None:
 
 def gsde_fisher(policy: ActorCriticPolicy, obs: th.Tensor, is_whole: bool = True) -> Fisher:
     """
+    Compute F of a policy with gSDE.
+
     :param policy: with gSDE
     :param obs: observations, (N, ...)
     :param is_whole: as the update has it; otherwise as the gradient has it

@@ -29,6 +29,8 @@ def gaussian(mean: th.Tensor, log_std: th.Tensor, n: int) -> DiagGaussianDistrib
 
 def executed(actions: th.Tensor, mean: th.Tensor = MEAN, log_std: th.Tensor | None = None) -> th.Tensor:
     """
+    Compute the log-probability of clipped actions.
+
     :return: ``log_prob_of_executed``, with bounds LOW and HIGH
     """
     log_std = STD.log() if log_std is None else log_std
@@ -93,6 +95,8 @@ def test_bounds_that_nothing_reaches_change_no_gradient(bound) -> None:
 
 def estimates(of_sampled: bool) -> th.Tensor:
     """
+    Estimate a gradient by single samples.
+
     :return: single-sample estimates of the gradient of E[f(clipped action)] in mean and log σ, for a function f, (N, 4)
     """
     n = 200_000

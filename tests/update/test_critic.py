@@ -59,6 +59,8 @@ def actor_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
 
 def fit(model: Any, settings: CriticSettings, is_builtin: bool, draw_rows: DrawRows[Any] = shuffle_rows) -> CriticFit:
     """
+    Fit a model's critic.
+
     :param model: with a rollout
     :param settings: of the fit
     :param is_builtin: False leads to the general way
@@ -75,9 +77,7 @@ def fit(model: Any, settings: CriticSettings, is_builtin: bool, draw_rows: DrawR
 
 
 def rollout(model: Any) -> Any:
-    """
-    :return: the samples, in the same order each time
-    """
+    """Return the samples, in the same order each time."""
     buffer = copy.deepcopy(model.rollout_buffer)
     list(buffer.get())
     return buffer._get_samples(range(buffer.buffer_size * buffer.n_envs))
@@ -85,7 +85,7 @@ def rollout(model: Any) -> Any:
 
 def reference_fit(model: Any, settings: CriticSettings) -> th.Tensor:
     """
-    What a PyTorch user would write.
+    Fit as a PyTorch user would.
 
     :return: the losses
     """
@@ -364,6 +364,8 @@ class SpyOnTheCritic(ActorCriticPolicy):
 
 def detached(policy: type[ActorCriticPolicy], **kwargs: Any) -> Any:
     """
+    Make a model with a rollout, whose critic makes large steps.
+
     :param policy: the policy's class
     :param kwargs: of the model
     :return: a model with a rollout, whose critic makes large steps

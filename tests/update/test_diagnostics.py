@@ -173,6 +173,8 @@ def test_action_dimensions(space: gym.Space, dimensions: int) -> None:
 
 def update(model: Any, n_updates: int) -> None:
     """
+    Make updates, each with a rollout of its own.
+
     :param model: with a rollout
     :param n_updates: each with a rollout of its own
     """

@@ -18,6 +18,8 @@ Samples = RolloutBufferSamples | DictRolloutBufferSamples
 
 def make_samples(n: int, observation_space: spaces.Space) -> Samples:
     """
+    Draw samples as SB3's buffer gives them.
+
     :param n: number of steps
     :param observation_space: whose samples are the observations
     :return: what SB3's buffer gives after n steps of one environment
@@ -27,6 +29,8 @@ def make_samples(n: int, observation_space: spaces.Space) -> Samples:
 
 def make_buffer(n: int, observation_space: spaces.Space) -> RolloutBuffer:
     """
+    Fill a buffer in which the i-th action is i.
+
     :param n: number of steps
     :param observation_space: whose samples are the observations
     :return: a full buffer; the i-th action is i

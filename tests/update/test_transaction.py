@@ -30,9 +30,7 @@ STAGES = {
 
 
 def updated_model(**kwargs: Any) -> TRPO:
-    """
-    :return: a model whose optimizer has a state, after one good update, with a new rollout
-    """
+    """Return a model whose optimizer has a state, after one good update, with a new rollout."""
     model = pendulum(**kwargs)
     model.train()
     collect(model)
@@ -41,6 +39,8 @@ def updated_model(**kwargs: Any) -> TRPO:
 
 def train(model: TRPO, n_updates: int) -> None:
     """
+    Make all updates of a model's rollouts.
+
     :param model: with a rollout, of which all updates are made
     :param n_updates: number of updates
     """
