@@ -8,6 +8,8 @@ import torch as th
 # One thread: on few cores the tests' small matrices lose more to OpenMP's spinning than they gain,
 # and the order of summation stays the same from machine to machine.
 th.set_num_threads(1)
+# Environments in processes of their own: each of these is a fork of a server that has imported what takes seconds.
+multiprocessing.set_forkserver_preload(["torch", "stable_baselines3.common.env_util"])
 
 
 def pytest_configure(config: pytest.Config) -> None:
