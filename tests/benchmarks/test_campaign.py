@@ -92,9 +92,10 @@ def test_a_lock_is_held_once(tmp_path):
 
 def test_a_campaign_runs_what_is_missing_and_repeats_nothing(tmp_path, capsys):
     runs = [RUN, replace(RUN, seed=1), replace(RUN, label="broken", hyperparams={**HYPERPARAMS, "n_steps": "many"})]
+    results.write(runs[1].path(tmp_path), runs[1], *learning_run(runs[1], lambda steps: None))
     assert Campaign(runs, tmp_path, jobs=2).execute() == 1
     printed = capsys.readouterr().out
-    assert "0 of 3 runs are finished, 3 to go." in printed
+    assert "1 of 3 runs are finished, 2 to go." in printed
     assert "CartPole-v1 ppo@broken seed 0 failed: " in printed
     paths = [run.path(tmp_path) for run in runs[:2]]
     first = [results.read(path) for path in paths]

@@ -339,11 +339,19 @@ class Tells(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("fault", ["", "blocks"])
-@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
+@pytest.mark.parametrize(
+    ("start_method", "fault"),
+    [
+        ("forkserver", "blocks"),
+        ("fork", ""),
+        pytest.param("forkserver", "", marks=pytest.mark.slow),
+        pytest.param("fork", "blocks", marks=pytest.mark.slow),
+    ],
+)
 def test_no_process_outlives_a_training_that_is_killed(start_method, fault):
     script = (
-        "import functools, test_failing_environments as t\n"
+        "import functools, multiprocessing, test_failing_environments as t\n"
+        "multiprocessing.set_forkserver_preload(['torch', 'stable_baselines3'])\n"
         "if __name__ == '__main__':\n"
         f"    kind = functools.partial(t.SubprocVecEnv, start_method={start_method!r})\n"
         f"    env = t.make_env(kind, {fault!r}, all_fail=True)\n"

@@ -41,17 +41,21 @@ def digest(model: TRPO) -> str:
     return sha.hexdigest()
 
 
-def main() -> None:
-    th.set_num_threads(int(sys.argv[1]))
+def train_all() -> dict[str, str]:
+    """Return a digest of each model after its training."""
+    digests = {}
     settings = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 3, "device": "cpu"}
     for name, (observations, actions, kwargs) in KINDS.items():
         policy, policy_kwargs = policy_for(OBSERVATION_SPACES[observations])
         env = SpacesEnv(OBSERVATION_SPACES[observations], ACTION_SPACES[actions])
         model = TRPO(policy, env, policy_kwargs=policy_kwargs, **settings, **kwargs).learn(192)
-        print(name, digest(model))
+        digests[name] = digest(model)
     env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=3))
-    print("Pendulum", digest(TRPO("MlpPolicy", env, **settings).learn(384)))
+    digests["Pendulum"] = digest(TRPO("MlpPolicy", env, **settings).learn(384))
+    return digests
 
 
 if __name__ == "__main__":
-    main()
+    th.set_num_threads(int(sys.argv[1]))
+    for kind, digest_of_kind in train_all().items():
+        print(kind, digest_of_kind)
