@@ -12,6 +12,8 @@ STEPS =
 DEVICE = cpu
 THREADS = 1
 LOGS = logs
+# Processes that share the tests; 0 runs them in pytest's own, as a debugger wants.
+WORKERS = 2
 # Any further option of `sb3-trpo train` or of pytest.
 ARGS =
 
@@ -23,7 +25,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 
 help:
 	@echo 'make train [ENV=HalfCheetah-v5] [STEPS=1000000] [SEED=0] [ARGS=...]   train, evaluate, draw the learning curve'
-	@echo 'make test [ARGS=...]                                                  run the tests'
+	@echo 'make test [WORKERS=2] [ARGS=...]                                      run the tests'
 	@echo 'make test-slow                                                        run the long tests'
 	@echo 'make test-gpu                                                         run the tests on a GPU'
 	@echo 'make test-contrib                                                     run the tests of sb3-contrib on this TRPO'
@@ -45,8 +47,9 @@ train: .venv/train.stamp
 		--n-eval-envs 5 --device $(DEVICE) --num-threads $(THREADS) --log-folder $(LOGS) \
 		--tensorboard-log $(LOGS)/tensorboard --verbose 0 --progress $(ARGS)
 
+# A file's tests run in one process, in their order, so that what they share is made once.
 test: .venv/dev.stamp
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: .venv/slow.stamp
 	@$(BIN)/python -m pytest -m slow $(ARGS)

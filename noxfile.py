@@ -84,7 +84,9 @@ def tests(session: nox.Session, versions: str) -> None:
         file.write_text("\n".join(constraints) + "\n")
     session.install("-c", str(file), "-e", f".[{','.join(extras)}]")
     session.run("python", "-m", "pip", "freeze")
-    session.run("python", "-m", "pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    # As `make test` does.
+    workers = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    session.run("python", "-m", "pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 def torch() -> str:
