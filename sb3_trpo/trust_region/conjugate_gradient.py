@@ -75,61 +75,119 @@ def conjugate_gradient(
     # 1. Dividing b by its largest element keeps the squares of very large or very small gradients in range.
     scale = float(b.abs().max())
     if scale == 0 or not math.isfinite(scale):
-        stop = Stop.TOLERANCE if scale == 0 else Stop.NOT_FINITE
         zero = th.zeros_like(b)
-        return Solution(zero, zero, 0, 0.0 if scale == 0 else math.nan, stop)
+        residual, why = (0.0, Stop.TOLERANCE) if scale == 0 else (math.nan, Stop.NOT_FINITE)
+        return Solution(zero, zero, 0, residual, why)
     precondition = preconditioner or (lambda residual: residual)
+    iterate = _start(operator, precondition, b / scale, x0)
+    iterations = 0
+    stop = iterate.judge(residual_tol, progress_tol)
+    while stop is None:
+        if iterations == max_steps:
+            stop = Stop.MAX_ITERATIONS
+        else:
+            iterations += 1
+            stop = iterate.advance(operator, precondition) or iterate.judge(residual_tol, progress_tol)
+    return Solution(iterate.x * scale, iterate.product * scale, iterations, iterate.residual, stop)
 
-    r = b / scale
-    x, product = th.zeros_like(r), th.zeros_like(r)
+
+@dataclass
+class _Iterate:
+    """
+    Where the iteration is.
+
+    :param x: the approximation of the solution, (P,)
+    :param product: A x, (P,)
+    :param r: b − A x, (P,)
+    :param p: the direction of the next step, (P,)
+    :param rho: rᵀP⁻¹r
+    :param norm_b: bᵀP⁻¹b
+    :param gain: 2 bᵀx − xᵀAx
+    :param progress: what the last step has added to the gain
+    """
+
+    x: th.Tensor
+    product: th.Tensor
+    r: th.Tensor
+    p: th.Tensor
+    rho: float
+    norm_b: float
+    gain: float
+    progress: float = math.inf
+
+    @property
+    def residual(self) -> float:
+        """‖b − A x‖ / ‖b‖; NaN where it is not known."""
+        known = self.norm_b > 0 and math.isfinite(self.rho)
+        return math.sqrt(max(self.rho, 0.0) / self.norm_b) if known else math.nan
+
+    def judge(self, residual_tol: float, progress_tol: float) -> Stop | None:
+        """
+        Decide whether to stop before the next step.
+
+        :param residual_tol: the relative tolerance
+        :param progress_tol: the smallest share of the gain that a step should add
+        :return: why to stop; None to go on
+        """
+        if not math.isfinite(self.rho):
+            return Stop.NOT_FINITE
+        if self.rho < 0 or not self.norm_b > 0:
+            return Stop.CURVATURE
+        if self.rho <= residual_tol**2 * self.norm_b or self.progress < progress_tol * self.gain:
+            return Stop.TOLERANCE
+        return None
+
+    def advance(self, operator: Operator, precondition: Operator) -> Stop | None:
+        """
+        Take a step along p, and choose the next direction.
+
+        :param operator: v -> A v
+        :param precondition: r -> P⁻¹ r
+        :return: why there was no step; None if there was one
+        """
+        a_p = operator(self.p)
+        curvature = float(self.p.dot(a_p))
+        # 2. Curvature so small that the step along p would overflow is none.
+        if not math.isfinite(curvature) or curvature <= self.rho / th.finfo(self.r.dtype).max:
+            return Stop.CURVATURE if math.isfinite(curvature) else Stop.NOT_FINITE
+        alpha = self.rho / curvature
+        r = self.r.sub(a_p, alpha=alpha)
+        y = precondition(r)
+        rho = float(r.dot(y))
+        if not math.isfinite(rho):
+            return Stop.NOT_FINITE
+        # 3. Only now, when nothing can go wrong any more, x moves: a step that fails leaves the last good one.
+        # 4. A x is carried along by the same recursion, so that xᵀAx costs no further product.
+        self.x.add_(self.p, alpha=alpha)
+        self.product.add_(a_p, alpha=alpha)
+        self.p.mul_(rho / self.rho).add_(y)
+        self.progress = alpha * self.rho
+        self.gain += self.progress
+        self.r, self.rho = r, rho
+        return None
+
+
+def _start(operator: Operator, precondition: Operator, b: th.Tensor, x0: th.Tensor | None) -> _Iterate:
+    """
+    Start at the best multiple of x₀.
+
+    :param operator: v -> A v
+    :param precondition: r -> P⁻¹ r
+    :param b: the right-hand side, (P,)
+    :param x0: the start; None is zero
+    :return: the first iterate
+    """
+    x, product, r = th.zeros_like(b), th.zeros_like(b), b
     y = precondition(r)
     norm_b = rho = float(r.dot(y))
-    if x0 is not None:
-        start = _best_multiple(operator, x0, r)
-        if start is not None:
-            x, product = start
-            r = r - product
-            y = precondition(r)
-            rho = float(r.dot(y))
-    p = y.clone()
-    # 2. This counts 2 bᵀx − xᵀAx; the best multiple of a start has bᵀx = xᵀAx.
-    gain, progress = float(b.dot(x)) / scale, math.inf
-
-    iterations, stop, largest = 0, Stop.MAX_ITERATIONS, th.finfo(b.dtype).max
-    while True:
-        if not (math.isfinite(rho) and rho >= 0 and norm_b > 0):
-            stop = Stop.NOT_FINITE if not math.isfinite(rho) else Stop.CURVATURE
-            break
-        if rho <= residual_tol**2 * norm_b or progress < progress_tol * gain:
-            stop = Stop.TOLERANCE
-            break
-        if iterations == max_steps:
-            break
-        a_p = operator(p)
-        iterations += 1
-        curvature = float(p.dot(a_p))
-        # 3. Curvature so small that the step along p would overflow is none.
-        if not math.isfinite(curvature) or curvature <= rho / largest:
-            stop = Stop.CURVATURE if math.isfinite(curvature) else Stop.NOT_FINITE
-            break
-        alpha = rho / curvature
-        r_next = r.sub(a_p, alpha=alpha)
-        y = precondition(r_next)
-        rho_next = float(r_next.dot(y))
-        if not math.isfinite(rho_next):
-            stop = Stop.NOT_FINITE
-            break
-        # 4. Only now, when nothing can go wrong any more, x moves: an iteration that fails leaves the last good one.
-        # 5. A x is carried along by the same recursion, so that xᵀAx costs no further product.
-        x.add_(p, alpha=alpha)
-        product.add_(a_p, alpha=alpha)
-        p.mul_(rho_next / rho).add_(y)
-        progress = alpha * rho
-        gain += progress
-        r, rho = r_next, rho_next
-
-    residual = math.sqrt(max(rho, 0.0) / norm_b) if norm_b > 0 and math.isfinite(rho) else math.nan
-    return Solution(x * scale, product * scale, iterations, residual, stop)
+    start = None if x0 is None else _best_multiple(operator, x0, b)
+    if start is not None:
+        x, product = start
+        r = b - product
+        y = precondition(r)
+        rho = float(r.dot(y))
+    # 5. The gain is 2 bᵀx − xᵀAx; the best multiple of a start has bᵀx = xᵀAx.
+    return _Iterate(x, product, r, y.clone(), rho, norm_b, gain=float(b.dot(x)))
 
 
 def _best_multiple(operator: Operator, x0: th.Tensor, b: th.Tensor) -> tuple[th.Tensor, th.Tensor] | None:
