@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from masked_game import MASKED_SPACES, MaskedGame, sizes_of
 from sb3_contrib.common.envs import (
     InvalidActionEnvDiscrete,
     InvalidActionEnvMultiBinary,
@@ -29,48 +30,8 @@ from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.mlp_linearization import MlpLinearization
 
-SPACES = [spaces.Discrete(5), spaces.MultiDiscrete([3, 4]), spaces.MultiBinary(3)]
 DICT = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Discrete(2)})
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
-
-
-def sizes_of(space: Any) -> list[int]:
-    if isinstance(space, spaces.Discrete):
-        return [int(space.n)]
-    return list(map(int, space.nvec)) if isinstance(space, spaces.MultiDiscrete) else [2] * space.n
-
-
-class Game(gym.Env):
-    """Random observations and masks; a forbidden choice is an error, the first choice of each sub-action pays."""
-
-    def __init__(self, action_space: Any = SPACES[0], obs_space: Any = None, p_allowed: float = 0.5) -> None:
-        self.action_space = action_space
-        self.observation_space = spaces.Box(-1, 1, (4,)) if obs_space is None else obs_space
-        self.p_allowed = p_allowed
-
-    def _next(self) -> Any:
-        self._masks = []
-        for size in sizes_of(self.action_space):
-            mask = self.np_random.random(size) < self.p_allowed
-            mask[self.np_random.integers(size)] = True
-            self._masks.append(mask)
-        self.observation_space.seed(int(self.np_random.integers(2**31)))
-        return self.observation_space.sample()
-
-    def action_masks(self) -> Any:
-        return np.concatenate(self._masks)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self._n = 0
-        return self._next(), {}
-
-    def step(self, action: Any) -> Any:
-        choices = np.atleast_1d(action)
-        if self.p_allowed < 1:
-            assert all(mask[choice] for mask, choice in zip(self._masks, choices, strict=True)), "forbidden"
-        self._n += 1
-        return self._next(), float(np.mean(choices == 0)), self._n >= 10, False, {}
 
 
 class Watched(MaskableActorCriticPolicy):
@@ -97,7 +58,7 @@ class Opened(MaskableTRPO):
 def trained(
     kind: type[TRPO] = MaskableTRPO, policy: Any = "MlpPolicy", env: Any = None, n: int = 1, **kwargs: Any
 ) -> Any:
-    env = make_vec_env(lambda: Game(), n_envs=2, seed=0) if env is None else env
+    env = make_vec_env(lambda: MaskedGame(), n_envs=2, seed=0) if env is None else env
     model = kind(policy, env, **{"n_steps": 32, "batch_size": 64, "seed": 0, "device": "cpu", **kwargs})
     return model.learn(n * model.n_steps * model.n_envs)
 
@@ -110,9 +71,9 @@ def log_probs(policy: Any, obs: th.Tensor, masks: th.Tensor, sizes: list[int]) -
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", Watched])
-@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("space", MASKED_SPACES, ids=str)
 def test_fisher_is_that_of_the_masked_distribution(space: Any, policy: Any) -> None:
-    env = make_vec_env(lambda: Game(space), n_envs=2, seed=0)
+    env = make_vec_env(lambda: MaskedGame(space), n_envs=2, seed=0)
     model = trained(Opened, policy, env, n_steps=8, batch_size=16, policy_kwargs={"net_arch": [4]})
     if policy is Watched:
         model.policy.double()
@@ -138,10 +99,10 @@ def test_fisher_is_that_of_the_masked_distribution(space: Any, policy: Any) -> N
     th.testing.assert_close(columns, explicit, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("space", SPACES[:2], ids=str)
+@pytest.mark.parametrize("space", MASKED_SPACES[:2], ids=str)
 def test_with_all_choices_allowed_the_update_is_trpos(space: Any) -> None:
     # MultiBinary is left out: sb3-contrib's policy has two logits for a bit where SB3's has one.
-    env = make_vec_env(lambda: Game(space, p_allowed=1.0), n_envs=2, seed=0)
+    env = make_vec_env(lambda: MaskedGame(space, p_allowed=1.0), n_envs=2, seed=0)
     masked = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=64, seed=0, device="cpu")
     plain = TRPO("MlpPolicy", env, n_steps=32, batch_size=64, seed=0, device="cpu")
     for name, value in masked.policy.state_dict().items():
@@ -166,7 +127,7 @@ def test_with_all_choices_allowed_the_update_is_trpos(space: Any) -> None:
 
 @pytest.mark.parametrize("preconditioner", ["kfac", None])
 def test_what_all_states_forbid_is_not_touched(preconditioner: str | None) -> None:
-    class Blocked(Game):
+    class Blocked(MaskedGame):
         def _next(self) -> Any:
             obs = super()._next()
             self._masks[0][3] = False
@@ -183,9 +144,9 @@ def test_what_all_states_forbid_is_not_touched(preconditioner: str | None) -> No
         assert not th.allclose(value[0], before[name][0], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("space", MASKED_SPACES, ids=str)
 def test_kl_of_the_masked_distribution_stays_within_delta(space: Any) -> None:
-    env = make_vec_env(lambda: Game(space), n_envs=2, seed=0)
+    env = make_vec_env(lambda: MaskedGame(space), n_envs=2, seed=0)
     model = trained(env=env)
     for delta in (0.01, 0.1):
         model.target_kl = delta
@@ -218,7 +179,7 @@ class RolloutStates(BaseCallback):
 
 
 def test_where_there_is_no_choice_nothing_is_learned_and_all_is_finite() -> None:
-    env = make_vec_env(lambda: Game(p_allowed=0.0), n_envs=2, seed=0)
+    env = make_vec_env(lambda: MaskedGame(p_allowed=0.0), n_envs=2, seed=0)
     model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=64, seed=0, device="cpu")
     before = copy.deepcopy(model.policy.action_net.state_dict())
     model.learn(128)
@@ -242,7 +203,7 @@ def test_both_paths_take_the_same_step(policy: Any) -> None:
     ids=["dictionary", "image"],
 )
 def test_dictionaries_and_images(policy: str, obs_space: Any, kwargs: Any) -> None:
-    env = make_vec_env(lambda: Game(obs_space=obs_space), n_envs=2, seed=0)
+    env = make_vec_env(lambda: MaskedGame(obs_space=obs_space), n_envs=2, seed=0)
     model = trained(policy=policy, env=env, **kwargs)
     assert 0 < model.logger.name_to_value["train/kl_divergence_loss"] <= 0.01 * (1 + 1e-6)
 
@@ -259,8 +220,10 @@ def test_predict_obeys_masks() -> None:
 
 
 def test_contribs_evaluation_and_callback(tmp_path: Any) -> None:
-    env = make_vec_env(lambda: Game(), n_envs=2, seed=0)
-    callback = MaskableEvalCallback(make_vec_env(lambda: Game(), seed=1), eval_freq=16, n_eval_episodes=2, verbose=0)
+    env = make_vec_env(lambda: MaskedGame(), n_envs=2, seed=0)
+    callback = MaskableEvalCallback(
+        make_vec_env(lambda: MaskedGame(), seed=1), eval_freq=16, n_eval_episodes=2, verbose=0
+    )
     model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=64, device="cpu").learn(64, callback=callback)
     assert np.isfinite(callback.last_mean_reward)
     mean, _ = evaluate_policy(model, env, n_eval_episodes=4, warn=False)
@@ -277,7 +240,7 @@ def test_masks_are_left_alone_if_so_asked() -> None:
 
 def test_masks_come_from_a_wrapper_and_from_other_processes() -> None:
     def make() -> Any:
-        return ActionMasker(Game(), lambda env: env.unwrapped.action_masks().tolist())
+        return ActionMasker(MaskedGame(), lambda env: env.unwrapped.action_masks().tolist())
 
     env = SubprocVecEnv([make, make])
     with contextlib.closing(env):
@@ -299,11 +262,11 @@ def test_masks_come_from_a_wrapper_and_from_other_processes() -> None:
     ids=["shape", "all false", "fraction", "nan", "words", "none"],
 )
 def test_masks_that_are_none_say_where(masks: Any, said: str) -> None:
-    class Broken(Game):
+    class Broken(MaskedGame):
         def action_masks(self) -> Any:
-            return masks if self._n == 3 else super().action_masks()
+            return masks if self.steps_left == 7 else super().action_masks()
 
-    games = [lambda: Game(), lambda: Broken()]
+    games = [lambda: MaskedGame(), lambda: Broken()]
     env = make_vec_env(lambda: games.pop(0)(), n_envs=2, seed=0)
     model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=64, device="cpu")
     with pytest.raises(ValueError, match=rf"environment 1 of 2 after 6 steps are .*{said}"):
@@ -311,11 +274,11 @@ def test_masks_that_are_none_say_where(masks: Any, said: str) -> None:
 
 
 def test_a_sub_action_without_a_choice_is_refused() -> None:
-    class Broken(Game):
+    class Broken(MaskedGame):
         def action_masks(self) -> Any:
             return np.array([True, True, True, False, False, False, False])
 
-    env = make_vec_env(lambda: Broken(SPACES[1]), n_envs=1, seed=0)
+    env = make_vec_env(lambda: Broken(MASKED_SPACES[1]), n_envs=1, seed=0)
     with pytest.raises(ValueError, match="every choice of a sub-action is forbidden"):
         MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=32, device="cpu").learn(32)
 
@@ -324,9 +287,9 @@ def test_continuous_actions_and_policies_without_masks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"action space is Box.* must be one of Discrete, MultiDiscrete, MultiBinary"):
         MaskableTRPO("MlpPolicy", "Pendulum-v1")
     with pytest.raises(ValueError, match="subclass of sb3_contrib's MaskableActorCriticPolicy"):
-        MaskableTRPO(TRPO.policy_aliases["MlpPolicy"], Game())
+        MaskableTRPO(TRPO.policy_aliases["MlpPolicy"], MaskedGame())
     with pytest.raises(ValueError, match="rollout_buffer_class is RolloutBuffer"):
-        MaskableTRPO("MlpPolicy", Game(), rollout_buffer_class=RolloutBuffer)
+        MaskableTRPO("MlpPolicy", MaskedGame(), rollout_buffer_class=RolloutBuffer)
 
 
 @pytest.mark.parametrize("trusted", [True, False])

@@ -1,11 +1,10 @@
 import copy
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
+from masked_game import MASKED_SPACES, MaskedGame, sizes_of
 from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -16,44 +15,6 @@ from stable_baselines3.common.logger import configure
 from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 
 SMALL = {"lstm_hidden_size": 4, "net_arch": [5]}
-SPACES = [spaces.Discrete(5), spaces.MultiDiscrete([3, 4]), spaces.MultiBinary(3)]
-
-
-def sizes_of(space: Any) -> list[int]:
-    if isinstance(space, spaces.Discrete):
-        return [int(space.n)]
-    return list(map(int, space.nvec)) if isinstance(space, spaces.MultiDiscrete) else [2] * space.n
-
-
-class Game(gym.Env):
-    """Random observations, masks and lengths of episodes; a forbidden choice is an error, a first choice pays."""
-
-    observation_space = spaces.Box(-1, 1, (3,))
-
-    def __init__(self, action_space: Any = SPACES[0], p_allowed: float = 0.5) -> None:
-        self.action_space, self.p_allowed = action_space, p_allowed
-
-    def _next(self) -> Any:
-        self._masks = []
-        for size in sizes_of(self.action_space):
-            mask = self.np_random.random(size) < self.p_allowed
-            mask[self.np_random.integers(size)] = True
-            self._masks.append(mask)
-        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
-
-    def action_masks(self) -> Any:
-        return np.concatenate(self._masks)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self._left = int(self.np_random.integers(1, 10))
-        return self._next(), {}
-
-    def step(self, action: Any) -> Any:
-        choices = np.atleast_1d(action)
-        assert all(mask[choice] for mask, choice in zip(self._masks, choices, strict=True)), "forbidden"
-        self._left -= 1
-        return self._next(), float(np.mean(choices == 0)), self._left <= 0, False, {}
 
 
 class Notes(BaseCallback):
@@ -72,7 +33,7 @@ class Notes(BaseCallback):
 
 
 def envs(n: int = 2, **kwargs: Any) -> Any:
-    return make_vec_env(lambda: Game(**kwargs), n_envs=n, seed=0)
+    return make_vec_env(lambda: MaskedGame(steps=(1, 9), **kwargs), n_envs=n, seed=0)
 
 
 def make(kind: Any = MaskableRecurrentTRPO, env: Any = None, **kwargs: Any) -> Any:
@@ -91,7 +52,7 @@ def log_probs(policy: Any, notes: Notes, sizes: list[int]) -> list[th.Tensor]:
     return [part.log_softmax(dim=1) for part in th.cat(rows).split(sizes, dim=1)]
 
 
-@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("space", MASKED_SPACES, ids=str)
 def test_kl_of_masked_sequences_stays_within_delta(space: Any) -> None:
     model = make(env=envs(action_space=space))
     for _ in range(2):
@@ -106,7 +67,7 @@ def test_kl_of_masked_sequences_stays_within_delta(space: Any) -> None:
         assert measured == pytest.approx(model.logger.name_to_value["train/kl_divergence_loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("space", SPACES[:2], ids=str)
+@pytest.mark.parametrize("space", MASKED_SPACES[:2], ids=str)
 def test_with_all_choices_allowed_the_update_is_that_of_memory_alone(space: Any) -> None:
     models = [make(kind, envs(action_space=space, p_allowed=1.0)) for kind in (MaskableRecurrentTRPO, RecurrentTRPO)]
     for model in models:
@@ -154,9 +115,9 @@ def test_a_saved_model_acts_and_learns_as_before(tmp_path: Any, trusted: bool) -
 
 
 def test_bad_masks_and_policies_without_masks_are_refused() -> None:
-    class Broken(Game):
+    class Broken(MaskedGame):
         def action_masks(self) -> Any:
-            return np.zeros(5, dtype=bool) if self._left == 1 else super().action_masks()
+            return np.zeros(5, dtype=bool) if self.steps_left == 1 else super().action_masks()
 
     with pytest.raises(ValueError, match=r"environment \d of 2 after \d+ steps are all false"):
         make(env=make_vec_env(Broken, n_envs=2, seed=0)).learn(64)
