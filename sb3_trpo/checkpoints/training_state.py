@@ -71,6 +71,7 @@ def save_training(model: OnPolicyAlgorithm, callback: BaseCallback) -> bytes:
     saved = {
         "counters": {name: getattr(model, name) for name in COUNTERS},
         "progress": model._current_progress_remaining,
+        "total": model._total_timesteps,
         "observations": {name: own_copy(getattr(model, name)) for name in OBSERVATIONS},
         "episodes": {name: save_episodes(getattr(model, name)) for name in EPISODES},
         "logged": save_logged(model.logger),
@@ -111,6 +112,9 @@ def restore_training(
     # Steps from before do not count for this process's speed.
     model._num_timesteps_at_start = steps
     model._current_progress_remaining = float(check_numbers("progress", part(saved, "progress", float)))
+    if saved.get("total") != model._total_timesteps:
+        # The training has become longer or shorter: other shares of it are left.
+        model._update_current_progress_remaining(steps, model._total_timesteps)
     for name in EPISODES:
         setattr(model, name, restore_episodes(name, saved["episodes"].get(name), getattr(model, name), trusted))
     restore_logged(model.logger, part(saved, "logged", dict), trusted)
