@@ -107,6 +107,7 @@ def restore_training(
     steps = check_count("num_timesteps", counters["num_timesteps"])
     env = restore_vec_env(model.env, part(saved, "env", dict), (model.seed or 0) + steps, trusted=trusted)
     resumed.why_reset = printable(env.why_reset)
+    resumed.doubts += env.doubts
     for name in COUNTERS:
         setattr(model, name, check_count(name, counters.get(name)))
     # Steps from before do not count for this process's speed.
