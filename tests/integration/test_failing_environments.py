@@ -326,9 +326,9 @@ class Tells(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("fault", ["", "blocks"])
+@pytest.mark.parametrize(("fault", "ended_by"), [("", signal.SIGKILL), ("blocks", signal.SIGTERM)])
 @pytest.mark.parametrize("start_method", ["forkserver", "fork"])
-def test_no_process_outlives_a_training_that_is_killed(start_method, fault):
+def test_no_process_outlives_a_training_that_is_killed(start_method, fault, ended_by):
     script = (
         "import functools, test_failing_environments as t\n"
         "if __name__ == '__main__':\n"
@@ -348,7 +348,7 @@ def test_no_process_outlives_a_training_that_is_killed(start_method, fault):
     assert training.stdout.readline() == "training\n"
     assert all(is_running(worker) for worker in workers)
     time.sleep(1.0)
-    training.kill()
+    training.send_signal(ended_by)
     training.wait()
     training.stdout.close()
     deadline = time.monotonic() + 30
