@@ -9,6 +9,7 @@ their own, which do not know what is registered in this one.
 Our own commands import nothing of RL Zoo, nor anything else that reads the current folder, which may be a stranger's.
 """
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -85,6 +86,8 @@ COMMANDS: dict[str, Command] = {
     "push-to-hub": RLZooCommand("upload a trained policy", "sb3_trpo.rl_zoo.hub", "push_to_hub", loads_run=True),
 }
 
+# The system's answers where a file has no place.
+NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 USAGE = "usage: sb3-trpo COMMAND [OPTION ...]\n\n{commands}\n\n`sb3-trpo COMMAND --help` lists the options of one."
 
 
@@ -124,6 +127,10 @@ def _run(name: str, arguments: list[str]) -> None:
     except DependencyNotInstalled as error:
         sys.exit(f"sb3-trpo {name}: {error} (or the matching extra of sb3-trpo: mujoco, box2d)")
     except (UserError, UnregisteredEnv) as error:
+        sys.exit(f"sb3-trpo {name}: {error}")
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
         sys.exit(f"sb3-trpo {name}: {error}")
     finally:
         sys.argv = callers_argv

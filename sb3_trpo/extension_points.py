@@ -25,6 +25,7 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.policy_checks import check_policy_arguments
 from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
 from sb3_trpo.rollouts.orphans import end_workers_with_training
@@ -197,6 +198,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
     # ---- Setting up, training, saving ----
 
     def _setup_model(self) -> None:
+        self.policy_kwargs = check_policy_arguments(self.policy_class, self.policy_kwargs)
         undo_portable(self)
         check_observation_encoding(self)
         self._setup_lr_schedule()

@@ -206,7 +206,7 @@ class TRPO(ExtensibleTRPO):
         self.use_sde, self.sde_sample_freq = use_sde, sde_sample_freq
         check_hyperparameters(self)
         check_integer("verbose", verbose, minimum=0)
-        check_policy_and_env(policy, env, is_complete=_init_setup_model)
+        check_policy_and_env(policy, env, self.policy_aliases, is_complete=_init_setup_model)
 
         super().__init__(
             policy,

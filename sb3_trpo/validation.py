@@ -146,12 +146,13 @@ def _check_what_the_base_class_holds(algorithm: Hyperparameters) -> None:
         check_real("seed", algorithm.seed, f"at most {MAX_SEED}", lambda x: x <= MAX_SEED)
 
 
-def check_policy_and_env(policy: object, env: object, is_complete: bool) -> None:
+def check_policy_and_env(policy: object, env: object, names: Iterable[str], is_complete: bool) -> None:
     """
     Check that the arguments ``policy`` and ``env`` are no other things that are often given in their place.
 
     :param policy: the argument of this name
     :param env: the argument of this name
+    :param names: the names of policies
     :param is_complete: whether the model is made at once, and so needs an environment
     :raises UserError: if one of them is
     """
@@ -160,6 +161,8 @@ def check_policy_and_env(policy: object, env: object, is_complete: bool) -> None
             f"policy is an object of {type(policy).__name__}, but must be a name such as 'MlpPolicy', or a class of "
             "policies: the algorithm makes the object."
         )
+    if isinstance(policy, str) and policy not in names:
+        raise UserError(f"policy is {short(policy)}, but must be one of {', '.join(names)}, or a class of policies.")
     if isinstance(env, type):
         raise UserError(
             f"env is the class {env.__name__}, but must be an environment: an object of the class, or an id."
@@ -268,7 +271,8 @@ def as_integer(name: str, value: Any, minimum: int) -> int:
     """
     is_whole = isinstance(value, Integral) or (isinstance(value, Real) and _is_finite(value) and float(value) % 1 == 0)
     if isinstance(value, (bool, np.bool_)) or not is_whole or not minimum <= int(value) <= MAX_INTEGER:
-        raise UserError(f"{name} is {_short(value)}, but must be an integer of at least {minimum}.")
+        allowed = f"an integer of at least {minimum}" if minimum > -MAX_INTEGER else "an integer"
+        raise UserError(f"{name} is {short(value)}, but must be {allowed}{_explain_text(value)}.")
     return int(value)
 
 
@@ -284,7 +288,21 @@ def check_real(name: str, value: Any, allowed: str, is_allowed: Callable[[float]
     """
     is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
     if not (is_number and _is_finite(value) and is_allowed(float(value))):
-        raise UserError(f"{name} is {_short(value)}, but must be {allowed}.")
+        raise UserError(f"{name} is {short(value)}, but must be {allowed}{_explain_text(value)}.")
+
+
+def _explain_text(value: object) -> str:
+    """
+    Explain how a number has become a text.
+
+    :param value: what was given in the place of a number
+    :return: the end of a sentence; empty if it is no text with a number
+    """
+    try:
+        is_number = isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        is_number = False
+    return " and not a text (in YAML 1e-5 is a text, 1.0e-5 a number)" if is_number else ""
 
 
 def _is_finite(value: Any) -> bool:
@@ -295,7 +313,13 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """
+    Write a value in one short line.
+
+    :param value: the value
+    :return: the line
+    """
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         return f"a whole number of {value.bit_length()} bits"
     text = " ".join(repr(value).split())
@@ -333,7 +357,7 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         # An array or a tensor of several elements is compared with each choice element by element.
         is_known = False
     if not is_known:
-        raise UserError(f"{name} is {_short(value)}, but must be one of {', '.join(map(repr, choices))}.")
+        raise UserError(f"{name} is {short(value)}, but must be one of {', '.join(map(repr, choices))}.")
 
 
 def suggest_names(name: str, names: Iterable[str]) -> str:

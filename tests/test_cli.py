@@ -283,6 +283,20 @@ def test_version(capsys):
         (["train", "--conf-file", "broken.yml"], "broken.yml"),
         (["train", "--conf-file", "no.module"], "no.module"),
         (["train", "--gym-packages", "nowhere"], "'nowhere'"),
+        (["train", "--conf-file", "words.yml"], "policy_kwargs['activation_fn'] is 'nn.ReLU'"),
+        (["train", "--conf-file", "rate.yml"], "learning_rate is '1e-3'"),
+        (["train", "-params", "policy_kwargs:'dict(activation_fn=ReLU)'"], "name 'ReLU' is not defined"),
+        (["train", "-params", "normalize:'dict('"], "never closed"),
+        (["train", "-params", "env_wrapper:'nowhere.Wrapper'"], "'nowhere'"),
+        (["train", "-params", "policy:'MlpPolcy'"], "policy is 'MlpPolcy'"),
+        (["train", "-params", "policy:3"], "policy is 3"),
+        (["train", "-params", "n_envs:'4'"], "n_envs is '4'"),
+        (["train", "-params", "n_envs:-1"], "n_envs is -1"),
+        (["train", "-params", "frame_stack:'a'"], "frame_stack is 'a'"),
+        (["train", "--env-kwargs", "grafity:1"], "'grafity'"),
+        (["train", "--env-kwargs", "grafity:1", "--vec-env", "subproc"], "'grafity'"),
+        (["train", "--eval-env-kwargs", "grafity:1"], "'grafity'"),
+        (["train", "--env-kwargs", "gravity"], "name:value"),
         (["train", "-params", "target_kl:-1.0"], "target_kl"),
         (["enjoy", "--env", TASK, "-f", "logs"], "No model found"),
         (["plot-train", "--env", TASK, "-f", "logs"], "logs/trpo"),
@@ -291,6 +305,9 @@ def test_version(capsys):
 @pytest.mark.usefixtures("in_temporary_folder")
 def test_bad_input_gets_one_sentence(arguments, named):
     Path("broken.yml").write_text("CartPole-v1: [\n")
+    task = "CartPole-v1: {policy: MlpPolicy, n_timesteps: 64, n_steps: 64, %s}\n"
+    Path("words.yml").write_text(task % "policy_kwargs: {activation_fn: nn.ReLU}")
+    Path("rate.yml").write_text(task % "learning_rate: 1e-3")
     Path("logs/trpo").mkdir(parents=True)
     with pytest.raises(SystemExit) as end:
         main(arguments)

@@ -30,6 +30,8 @@ class PolicyAverage(BaseCallback):
         self.share = share
         self._sum: list[th.Tensor] = []
         self._n_policies = 0
+        # The steps after which the first of these policies acted.
+        self._first_at = 0
         self._last_update: int | None = None
 
     def _on_training_start(self) -> None:
@@ -41,11 +43,17 @@ class PolicyAverage(BaseCallback):
     def _on_rollout_start(self) -> None:
         # There is no update after a rollout that a callback ends.
         is_new = self.model._n_updates != self._last_update
-        if is_new and self.model._current_progress_remaining <= self.share:
+        if is_new and self._is_near_end(self.model.num_timesteps):
             for total, parameter in zip(self._sum, self.model.policy.parameters(), strict=True):
                 total.add_(parameter.detach().cpu())
+            if self._n_policies == 0:
+                self._first_at = self.model.num_timesteps
             self._n_policies += 1
         self._last_update = self.model._n_updates
+
+    def _is_near_end(self, n_steps: int) -> bool:
+        # SB3's own number is that of the last training until the first rollout has ended.
+        return 1.0 - n_steps / self.model._total_timesteps <= self.share
 
     def _on_step(self) -> bool:
         return True
@@ -65,13 +73,17 @@ class PolicyAverage(BaseCallback):
         """
         Give the state that ``Checkpoint`` saves.
 
-        :return: the sum of the policies so far, and their number
+        :return: the sum of the policies so far, their number, and the steps after which the first of them acted
         """
-        return {"sum": [total.clone() for total in self._sum], "n_policies": self._n_policies}
+        sums = [total.clone() for total in self._sum]
+        return {"sum": sums, "n_policies": self._n_policies, "first_at": self._first_at}
 
     def set_checkpoint_state(self, state: dict[str, Any]) -> None:
         """
         Go on from a state.
+
+        A training that has become longer has its end elsewhere: policies that are no longer near it are left out, all
+        of them, for only their sum is known.
 
         :param state: the state, from ``get_checkpoint_state``
         :raises UserError: if it belongs to another policy
@@ -79,6 +91,8 @@ class PolicyAverage(BaseCallback):
         sums, n_policies = [th.as_tensor(saved) for saved in state["sum"]], state["n_policies"]
         if [total.shape for total in sums] != [total.shape for total in self._sum] or not n_policies >= 0:
             raise UserError("The state of PolicyAverage is that of a policy with other parameters.")
+        if n_policies > 0 and not self._is_near_end(state["first_at"]):
+            return
         for total, saved in zip(self._sum, sums, strict=True):
             total.copy_(saved)
-        self._n_policies = int(n_policies)
+        self._n_policies, self._first_at = int(n_policies), int(state["first_at"])

@@ -105,6 +105,7 @@ def _restore(callback: BaseCallback, saved: dict[str, Any], doubts: list[str], t
             doubts.append(f"the state of {kind} could not be restored ({str(error).strip()})")
     if "env" in saved and isinstance(callback, EvalCallback):
         restored = restore_vec_env(callback.eval_env, part(saved, "env", dict), callback.num_timesteps, trusted=trusted)
+        doubts += [f"of the evaluation environments of {kind}: {doubt}" for doubt in restored.doubts]
         if restored.why_reset:
             doubts.append(
                 f"the evaluation environments of {kind} go on with new episodes: {printable(str(restored.why_reset))}"

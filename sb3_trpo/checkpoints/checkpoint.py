@@ -144,8 +144,15 @@ class Checkpoint(BaseCallback):
         with zipfile.ZipFile(model_file, "a") as archive:
             file = {"note": self.note, "log_folder": self.logger.get_dir(), "state": state}
             archive.writestr(TRAINING_STATE, pack(file))
-        with atomic_write(self.path, SUFFIX) as place:
-            place.write(self.seal(model_file.getvalue()))
+        try:
+            with atomic_write(self.path, SUFFIX) as place:
+                place.write(self.seal(model_file.getvalue()))
+        except OSError as error:
+            # Where none can be written, the user learns it at once. Later, on a full disk, the last one is still there.
+            if not self._is_own:
+                raise
+            warnings.warn(f"No checkpoint was written after {model.num_timesteps} steps: {error}.", stacklevel=2)
+            return
         self._is_own = True
         if self.verbose > 0:
             print(f"Checkpoint after {model.num_timesteps} steps: {self.path}")

@@ -4,18 +4,22 @@ The state of environments, wrapper by wrapper.
 Of each layer every attribute is saved. An environment goes on exactly where it was if its attributes are all data, or
 of a sort that is known (``known_objects.py``): classic control, toy text and MuJoCo tasks do, with Gymnasium's
 wrappers. An environment that keeps its state elsewhere (Box2D, an emulator, a server, its class, its module) may offer
-it (``OffersState``). Its random numbers (``np_random``) need not be in it.
+it (``OffersState``); that a class or a module changes is said (``shared_state``). Its random numbers (``np_random``)
+need not be in it.
 """
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from sb3_trpo.checkpoints.fit import part, printable
 from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.offered_state import offered_by, offers_state
+from sb3_trpo.checkpoints.shared_state import find_changes
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.validation import UserError
@@ -34,16 +38,19 @@ def save_envs(envs: Sequence[gym.Env]) -> bytes:
     """
     layers = _layers(envs)
     states = pack([_attributes(layer) for layer in layers], CODECS, layers)
-    return pack({"layers": list(map(class_path, layers)), "states": states})
+    doubts = find_changes([layer for layer in layers if not offers_state(layer)])
+    names = list(map(class_path, layers))
+    return pack({"layers": names, "made_with": _made_with(envs), "states": states, "doubts": doubts})
 
 
-def restore_envs(envs: Sequence[gym.Env], content: bytes, *, trusted: bool = True) -> None:
+def restore_envs(envs: Sequence[gym.Env], content: bytes, *, trusted: bool = True) -> list[str]:
     """
     Let environments go on where others were.
 
     :param envs: the environments, made as those that were saved
     :param content: the state, from ``save_envs``
     :param trusted: whether texts may be set
+    :return: a sentence for each thing that is not as it was
     :raises UserError: if they are other environments, or have other wrappers
     :raises NotSavableError: if something in them is not as it was
     """
@@ -56,6 +63,32 @@ def restore_envs(envs: Sequence[gym.Env], content: bytes, *, trusted: bool = Tru
     states = unpack(saved["states"], present, CODECS, layers, trusted=trusted)
     for layer, state in zip(layers, states, strict=True):
         _set_attributes(layer, state)
+    doubts = list(map(printable, part(saved, "doubts", list)))
+    for i, (old, new) in enumerate(zip(part(saved, "made_with", list), _made_with(envs), strict=True)):
+        if old != new:
+            doubts.append(
+                f"environment {i} was made with {printable(old)}, and is made with {new} now: what it keeps in its "
+                "attributes is that of the checkpoint"
+            )
+            break
+    find_changes(layers)
+    return doubts
+
+
+def _made_with(envs: Sequence[gym.Env]) -> list[str]:
+    """
+    Describe the arguments that environments were made with, as far as Gymnasium knows.
+
+    :param envs: the environments
+    :return: a text for each; how an environment is shown makes no difference
+    """
+    texts = []
+    for env in envs:
+        kwargs = {} if env.unwrapped.spec is None else dict(env.unwrapped.spec.kwargs)
+        kwargs.pop("render_mode", None)
+        # Objects may print their address in memory.
+        texts.append(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(kwargs)))
+    return texts
 
 
 def _layers(envs: Sequence[gym.Env]) -> list[gym.Env]:
@@ -129,7 +162,7 @@ class Checkpointable(gym.Wrapper):
         except NotSavableError as error:
             return str(error)
 
-    def restore_state(self, content: bytes, trusted: bool = True) -> tuple[str, str]:
+    def restore_state(self, content: bytes, trusted: bool = True) -> tuple[str, str, list[str]]:
         """
         Let the environment go on where another was.
 
@@ -137,17 +170,16 @@ class Checkpointable(gym.Wrapper):
 
         :param content: the state, from ``save_state``
         :param trusted: whether texts may be set
-        :return: the reason why the state can't be restored, and the reason why it is not this environment's; both empty
-            if all went well
+        :return: the reason why the state can't be restored, and the reason why it is not this environment's, both empty
+            if all went well; a sentence for each thing that is not as it was
         """
         try:
             saved = unpack(content, {"process": process_random()}, CODECS)
-            restore_envs([self.env], saved["env"], trusted=trusted)
+            return "", "", restore_envs([self.env], saved["env"], trusted=trusted)
         except NotSavableError as error:
-            return str(error), ""
+            return str(error), "", []
         except Exception as error:
-            return "", str(error)
-        return "", ""
+            return "", str(error), []
 
 
 def process_random() -> dict[str, Any]:

@@ -72,6 +72,7 @@ def save_training(model: OnPolicyAlgorithm, callback: BaseCallback) -> bytes:
     saved = {
         "counters": {name: getattr(model, name) for name in COUNTERS},
         "progress": model._current_progress_remaining,
+        "total": model._total_timesteps,
         "observations": {name: own_copy(getattr(model, name)) for name in OBSERVATIONS},
         "episodes": {name: save_episodes(getattr(model, name)) for name in EPISODES},
         "logged": save_logged(model.logger),
@@ -107,11 +108,15 @@ def restore_training(
     steps = check_count("num_timesteps", counters["num_timesteps"])
     env = restore_vec_env(model.env, part(saved, "env", dict), (model.seed or 0) + steps, trusted=trusted)
     resumed.why_reset = printable(str(env.why_reset))
+    resumed.doubts += env.doubts
     for name in COUNTERS:
         setattr(model, name, check_count(name, counters.get(name)))
     # Steps from before do not count for this process's speed.
     model._num_timesteps_at_start = steps
     model._current_progress_remaining = float(check_numbers("progress", part(saved, "progress", float)))
+    if saved.get("total") != model._total_timesteps:
+        # The training has become longer or shorter: other shares of it are left.
+        model._update_current_progress_remaining(steps, model._total_timesteps)
     for name in EPISODES:
         setattr(model, name, restore_episodes(name, saved["episodes"].get(name), getattr(model, name), trusted))
     restore_logged(model.logger, part(saved, "logged", dict), trusted)

@@ -6,7 +6,7 @@ on with new episodes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stable_baselines3.common.vec_env import (
@@ -53,10 +53,12 @@ class Restored:
 
     :param obs: the first observations, if the environments had to be reset
     :param why_reset: the reason why they had to be; empty if they go on where they were
+    :param doubts: a sentence for each other thing that is not as it was
     """
 
     obs: Any = None
     why_reset: str = ""
+    doubts: list[str] = field(default_factory=list)
 
 
 def save_vec_env(env: VecEnv) -> dict[str, Any]:
@@ -106,9 +108,9 @@ def restore_vec_env(env: VecEnv, saved: dict[str, Any], seed: int, *, trusted: b
             present = _attributes(wrapper)
             _set_attributes(wrapper, unpack(content, present, CODECS, trusted=trusted), present)
         if not why_not:
-            _restore_envs(innermost(env), saved["envs"], trusted)
+            doubts = _restore_envs(innermost(env), saved["envs"], trusted)
             vars(innermost(env)).update(unpack(saved["next_reset"], _next_reset(env), trusted=trusted))
-            return Restored()
+            return Restored(doubts=doubts)
     except NotSavableError as error:
         why_not = why_not or str(error)
     env.seed(seed)
@@ -172,17 +174,27 @@ def _save_envs(env: VecEnv) -> list[bytes]:
     return [content for content in contents if isinstance(content, bytes)]
 
 
-def _restore_envs(env: VecEnv, contents: list[bytes], trusted: bool) -> None:
+def _restore_envs(env: VecEnv, contents: list[bytes], trusted: bool) -> list[str]:
+    """
+    Let the innermost environments go on where others were.
+
+    :param env: the environments without wrappers
+    :param contents: the states, from ``_save_envs``
+    :param trusted: whether texts may be set
+    :return: a sentence for each thing that is not as it was
+    """
     if type(env) is DummyVecEnv:
         (content,) = contents
-        restore_envs(env.envs, content, trusted=trusted)
-        return
+        return restore_envs(env.envs, content, trusted=trusted)
+    said: list[str] = []
     for i, content in enumerate(contents):
-        ((why_not, mismatch),) = _reach(env, "restore_state", content, trusted, indices=i)
+        ((why_not, mismatch, doubts),) = _reach(env, "restore_state", content, trusted, indices=i)
         if mismatch:
             raise UserError(mismatch)
         if why_not:
             raise NotSavableError(why_not)
+        said += doubts
+    return list(dict.fromkeys(said))
 
 
 def _reach(env: VecEnv, method: str, *args: Any, indices: int | None = None) -> list[Any]:

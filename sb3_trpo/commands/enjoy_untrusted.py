@@ -10,6 +10,7 @@ import argparse
 import math
 import pathlib
 import sys
+from typing import Any
 
 from gymnasium.error import Error as GymnasiumError
 from stable_baselines3.common.env_util import make_vec_env
@@ -19,6 +20,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_trpo.saved_models.objects import read_object
 from sb3_trpo.saved_models.refused import RefusedModelError
 from sb3_trpo.trpo import TRPO
+
+# What is for training alone, and may be a function in the file.
+NO_SCHEDULES: dict[str, Any] = {"learning_rate": 0.0, "target_kl": 0.01, "min_std": 0.0, "max_std": None}
 
 
 def main() -> None:
@@ -38,7 +42,7 @@ def main() -> None:
         env = make_vec_env(args.env, 1, seed=args.seed, env_kwargs=env_kwargs)
         if args.vecnormalize is not None:
             env = read_vec_normalize(args.vecnormalize, env)
-        model = TRPO.load(args.model, env=env, device=args.device, trusted=False)
+        model = TRPO.load(args.model, env=env, device=args.device, trusted=False, **NO_SCHEDULES)
     except (OSError, ValueError, GymnasiumError) as error:
         sys.exit(f"{parser.prog}: {error}")
     _run(model, env, args.n_timesteps, not args.stochastic)

@@ -41,6 +41,11 @@ def run(module: str, function: str, loads_run: bool) -> None:
             getattr(importlib.import_module(module), function)()
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except TypeError as error:
+        # Gymnasium's sentence about a task's arguments.
+        if "raised from the environment creator" not in str(error):
+            raise
+        raise UserError(f"--env-kwargs: {error}") from error
     finally:
         sys.path.remove(folder)
 

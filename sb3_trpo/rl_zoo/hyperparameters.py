@@ -2,7 +2,7 @@
 What RL Zoo does not know of hyperparameters: schedules of our algorithms, and which names an algorithm has.
 
 ``target_kl: lin_0.06`` falls linearly to 0, and ``min_std: lin_0.4_0.2`` goes from one number to the other, as RL Zoo's
-own schedules do for ``learning_rate``.
+own schedules do for ``learning_rate``, which may have both forms here.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_trpo.validation import UserError, suggest_names
+from sb3_trpo.validation import UserError, as_integer, short, suggest_names
 
 # Hyperparameters of our algorithms that may have a schedule.
 SCHEDULED = ("target_kl", "min_std", "max_std")
@@ -49,6 +49,20 @@ def check_names(names: Iterable[str], algorithm_class: type[BaseAlgorithm]) -> N
             raise UserError(f"{algorithm_class.__name__} has no hyperparameter {name!r}; {suggest_names(name, known)}")
 
 
+def check_counts(hyperparams: dict[str, Any]) -> None:
+    """
+    Check the numbers that RL Zoo itself uses.
+
+    :param hyperparams: the hyperparameters, as in a file; whole numbers are made of those that are written as 4.0
+    :raises UserError: if one is no whole number above 0, or there is no policy
+    """
+    for name in ("n_envs", "n_timesteps", "frame_stack"):
+        if hyperparams.get(name) is not None:
+            hyperparams[name] = as_integer(name, hyperparams[name], minimum=1)
+    if not isinstance(hyperparams.get("policy"), (str, type)):
+        raise UserError(f"policy is {short(hyperparams.get('policy'))}, but must be a name such as 'MlpPolicy'.")
+
+
 def read_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
     """
     Replace texts by schedules, in the hyperparameters that RL Zoo does not know.
@@ -57,9 +71,12 @@ def read_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
     :return: the same dictionary
     :raises UserError: if a text is no schedule
     """
-    for name in SCHEDULED:
+    for name in (*SCHEDULED, "learning_rate"):
         if isinstance(hyperparams.get(name), str):
-            hyperparams[name] = _read_linear_schedule(name, hyperparams[name])
+            schedule = _read_linear_schedule(name, hyperparams[name])
+            # RL Zoo has its own for the learning rate, which fall to 0.
+            if name != "learning_rate" or schedule.end != 0.0:
+                hyperparams[name] = schedule
     return hyperparams
 
 
@@ -81,4 +98,7 @@ def _read_linear_schedule(name: str, text: str) -> LinearSchedule:
                 return LinearSchedule(start, end, 1.0)
     except ValueError:
         pass
-    raise UserError(f"{name} is {text!r}, but must be a number, lin_START (falls to 0) or lin_START_END.")
+    raise UserError(
+        f"{name} is {text!r}, but must be a number, lin_START (falls to 0) or lin_START_END (in YAML 1e-5 "
+        "is a text, 1.0e-5 a number)."
+    )

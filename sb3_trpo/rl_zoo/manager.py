@@ -6,6 +6,7 @@ stay with Gymnasium's environments, on which others publish their results.
 """
 
 import importlib.util
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.rl_zoo.hyperparameters import check_names
+from sb3_trpo.rl_zoo.hyperparameters import check_counts, check_names
 from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
 from sb3_trpo.validation import UserError
 
@@ -60,7 +61,49 @@ class TrainingManager(ExperimentManager):
             reason = " ".join(str(error).split())
             raise UserError(f"{self.config} can't be read ({type(error).__name__}): {reason}") from error
         check_names(hyperparams, rl_zoo3.ALGOS[self.algo])
+        check_counts(hyperparams)
         return hyperparams, saved_hyperparams
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        """
+        Make objects of what the hyperparameters say.
+
+        :param hyperparams: the hyperparameters; they are changed in place
+        :return: the arguments of the algorithm, and the wrappers and callbacks
+        :raises UserError: if RL Zoo can't read one of them, or no environment can be made with ``env_kwargs``
+        """
+        try:
+            processed = super()._preprocess_hyperparams(hyperparams)
+        except Exception as error:
+            # What wrappers and callbacks of the user raise keeps its traceback.
+            if not _is_of_rl_zoo(error):
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"The hyperparameters of {self.env_name} in {self.config} can't be read ({reason})."
+            ) from error
+        if not self.options.uses_envpool:
+            self._check_env_kwargs("env_kwargs", self.env_kwargs)
+        self._check_env_kwargs("eval_env_kwargs", self.eval_env_kwargs)
+        return processed
+
+    def _check_env_kwargs(self, name: str, env_kwargs: dict[str, Any]) -> None:
+        """
+        Check that an environment can be made, before a process of its own fails to.
+
+        :param name: the name of the arguments, for messages
+        :param env_kwargs: the arguments
+        :raises UserError: if none can be made with these arguments, and one can be made without
+        """
+        if not env_kwargs:
+            return
+        try:
+            gym.make(self.env_name.gym_id, **env_kwargs).close()
+        except Exception as error:
+            # Raises what the task itself is to blame for.
+            gym.make(self.env_name.gym_id).close()
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{name} is {env_kwargs}, with which no {self.env_name} can be made ({reason}).") from error
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
@@ -113,6 +156,18 @@ class TrainingManager(ExperimentManager):
             info_keywords=self.monitor_kwargs.get("info_keywords", ()),
             **self.env_kwargs,
         )
+
+
+def _is_of_rl_zoo(error: Exception) -> bool:
+    """
+    Tell whether an error was raised by RL Zoo itself, by an expression that it evaluates, or by an import.
+
+    :param error: the error
+    :return: whether it was, and so is about a text in the hyperparameters
+    """
+    *_, last = traceback.extract_tb(error.__traceback__)
+    is_rl_zoos = Path(last.filename).parent == Path(rl_zoo3.__file__).parent
+    return is_rl_zoos or last.filename == "<string>" or last.filename.startswith("<frozen importlib")
 
 
 def _is_module(name: str) -> bool:

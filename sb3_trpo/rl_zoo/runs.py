@@ -145,12 +145,15 @@ def find_run(
         lock = try_lock(run.checkpoint.parent)
         if lock is None:
             continue
-        if run.note.hyperparameters == wanted.hyperparameters:
+        differences = [
+            *_differences(run.note.arguments, wanted.arguments),
+            *_differences(run.note.hyperparameters, wanted.hyperparameters),
+        ]
+        if not differences:
             if accepts(run):
                 return run, lock
         elif says_difference:
-            differences = _describe_differences(run.note.hyperparameters, wanted.hyperparameters)
-            say(f"{run.checkpoint.parent} is another run, for its hyperparameters differ: {differences}.")
+            say(f"{run.checkpoint.parent} is another run: {', '.join(differences)}.")
             says_difference = False
         lock.close()
     return None
@@ -180,12 +183,13 @@ def _fits(run: Run, wanted: Note, is_seeded: bool) -> bool:
     has_steps_left = note.n_timesteps < wanted.n_timesteps or (
         note.n_timesteps == wanted.n_timesteps and run.checkpoint.name == CHECKPOINT
     )
-    return has_steps_left and note.arguments == wanted.arguments and (not is_seeded or note.seed == wanted.seed)
+    is_same_task = all(note.arguments.get(name) == wanted.arguments[name] for name in ("algo", "env"))
+    return has_steps_left and is_same_task and (not is_seeded or note.seed == wanted.seed)
 
 
-def _describe_differences(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-    return ", ".join(f"{name} was {old.get(name, 'not given')} and is {new.get(name, 'not given')}" for name in names)
+    return [f"{name} was {old.get(name, 'not given')} and is {new.get(name, 'not given')}" for name in names]
 
 
 def say(text: str) -> None:

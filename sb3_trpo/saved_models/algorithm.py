@@ -19,7 +19,7 @@ from sb3_trpo.saved_models.foreign import LEFT_OVER, explain_take_over, take_ove
 from sb3_trpo.saved_models.origin import ModelPath, Origin, origin_of, read_data
 from sb3_trpo.saved_models.parameters import fit_parameters, read_parameters
 from sb3_trpo.saved_models.portable import make_portable
-from sb3_trpo.saved_models.untrusted import Attributes, read_untrusted
+from sb3_trpo.saved_models.untrusted import Attributes, given_schedules, read_untrusted
 from sb3_trpo.validation import UserError
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SafelySaved")
@@ -80,14 +80,16 @@ class SafelySaved(OnPolicyAlgorithm):
         :param print_system_info: whether to print the system on which the model was saved, and the current one
         :param force_reset: whether training starts with a reset of the environment
         :param trusted: whether the file comes from where no harm is meant; if not, it may hold weights, numbers and
-            objects of a short list, and is refused if it holds anything else
+            objects of a short list, and is refused if it holds anything else; schedules that are functions of its
+            author's can be given anew, as in ``learning_rate=3e-4``
         :param kwargs: the attributes to change
         :return: the model
         :raises UserError: if nothing of the file can become such a model
         :raises RefusedModelError: (a UserError) if the file is not trusted and holds what it should not
         """
         given = {**(custom_objects or {}), **kwargs}
-        readable = _readable(cls, path, custom_objects or {}, trusted)
+        in_place = custom_objects or {} if trusted else {**(custom_objects or {}), **given_schedules(given)}
+        readable = _readable(cls, path, in_place, trusted)
         with readable as (file, attributes, origin, target_kl), explain_missing_gym():
             model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
         if origin is Origin.CONTRIB:

@@ -64,7 +64,7 @@ def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[io.BufferedI
         target.open("ab").close()
     _remove_abandoned(target)
     file, temporary = _open_temporary(target)
-    with file:
+    with _name_in_errors(target), file:
         try:
             yield file
             file.flush()
@@ -73,6 +73,17 @@ def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[io.BufferedI
         finally:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _name_in_errors(target: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # A full disk is told without the name of the file.
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def saved_path(path: str | pathlib.Path, suffix: str) -> pathlib.Path:

@@ -13,10 +13,13 @@ import io
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.budget import Budget, check_integer_size
@@ -35,6 +38,14 @@ NOTE_CHARACTERS = 10_000
 MAX_JSON_ITEMS = 200_000
 # Training starts with a reset, and writes nothing to where the file says.
 LEFT_OUT = ("_last_obs", "_last_original_obs", "_last_episode_starts", "tensorboard_log")
+# The arguments that may be functions of the remaining progress, and the attributes that are made of them.
+SCHEDULES = {
+    "learning_rate": "learning_rate",
+    "lr_schedule": "learning_rate",
+    "target_kl": "target_kl",
+    "min_std": "min_std",
+    "max_std": "max_std",
+}
 
 Attributes = dict[str, Any]
 # A function of the attributes in the file that gives the attributes to use in the place of some of them.
@@ -151,11 +162,45 @@ def _read_attributes(
             attributes[name] = replaced[name]
         elif isinstance(item, dict) and ":serialized:" in item:
             read = _read_episodes if name in QUEUES else _read_object
-            attributes[name] = _name_refusals(f"attribute {name!r}", read, item[":serialized:"], budget)
+            where, text = f"attribute {name!r}", item[":serialized:"]
+            attributes[name] = _explain_schedules(name, partial(_name_refusals, where, read, text, budget))
         else:
             attributes[name] = item
     attributes.update(dict.fromkeys((attributes.keys() & LEFT_OUT) - replaced.keys()))
     return attributes
+
+
+def given_schedules(given: Attributes) -> Attributes:
+    """
+    Take the schedules that the user gives, so that those of the file need not be read.
+
+    :param given: the attributes that the user gives in the place of the file's
+    :return: those that are schedules, and those that are made of them
+    """
+    schedules = {name: given[name] for name in SCHEDULES if name in given}
+    rate = schedules.get("learning_rate")
+    if callable(rate) or (isinstance(rate, Real) and float(rate) >= 0.0):
+        schedules["lr_schedule"] = FloatSchedule(rate)
+    return schedules
+
+
+def _explain_schedules(name: str, read: Callable[[], Any]) -> Any:
+    """
+    Read an attribute, and let a refusal say what can take the place of a schedule.
+
+    :param name: the attribute's name
+    :param read: the function that reads it
+    :return: the result of the function
+    """
+    try:
+        return read()
+    except RefusedModelError as error:
+        if name not in SCHEDULES:
+            raise
+        raise RefusedModelError(
+            f"{error}; a schedule that is its author's function can be given anew: load(..., trusted=False, "
+            f"{SCHEDULES[name]}=...)"
+        ) from error
 
 
 def _read_object(text: object, budget: Budget) -> Any:

@@ -99,6 +99,33 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(is_first: bool, tmp_path: Path
     assert not changed(state(whole), state(resumed))
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
+def test_a_training_that_becomes_longer_averages_at_its_new_end(is_first: bool, tmp_path: Path) -> None:
+    """The first training averages from its eighth update on, which is in the middle of the second."""
+
+    def callbacks(*others: BaseCallback) -> list[BaseCallback]:
+        average = PolicyAverage(0.25)
+        return [average, *others] if is_first else [*others, average]
+
+    make_model().learn(10 * N_STEPS, callbacks(Checkpoint(tmp_path / "checkpoint.zip", every=1)))
+    checkpoint, recorder = Checkpoint(tmp_path / "checkpoint.zip", every=1), Recorder()
+    resumed = checkpoint.load(make_vec_env("Pendulum-v1", 1, seed=0))
+    resumed.learn(16 * N_STEPS, [recorder, *callbacks(checkpoint)])
+    # Updates 12 to 16.
+    for parameter, *others in zip(resumed.policy.parameters(), *recorder.policies[-5:], strict=True):
+        th.testing.assert_close(parameter.detach(), th.stack(others).mean(dim=0))
+
+
+def test_the_first_policy_of_a_training_that_goes_on_is_far_from_its_end() -> None:
+    model, average = make_model(), PolicyAverage(0.2)
+    model.learn(4 * N_STEPS)
+    recorder = Recorder()
+    model.learn(4 * N_STEPS, [recorder, average], reset_num_timesteps=False)
+    # SB3 counts the share of all eight: the last two policies are those after 7 and 8 updates.
+    for parameter, *others in zip(model.policy.parameters(), *recorder.policies[-2:], strict=True):
+        th.testing.assert_close(parameter.detach(), th.stack(others).mean(dim=0))
+
+
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=f"share is {share}, but must be above 0 and at most 1"):

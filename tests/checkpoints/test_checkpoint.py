@@ -385,11 +385,16 @@ def test_a_checkpoint_takes_the_place_of_the_last_as_a_whole(tmp_path):
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.warns(
+            UserWarning, match=rf"No checkpoint was written after {ROLLOUT} steps: .*File too large.*{path}"
+        ):
             model.learn(ROLLOUT, checkpoint, reset_num_timesteps=False)
+        with pytest.raises(OSError, match="File too large"):
+            setup.model().learn(ROLLOUT, Checkpoint(tmp_path / "other.zip"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+    assert model.num_timesteps == 2 * ROLLOUT
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.zip"]
 

@@ -42,6 +42,13 @@ def test_a_model_runs(folder, capsys):
     assert all(line.startswith("Episode of 200 steps: return -") for line in lines)
 
 
+def test_a_model_runs_whatever_its_schedules_were(tmp_path, capsys):
+    kwargs = {name: lambda progress: 0.1 + progress for name in ("learning_rate", "target_kl", "min_std", "max_std")}
+    TRPO("MlpPolicy", "Pendulum-v1", **kwargs).save(tmp_path / "model.zip")
+    run(tmp_path / "model.zip", "-n", 200)
+    assert "Episode of 200 steps" in capsys.readouterr().out
+
+
 def test_statistics_are_those_of_the_file(folder):
     path = folder / "vecnormalize.pkl"
     theirs = VecNormalize.load(str(path), make_vec_env("Pendulum-v1", 1))

@@ -340,15 +340,15 @@ class Tells(BaseCallback):
 
 
 @pytest.mark.parametrize(
-    ("start_method", "fault"),
+    ("start_method", "fault", "ended_by"),
     [
-        ("forkserver", "blocks"),
-        ("fork", ""),
-        pytest.param("forkserver", "", marks=pytest.mark.slow),
-        pytest.param("fork", "blocks", marks=pytest.mark.slow),
+        ("forkserver", "blocks", signal.SIGTERM),
+        ("fork", "", signal.SIGKILL),
+        pytest.param("forkserver", "", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("fork", "blocks", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
-def test_no_process_outlives_a_training_that_is_killed(start_method, fault):
+def test_no_process_outlives_a_training_that_is_killed(start_method, fault, ended_by):
     script = (
         "import functools, multiprocessing, test_failing_environments as t\n"
         "multiprocessing.set_forkserver_preload(['torch', 'stable_baselines3'])\n"
@@ -369,7 +369,7 @@ def test_no_process_outlives_a_training_that_is_killed(start_method, fault):
     assert training.stdout.readline() == "training\n"
     assert all(is_running(worker) for worker in workers)
     time.sleep(1.0)
-    training.kill()
+    training.send_signal(ended_by)
     training.wait()
     training.stdout.close()
     deadline = time.monotonic() + 30

@@ -51,8 +51,8 @@ def trained(algorithm: Any, observation_space: spaces.Space, action_space: space
     return algorithm(policy, SpacesEnv(observation_space, action_space), **options).learn(128)
 
 
-def assert_acts_the_same(model: Any, path: Any) -> TRPO:
-    loaded = TRPO.load(path, device="cpu", trusted=False)
+def assert_acts_the_same(model: Any, path: Any, **given: Any) -> TRPO:
+    loaded = TRPO.load(path, device="cpu", trusted=False, **given)
     assert model.policy.state_dict().keys() == loaded.policy.state_dict().keys()
     for name, tensor in model.policy.state_dict().items():
         assert th.equal(tensor, loaded.policy.state_dict()[name])
@@ -229,6 +229,18 @@ def test_wrong_bytes_are_refused_or_harmless(n, members, tmp_path):
     # Of either there is enough.
     refused = len([error for error in errors.values() if error])
     assert n / 2 < refused < len(errors)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "target_kl", "min_std", "max_std"])
+def test_schedules_that_are_functions_can_be_given_anew(name, tmp_path):
+    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32, **{name: lambda progress: 0.01 + progress})
+    model.save(tmp_path / "model")
+    with pytest.raises(RefusedModelError, match=rf"load\(\.\.\., trusted=False, {name}=\.\.\.\)"):
+        TRPO.load(tmp_path / "model", trusted=False)
+    for given in ({name: 0.25}, {"custom_objects": {name: 0.25}}):
+        loaded = assert_acts_the_same(model, tmp_path / "model", **given)
+        assert getattr(loaded, name) == 0.25
+        assert loaded.lr_schedule(0.5) == (0.25 if name == "learning_rate" else 1e-3)
 
 
 BUILT_IN: dict[str, dict[str, Any]] = {
