@@ -301,6 +301,15 @@ def test_one_rollout_can_go_without_masks(use_masking: bool | None) -> None:
     assert sum(forgiving.get_attr("n_broken")) == n_broken
 
 
+def test_environments_in_other_processes_outlive_the_question_for_masks() -> None:
+    env = make_vec_env("CartPole-v1", n_envs=2, seed=0, vec_env_cls=SubprocVecEnv)
+    with contextlib.closing(env):
+        model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=64, device="cpu")
+        with pytest.raises(ValueError, match=r"Environment 0 of 2 has no method action_masks\(\) after 0 steps"):
+            model.learn(64)
+        assert model.learn(64, use_masking=False).num_timesteps == 64
+
+
 def test_masks_come_from_a_wrapper_and_from_other_processes() -> None:
     def make() -> Any:
         return ActionMasker(Game(), lambda env: env.unwrapped.action_masks().tolist())
