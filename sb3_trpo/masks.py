@@ -101,6 +101,31 @@ class MaskableTRPO(TRPO):
     # As MaskablePPO's, which passes the masks on to the policy.
     predict = MaskablePPO.predict
 
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+        use_masking: bool | None = None,
+    ) -> bool:
+        """
+        Fill the buffer with steps of the current policy, as ``TRPO.collect_rollouts`` does.
+
+        :param env: the training environments
+        :param callback: the callback, called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: the buffer to fill
+        :param n_rollout_steps: steps of each environment
+        :param use_masking: whether to ask the environments for masks in this rollout; None does as ``learn`` was told
+        :return: whether the rollout is complete, rather than ended by the callback
+        """
+        as_told = self._use_masking
+        self._use_masking = as_told if use_masking is None else use_masking
+        try:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        finally:
+            self._use_masking = as_told
+
     def _run_loop(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:

@@ -34,6 +34,17 @@ DICT = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Discrete(2)})
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
 
 
+class Forgiving(MaskedGame):
+    """A forbidden choice is counted, and is no error."""
+
+    n_broken = 0
+
+    def step(self, action: Any) -> Any:
+        self.n_broken += not np.concatenate(self._masks)[action]
+        self._masks = [np.ones(size, bool) for size in sizes_of(self.action_space)]
+        return super().step(action)
+
+
 class Watched(MaskableActorCriticPolicy):
     """A policy that autograd has to take apart, in any precision."""
 
@@ -236,6 +247,30 @@ def test_masks_are_left_alone_if_so_asked() -> None:
     assert model.num_timesteps == 64
     with pytest.raises(ValueError, match=r"Environment 0 of 2 has no method action_masks\(\) after 0 steps"):
         model.learn(64)
+
+
+@pytest.mark.parametrize("use_masking", [None, False, True])
+def test_one_rollout_can_go_without_masks(use_masking: bool | None) -> None:
+    model = trained(env=make_vec_env(lambda: MaskedGame(p_allowed=0.5), n_envs=2, seed=0))
+    forgiving = make_vec_env(lambda: Forgiving(), n_envs=2, seed=0)
+    model.set_env(forgiving)
+    _, callback = model._setup_learn(64)
+    options = {} if use_masking is None else {"use_masking": use_masking}
+    assert model.collect_rollouts(forgiving, callback, model.rollout_buffer, 32, **options)
+    n_broken = sum(forgiving.get_attr("n_broken"))
+    assert (n_broken == 0) == (use_masking is not False)
+    # It was for that rollout only.
+    model.collect_rollouts(forgiving, callback, model.rollout_buffer, 32)
+    assert sum(forgiving.get_attr("n_broken")) == n_broken
+
+
+def test_environments_in_other_processes_outlive_the_question_for_masks() -> None:
+    env = make_vec_env("CartPole-v1", n_envs=2, seed=0, vec_env_cls=SubprocVecEnv)
+    with contextlib.closing(env):
+        model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=64, device="cpu")
+        with pytest.raises(ValueError, match=r"Environment 0 of 2 has no method action_masks\(\) after 0 steps"):
+            model.learn(64)
+        assert model.learn(64, use_masking=False).num_timesteps == 64
 
 
 def test_masks_come_from_a_wrapper_and_from_other_processes() -> None:

@@ -45,6 +45,8 @@ ROWS = {
     "learn-1": Row("learning", "learn_1", "`learn()`, HalfCheetah-v5, 1 environment"),
     "learn-8": Row("learning", "learn_8", "`learn()`, HalfCheetah-v5, 8 environments in DummyVecEnv"),
     "variants": Row("variants", "variants", "`learn()` with callbacks, networks and observations of other kinds"),
+    "masks": Row("twins", "masks", "`train()` with action masks", threads=(1,)),
+    "lstm": Row("twins", "lstm", "`learn()` with an LSTM of 64 units, CartPole-v1 without velocities, 8 environments"),
     "envpool": Row("learning", "envpool", "`learn()`, HalfCheetah-v5, best settings of each"),
     "profile": Row("profiling", "profile", "where a `learn()` iteration goes", threads=(1,)),
     "growth": Row("growth", "growth", "growth with samples and parameters", threads=(1,), on_gpu=True),

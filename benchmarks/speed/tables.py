@@ -14,6 +14,7 @@ from speed import run as results
 from speed.measure import Spread, ratio, spread
 from speed.profiling import PARTS
 from speed.rows import ROWS
+from speed.twins import WITHOUT
 from speed.variants import PLAIN
 
 Results = dict[tuple[str, int], dict[str, Any]]
@@ -45,9 +46,11 @@ COMPARISONS = (
     Comparison("defaults", "PPO", 8.0),
     Comparison("learn-1", THEIRS, 3.0),
     Comparison("learn-8", THEIRS, 2.5),
+    Comparison("lstm", "RecurrentPPO", 1.0),
     Comparison("envpool", THEIRS, 4.0),
 )
 FISHER_AT_MOST = 1.3
+MASKS_AT_MOST = 1.15
 SHARE_AT_LEAST = {"a callback that does nothing": 0.9}
 OTHER_SHARE_AT_LEAST = 0.5
 MEMORY_AT_MOST = 0.25
@@ -133,6 +136,10 @@ def _verdict(value: float, at_least: float) -> str:
     return "reached" if value >= at_least else f"**{1 - value / at_least:.0%} short**"
 
 
+def _verdict_at_most(value: float, at_most: float) -> str:
+    return "reached" if value <= at_most else f"**{value / at_most - 1:.0%} over**"
+
+
 def _equal_quality(measured: dict[str, Any], peer: str) -> tuple[str, str]:
     """
     Say how equal the contenders' results are.
@@ -178,9 +185,7 @@ def fisher_products(found: Results) -> str:
             seconds = case["seconds"]
             factor = ratio(seconds[OURS], seconds["matrix products"])
             rate = case["flop"] / spread(seconds["matrix products"]).median / 1e9
-            verdict = (
-                "reached" if factor.median <= FISHER_AT_MOST else f"**{factor.median / FISHER_AT_MOST - 1:.0%} over**"
-            )
+            verdict = _verdict_at_most(factor.median, FISHER_AT_MOST)
             lines.append(
                 [
                     f"{name}, N={case['samples']}",
@@ -310,6 +315,21 @@ def variants(found: Results) -> str:
     return table(["what", "threads", "speed", "share of the plainest pipeline's speed", "to reach"], lines)
 
 
+def masks(found: Results) -> str:
+    """
+    Updates with masks over updates without.
+    """
+    lines = []
+    for threads, measured in of_row(found, "masks"):
+        for actions, seconds in measured["seconds"].items():
+            (with_masks,) = (name for name in seconds if name != WITHOUT)
+            factor = ratio(seconds[with_masks], seconds[WITHOUT])
+            goal = f"≤ {MASKS_AT_MOST:g}: {_verdict_at_most(factor.median, MASKS_AT_MOST)}"
+            times = [milliseconds(seconds[name]) for name in (with_masks, WITHOUT)]
+            lines.append([actions, str(threads), *times, with_quartiles(factor, 2), goal])
+    return table(["actions", "threads", "with masks", WITHOUT, "ratio", "to reach"], lines)
+
+
 def settings_tried(found: Results) -> str:
     """
     Write the table of the search for the best settings of each side.
@@ -371,6 +391,7 @@ SECTIONS = (
     ("### Growth", growth, ("growth",)),
     ("### Where an iteration of `learn()` goes", profiles, ("profile",)),
     ("### `learn()` of other kinds", variants, ("variants",)),
+    ("### Updates with action masks", masks, ("masks",)),
     ("### Settings tried with EnvPool and without", settings_tried, ("envpool",)),
 )
 

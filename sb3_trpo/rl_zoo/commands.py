@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]  # It has no types.
 from rl_zoo3.utils import get_model_path
 
+from sb3_trpo.rl_zoo.masked_runs import play_with_masks
 from sb3_trpo.validation import UserError
 
 # RL Zoo's folder of published agents, from which it downloads what is missing.
@@ -37,10 +38,11 @@ def run(module: str, function: str, loads_run: bool) -> None:
         import_packages(sys.argv[1:])
         if loads_run:
             check_run(sys.argv[1:])
-        if function:
-            getattr(importlib.import_module(module), function)()
-        else:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        with play_with_masks(_read_algo(sys.argv[1:]) if loads_run else ""):
+            if function:
+                getattr(importlib.import_module(module), function)()
+            else:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
     except TypeError as error:
         # Gymnasium's sentence about a task's arguments.
         if "raised from the environment creator" not in str(error):
@@ -48,6 +50,12 @@ def run(module: str, function: str, loads_run: bool) -> None:
         raise UserError(f"--env-kwargs: {error}") from error
     finally:
         sys.path.remove(folder)
+
+
+def _read_algo(arguments: Sequence[str]) -> str:
+    parser = make_reader()
+    parser.add_argument("--algo", default="")
+    return str(parser.parse_known_args(arguments)[0].algo)
 
 
 def import_packages(arguments: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.rl_zoo.hyperparameters import check_counts, check_names
+from sb3_trpo.rl_zoo.masked_runs import evaluate_with_masks
 from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
 from sb3_trpo.validation import UserError
 
@@ -134,6 +135,16 @@ class TrainingManager(ExperimentManager):
             return super().create_envs(n_envs, eval_env, no_log)
         finally:
             self.vec_env_class = vec_env_class
+
+    def create_callbacks(self) -> None:
+        """Create the callbacks; those that evaluate do so with masks, if the algorithm has them."""
+        with evaluate_with_masks(self.algo):
+            super().create_callbacks()  # type: ignore[no-untyped-call]  # RL Zoo gives it no types.
+
+    def hyperparameters_optimization(self) -> None:
+        """Tune the hyperparameters; trials are evaluated with masks, if the algorithm has them."""
+        with evaluate_with_masks(self.algo):
+            super().hyperparameters_optimization()
 
     def make_envpool(self, n_envs: int, monitor_dir: str | None) -> VecEnv:
         """

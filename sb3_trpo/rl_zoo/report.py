@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_maskable_policy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from sb3_trpo.rl_zoo.manager import TrainingManager
+from sb3_trpo.rl_zoo.masked_runs import takes_masks
 
 N_EVAL_EPISODES = 20
 # The seeds of training and of EvalCallback's environments count up from the run's seed; these start far from both.
@@ -57,7 +59,8 @@ class ReportingExperimentManager(TrainingManager):
             sync_envs_normalization(model.env, env)
         env.seed(self.seed + EVAL_SEED_OFFSET)
         try:
-            mean, std = evaluate_policy(model, env, N_EVAL_EPISODES, deterministic=self.deterministic_eval)
+            evaluate = evaluate_maskable_policy if takes_masks(self.algo) else evaluate_policy
+            mean, std = evaluate(model, env, N_EVAL_EPISODES, deterministic=self.deterministic_eval)
         finally:
             env.close()
         assert isinstance(mean, float)

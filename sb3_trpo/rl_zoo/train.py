@@ -2,9 +2,8 @@
 ``sb3-trpo train``: RL Zoo's ``train`` with this package's options, and an experiment manager that takes them.
 """
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import rl_zoo3.train
@@ -12,6 +11,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_trpo.rl_zoo.commands import make_reader
 from sb3_trpo.rl_zoo.mujoco_warnings import say_warnings_once
+from sb3_trpo.rl_zoo.names import use_names
 from sb3_trpo.rl_zoo.options import make_parser, take_options
 from sb3_trpo.rl_zoo.resume import ResumableExperimentManager
 from sb3_trpo.validation import UserError
@@ -36,7 +36,7 @@ def train() -> None:
         return ResumableExperimentManager(*args, options=options, **settings)
 
     try:
-        with use_manager(make_manager), say_warnings_once(_read_task(arguments)):
+        with use_names(rl_zoo3.train, ExperimentManager=make_manager), say_warnings_once(_read_task(arguments)):
             rl_zoo3.train.train()
     # Before it makes the manager, RL Zoo does nothing but read and check its arguments.
     except (AssertionError, ValueError) as error:
@@ -55,21 +55,3 @@ def _read_task(arguments: Sequence[str]) -> str:
     parser = make_reader()
     parser.add_argument("--env", default="")
     return str(parser.parse_known_args(arguments)[0].env)
-
-
-@contextlib.contextmanager
-def use_manager(make_manager: Callable[..., ExperimentManager]) -> Iterator[None]:
-    """
-    Let RL Zoo's ``train``, in the block, use another experiment manager.
-
-    The function takes the class from a name of its module, and offers no other way to choose one. The name gets its
-    value back at the end.
-
-    :param make_manager: the function to call in the place of the class
-    """
-    original = rl_zoo3.train.ExperimentManager  # type: ignore[attr-defined]
-    rl_zoo3.train.ExperimentManager = make_manager  # type: ignore[assignment, attr-defined]
-    try:
-        yield
-    finally:
-        rl_zoo3.train.ExperimentManager = original  # type: ignore[attr-defined]

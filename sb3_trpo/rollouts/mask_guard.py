@@ -43,15 +43,13 @@ class MaskGuard(LoopEnv):
             )
 
     def _who_lacks_masks(self) -> str:
-        for i in range(self.num_envs):
-            try:
-                self.venv.get_attr(METHOD, indices=i)
-            except AttributeError:
-                return f"Environment {i} of {self.num_envs} has no method"
-            except Exception:
-                # A method can't always come out of another process.
-                break
-        return f"One of the {self.num_envs} environments has no method"
+        try:
+            # Not ``get_attr``: a process of SubprocVecEnv ends if its environment has no such attribute.
+            has_masks = self.venv.env_method("has_wrapper_attr", METHOD)
+            return f"Environment {has_masks.index(False)} of {self.num_envs} has no method"
+        except Exception:
+            # Environments that are not Gymnasium's may answer with anything.
+            return f"One of the {self.num_envs} environments has no method"
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
