@@ -29,17 +29,19 @@ class Algorithm:
     :param hyperparameters: the file with an entry for each task
     :param sample: the function that draws hyperparameters for a trial of Optuna
     :param convert: the function that turns what a trial has drawn into constructor arguments
+    :param has_rule: whether a continuous task without an entry gets hyperparameters by the rule in ``rule``
     """
 
     algorithm_class: type[OnPolicyAlgorithm]
     hyperparameters: Path
     sample: Callable[[optuna.Trial, int, int, dict[str, Any]], dict[str, Any]]
     convert: Callable[[dict[str, Any]], dict[str, Any]]
+    has_rule: bool = False
 
 
 # The keys are what `--algo` takes.
 ALGORITHMS = {
-    "trpo": Algorithm(TRPO, HYPERPARAMETERS / "trpo.yml", sample_trpo_params, convert_trpo_params),
+    "trpo": Algorithm(TRPO, HYPERPARAMETERS / "trpo.yml", sample_trpo_params, convert_trpo_params, has_rule=True),
     # RL Zoo brings sb3-contrib along.
     "trpo_mask": Algorithm(MaskableTRPO, HYPERPARAMETERS / "trpo_mask.yml", sample_trpo_params, convert_trpo_params),
     "trpo_lstm": Algorithm(RecurrentTRPO, HYPERPARAMETERS / "trpo_lstm.yml", sample_trpo_params, convert_trpo_params),
