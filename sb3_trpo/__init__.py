@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sb3_trpo.masks import MaskableTRPO
     from sb3_trpo.masks_and_memory import MaskableRecurrentTRPO
     from sb3_trpo.memory import RecurrentTRPO
+    from sb3_trpo.shipped import hyperparameters, make
     from sb3_trpo.trust_region.families import register_family
     from sb3_trpo.trust_region.kl import DistributionFamily
 
@@ -44,11 +45,14 @@ __all__ = [
     "MultiInputPolicy",
     "PolicyAverage",
     "RecurrentTRPO",
+    "hyperparameters",
+    "make",
     "make_envpool_vec_env",
     "register_family",
 ]
 
-# Imported when they are first asked for: training alone needs none of them, and EnvPool and sb3-contrib are extras.
+# Imported when they are first asked for: training alone needs none of them, and EnvPool, RL Zoo and sb3-contrib are
+# extras.
 _LAZY = {
     "Checkpoint": "sb3_trpo.checkpoints",
     "Checkpointable": "sb3_trpo.checkpoints",
@@ -58,6 +62,8 @@ _LAZY = {
     "MaskableTRPO": "sb3_trpo.masks",
     "PolicyAverage": "sb3_trpo.callbacks.policy_average",
     "RecurrentTRPO": "sb3_trpo.memory",
+    "hyperparameters": "sb3_trpo.shipped",
+    "make": "sb3_trpo.shipped",
     "make_envpool_vec_env": "sb3_trpo.envpool",
     "register_family": "sb3_trpo.trust_region.families",
 }

@@ -16,8 +16,8 @@ import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.rl_zoo.hyperparameters import check_names
 from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
+from sb3_trpo.shipped import check_names
 from sb3_trpo.validation import UserError
 
 

@@ -27,7 +27,6 @@ except ImportError as error:
     ) from error
 
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
-from sb3_trpo.rl_zoo.hyperparameters import read_schedules
 from sb3_trpo.saved_models.contrib import own_options, warn_of_contribs_file
 
 
@@ -45,7 +44,7 @@ def register() -> None:
 
 def _wrap_constructor(manager_class: type[ExperimentManager]) -> None:
     """
-    Let managers of our algorithms read our hyperparameters, and the schedules in them.
+    Let managers of our algorithms read our hyperparameters.
 
     RL Zoo chooses its file inside the constructor, and has no table of files that could be changed instead. A file
     that the user names (``--conf-file``) is left alone.
@@ -67,11 +66,6 @@ def _wrap_constructor(manager_class: type[ExperimentManager]) -> None:
             self.config = str(algorithm.hyperparameters)
         else:
             warn_of_contribs_file(self.config, own_options(algorithm.algorithm_class))
-        # RL Zoo's list of hyperparameters that may have a schedule is inside this method.
-        rl_zoo_schedules = self._preprocess_schedules
-        self._preprocess_schedules = (  # type: ignore[method-assign]
-            lambda hyperparams: rl_zoo_schedules(read_schedules(hyperparams))
-        )
 
     init.reads_sb3_trpo_hyperparameters = True  # type: ignore[attr-defined]
     manager_class.__init__ = init  # type: ignore[method-assign]
