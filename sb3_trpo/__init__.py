@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sb3_trpo.callbacks.growing_horizon import GrowingHorizon
     from sb3_trpo.callbacks.policy_average import PolicyAverage
     from sb3_trpo.checkpoints import Checkpoint, Checkpointable
+    from sb3_trpo.deployment import DeployedPolicy, export_onnx
     from sb3_trpo.envpool import make_envpool_vec_env
     from sb3_trpo.masks import MaskableTRPO
     from sb3_trpo.masks_and_memory import MaskableRecurrentTRPO
@@ -37,6 +38,7 @@ __all__ = [
     "Checkpoint",
     "Checkpointable",
     "CnnPolicy",
+    "DeployedPolicy",
     "DistributionFamily",
     "GrowingHorizon",
     "MaskableRecurrentTRPO",
@@ -45,6 +47,7 @@ __all__ = [
     "MultiInputPolicy",
     "PolicyAverage",
     "RecurrentTRPO",
+    "export_onnx",
     "hyperparameters",
     "make",
     "make_envpool_vec_env",
@@ -56,12 +59,14 @@ __all__ = [
 _LAZY = {
     "Checkpoint": "sb3_trpo.checkpoints",
     "Checkpointable": "sb3_trpo.checkpoints",
+    "DeployedPolicy": "sb3_trpo.deployment",
     "DistributionFamily": "sb3_trpo.trust_region.kl",
     "GrowingHorizon": "sb3_trpo.callbacks.growing_horizon",
     "MaskableRecurrentTRPO": "sb3_trpo.masks_and_memory",
     "MaskableTRPO": "sb3_trpo.masks",
     "PolicyAverage": "sb3_trpo.callbacks.policy_average",
     "RecurrentTRPO": "sb3_trpo.memory",
+    "export_onnx": "sb3_trpo.deployment",
     "hyperparameters": "sb3_trpo.shipped",
     "make": "sb3_trpo.shipped",
     "make_envpool_vec_env": "sb3_trpo.envpool",
