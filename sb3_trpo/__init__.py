@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from sb3_trpo.callbacks.growing_horizon import GrowingHorizon
     from sb3_trpo.callbacks.policy_average import PolicyAverage
     from sb3_trpo.checkpoints import Checkpoint, Checkpointable
+    from sb3_trpo.deployment import DeployedPolicy, export_onnx
     from sb3_trpo.envpool import make_envpool_vec_env
     from sb3_trpo.masks import MaskableTRPO
     from sb3_trpo.masks_and_memory import MaskableRecurrentTRPO
     from sb3_trpo.memory import RecurrentTRPO
+    from sb3_trpo.shipped import hyperparameters, make
     from sb3_trpo.trust_region.families import register_family
     from sb3_trpo.trust_region.kl import DistributionFamily
 
@@ -36,6 +38,7 @@ __all__ = [
     "Checkpoint",
     "Checkpointable",
     "CnnPolicy",
+    "DeployedPolicy",
     "DistributionFamily",
     "GrowingHorizon",
     "MaskableRecurrentTRPO",
@@ -44,20 +47,28 @@ __all__ = [
     "MultiInputPolicy",
     "PolicyAverage",
     "RecurrentTRPO",
+    "export_onnx",
+    "hyperparameters",
+    "make",
     "make_envpool_vec_env",
     "register_family",
 ]
 
-# Imported when they are first asked for: training alone needs none of them, and EnvPool and sb3-contrib are extras.
+# Imported when they are first asked for: training alone needs none of them, and EnvPool, RL Zoo and sb3-contrib are
+# extras.
 _LAZY = {
     "Checkpoint": "sb3_trpo.checkpoints",
     "Checkpointable": "sb3_trpo.checkpoints",
+    "DeployedPolicy": "sb3_trpo.deployment",
     "DistributionFamily": "sb3_trpo.trust_region.kl",
     "GrowingHorizon": "sb3_trpo.callbacks.growing_horizon",
     "MaskableRecurrentTRPO": "sb3_trpo.masks_and_memory",
     "MaskableTRPO": "sb3_trpo.masks",
     "PolicyAverage": "sb3_trpo.callbacks.policy_average",
     "RecurrentTRPO": "sb3_trpo.memory",
+    "export_onnx": "sb3_trpo.deployment",
+    "hyperparameters": "sb3_trpo.shipped",
+    "make": "sb3_trpo.shipped",
     "make_envpool_vec_env": "sb3_trpo.envpool",
     "register_family": "sb3_trpo.trust_region.families",
 }

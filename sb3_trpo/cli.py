@@ -75,6 +75,7 @@ COMMANDS: dict[str, Command] = {
     "train": RLZooCommand("train a policy, or tune hyperparameters", "sb3_trpo.rl_zoo.train", "train"),
     "enjoy": RLZooCommand("run a trained policy", "rl_zoo3.enjoy", "enjoy", loads_run=True),
     "enjoy-untrusted": Command("run a model of unknown origin", "sb3_trpo.commands.enjoy_untrusted"),
+    "compare": Command("compare runs: mean and interval by settings", "sb3_trpo.commands.compare"),
     "migrate": Command("convert files of sb3-contrib's TRPO", "sb3_trpo.commands.migrate"),
     "plot-train": RLZooCommand("plot training returns", "sb3_trpo.rl_zoo.plots", "plot_train"),
     "all-plots": RLZooCommand(

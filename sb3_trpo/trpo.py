@@ -68,10 +68,12 @@ class TRPO(ExtensibleTRPO):
     ``sb3_trpo.update.clipped_actions``).
 
     The arguments up to ``_init_setup_model`` are those of sb3-contrib's TRPO; the others can be given by name only.
+    A schedule is a function of the remaining progress, which goes from 1 to 0, or a text as in hyperparameter files:
+    ``lin_0.06_0.02`` goes from 0.06 to 0.02, and ``lin_0.06`` falls to 0.
 
     :param policy: the policy: a name (MlpPolicy, CnnPolicy, MultiInputPolicy, BetaPolicy, ...), or a class
     :param env: the environment to learn from, or the id of one that Gymnasium knows
-    :param learning_rate: the critic's learning rate: a number, or a function of the remaining progress (from 1 to 0)
+    :param learning_rate: the critic's learning rate: a number, or a schedule
     :param n_steps: the steps of each environment per update; an update sees ``n_steps * n_envs`` of them
     :param batch_size: the samples of a minibatch of the critic
     :param gamma: the discount factor
@@ -87,8 +89,8 @@ class TRPO(ExtensibleTRPO):
     :param rollout_buffer_class: the class of the rollout buffer; None chooses by the observation space
     :param rollout_buffer_kwargs: the keyword arguments of the rollout buffer
     :param normalize_advantage: whether to give the advantages of an update mean 0 and standard deviation 1
-    :param target_kl: δ, the bound on E[KL(π_old ‖ π_new)] in nats, summed over action dimensions: a number, or a
-        function of the remaining progress
+    :param target_kl: δ, the bound on E[KL(π_old ‖ π_new)] in nats, summed over action dimensions: a number,
+        or a schedule
     :param sub_sampling_factor: k; the Fisher product takes every k-th state only, gradient and line search take all
     :param stats_window_size: the number of episodes over which rollout statistics are averaged
     :param tensorboard_log: the folder for TensorBoard; None writes none
@@ -103,11 +105,10 @@ class TRPO(ExtensibleTRPO):
         iteration's addition is the last; a table in ``benchmarks/RESULTS.md`` says what the direction is then worth
     :param cg_warm_start: whether conjugate gradient starts from the last update's direction
     :param ent_coef: the coefficient of the entropy in the surrogate
-    :param min_std: the standard deviation of Gaussian actions that an update does not go below: a number, or a function
-        of the remaining progress; 0 for none, as it must be for other actions and with gSDE
-    :param max_std: the standard deviation of Gaussian actions that updates bring it down to: a number, a function of
-        the remaining progress, or None. The way down takes about a sixteenth of δ in each update. Where ``min_std`` is
-        larger, ``max_std`` counts
+    :param min_std: the standard deviation of Gaussian actions that an update does not go below: a number, or a
+        schedule; 0 for none, as it must be for other actions and with gSDE
+    :param max_std: the standard deviation of Gaussian actions that updates bring it down to: a number, a schedule, or
+        None. The way down takes about a sixteenth of δ in each update. Where ``min_std`` is larger, ``max_std`` counts
     :param noise_correlation: the correlation of the noise in Gaussian actions from each step to the next, above -1 and
         below 1; 0 for independent noise. Each action's own distribution stays π(· | s). Lasting noise also shows in the
         states that follow. That is neglected, as in all on-policy training with such noise (Hollenstein et al. 2024,
@@ -141,7 +142,7 @@ class TRPO(ExtensibleTRPO):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule | str = 1e-3,
         n_steps: int = 2048,
         batch_size: int = 128,
         gamma: float = 0.99,
@@ -156,7 +157,7 @@ class TRPO(ExtensibleTRPO):
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float | Schedule = 0.01,
+        target_kl: float | Schedule | str = 0.01,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -170,8 +171,8 @@ class TRPO(ExtensibleTRPO):
         cg_progress_tol: float = 0.0125,
         cg_warm_start: bool = False,
         ent_coef: float = 0.0,
-        min_std: float | Schedule = 0.0,
-        max_std: float | Schedule | None = None,
+        min_std: float | Schedule | str = 0.0,
+        max_std: float | Schedule | str | None = None,
         noise_correlation: float = 0.0,
         max_grad_norm: float | None = None,
         adaptive_kl: bool = False,
@@ -191,17 +192,18 @@ class TRPO(ExtensibleTRPO):
         self.sub_sampling_factor = sub_sampling_factor
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
-        self.target_kl = target_kl
+        # Texts become schedules in check_hyperparameters.
+        self.target_kl = target_kl  # type: ignore[assignment]
         self.adaptive_kl = adaptive_kl
-        self.min_std = min_std
-        self.max_std = max_std
+        self.min_std, self.max_std = min_std, max_std  # type: ignore[assignment]
         self.noise_correlation = noise_correlation
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
         self.env_timeout = env_timeout
         self.check_env_outputs = check_env_outputs
         # What the base class will hold; set here so that everything is checked before an environment is made.
-        self.learning_rate, self.n_steps, self.gamma, self.gae_lambda = learning_rate, n_steps, gamma, gae_lambda
+        self.learning_rate = learning_rate  # type: ignore[assignment]
+        self.n_steps, self.gamma, self.gae_lambda = n_steps, gamma, gae_lambda
         self.ent_coef, self.max_grad_norm = ent_coef, max_grad_norm  # type: ignore[assignment]
         self.use_sde, self.sde_sample_freq = use_sde, sde_sample_freq
         check_hyperparameters(self)
@@ -211,7 +213,7 @@ class TRPO(ExtensibleTRPO):
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,
+            learning_rate=self.learning_rate,
             n_steps=self.n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,

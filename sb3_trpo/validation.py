@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 P = ParamSpec("P")
@@ -37,6 +38,8 @@ ELSEWHERE = {
 MAX_INTEGER = 2**63 - 1
 # The largest seed that NumPy's generator takes.
 MAX_SEED = 2**32 - 1
+# The arguments that may have a schedule.
+SCHEDULED = ("learning_rate", "target_kl", "min_std", "max_std")
 # The arguments that are numbers of floating point, or schedules of these.
 REALS = (
     "learning_rate",
@@ -92,7 +95,9 @@ class Hyperparameters(Protocol):
 
 def check_hyperparameters(algorithm: Hyperparameters) -> None:
     """
-    Check TRPO's arguments, and make Python's numbers of those that config files write otherwise (1.0, NumPy's).
+    Check TRPO's arguments, and make Python's numbers and schedules of those that config files write otherwise.
+
+    These are 1.0 for a whole number, NumPy's numbers, and ``lin_0.06_0.02`` for a schedule.
 
     :param algorithm: a TRPO, with its arguments as attributes
     :raises UserError: at the first argument that is not allowed
@@ -105,6 +110,8 @@ def check_hyperparameters(algorithm: Hyperparameters) -> None:
         algorithm.fisher_chunk_size = as_integer("fisher_chunk_size", algorithm.fisher_chunk_size, minimum=1)
     for name in ("normalize_advantage", "cg_warm_start", "adaptive_kl", "use_sde", "check_env_outputs"):
         check_choice(name, getattr(algorithm, name), (True, False))
+    for name in SCHEDULED:
+        setattr(algorithm, name, read_schedule(name, getattr(algorithm, name)))
     # With a rate of 0 the critic stays as it is. RL Zoo sets it where it loads a model to watch it.
     check_schedule("learning_rate", algorithm.learning_rate, "at least 0", lambda x: x >= 0)
     check_schedule("target_kl", algorithm.target_kl, "above 0", lambda x: x > 0)
@@ -340,6 +347,30 @@ def check_schedule(name: str, value: Any, allowed: str, is_allowed: Callable[[fl
         check_real(f"{name} at the start of training", value(1.0), f"a number {allowed}", is_allowed)
     else:
         check_real(name, value, f"a number {allowed}, or a schedule", is_allowed)
+
+
+def read_schedule(name: str, value: Any) -> Any:
+    """
+    Read a schedule from a text, as hyperparameter files have them.
+
+    :param name: the argument's name
+    :param value: the argument: ``lin_START`` or ``lin_START_END``, or anything but a text
+    :return: the schedule from START to END, or to 0; the value itself if it is no text
+    :raises UserError: if a text is in neither form
+    """
+    if not isinstance(value, str):
+        return value
+    kind, *numbers = value.split("_")
+    try:
+        ends = [float(number) for number in numbers]
+    except ValueError:
+        ends = []
+    if kind != "lin" or len(ends) not in (1, 2) or not all(math.isfinite(end) and end >= 0 for end in ends):
+        raise UserError(
+            f"{name} is {short(value)}, but must be a number, a schedule, lin_START (falls to 0) or lin_START_END, "
+            "with numbers of at least 0."
+        )
+    return LinearSchedule(ends[0], ends[1] if len(ends) == 2 else 0.0, 1.0)
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

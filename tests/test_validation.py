@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from updates import collect, pendulum, state
 
 from sb3_trpo import TRPO
+from sb3_trpo.validation import SCHEDULED, read_schedule
 
 # For each argument, what is not allowed, and words of the message that say what is.
 NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
@@ -92,6 +93,31 @@ def test_the_ends_of_what_is_allowed_train(kwargs: dict[str, Any]) -> None:
         warnings.simplefilter("error")
         model.train()
     assert not (state(model)["log_std"] == before["log_std"]).all()
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+@pytest.mark.parametrize(
+    ("text", "ends"), [("lin_0.06", (0.06, 0.0)), ("lin_0.4_0.2", (0.4, 0.2)), ("lin_0_1e-3", (0, 1e-3))]
+)
+def test_texts_are_schedules(name: str, text: str, ends: tuple[float, float]) -> None:
+    schedule = read_schedule(name, text)
+    assert [schedule(1.0), schedule(0.5), schedule(0.0)] == pytest.approx([ends[0], sum(ends) / 2, ends[1]])
+
+
+def test_texts_are_taken_by_constructor_and_load(tmp_path: Any) -> None:
+    model = pendulum(**dict.fromkeys(SCHEDULED, "lin_0.4_0.2"))
+    assert [getattr(model, name)(0.5) for name in SCHEDULED] == pytest.approx([0.3] * 4)
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", device="cpu", target_kl="lin_0.1")
+    assert [loaded.target_kl(0.5), loaded.min_std(0.5)] == pytest.approx([0.05, 0.3])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "text", ["0.06", "", "lin", "lin_", "lin_fast", "lin_1_2_3", "cos_0.06", "lin_nan", "lin_1_-1"]
+)
+def test_other_texts_are_no_schedules(text: str) -> None:
+    with pytest.raises(ValueError, match=f"min_std is '{text}', but must be a number, a schedule, lin_START"):
+        pendulum(min_std=text)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ except ImportError as error:
         f"The benchmarks need RL Zoo ({error}): install it with `pip install 'sb3-trpo[zoo]'`."
     ) from error
 
-from sb3_trpo.rl_zoo.hyperparameters import read_schedules
-
 
 class Experiment(ExperimentManager):
     """
@@ -79,11 +77,6 @@ class Experiment(ExperimentManager):
         if self.run.vec_env == "dummy":
             return super().create_envs(n_envs, eval_env, no_log=True)
         return self._maybe_normalize(make_envpool(self.run.task, n_envs, self.seed), eval_env=False)
-
-    @staticmethod
-    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        # The plugin reads our schedules for the names that RL Zoo has; the benchmarks have names of their own.
-        return ExperimentManager._preprocess_schedules(read_schedules(hyperparams))
 
     def create_log_folder(self) -> None:
         pass

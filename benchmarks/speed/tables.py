@@ -316,9 +316,7 @@ def variants(found: Results) -> str:
 
 
 def masks(found: Results) -> str:
-    """
-    Updates with masks over updates without.
-    """
+    """Compare updates with masks to updates without."""
     lines = []
     for threads, measured in of_row(found, "masks"):
         for actions, seconds in measured["seconds"].items():

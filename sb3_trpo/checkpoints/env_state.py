@@ -16,12 +16,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_trpo.checkpoints.fit import part, printable
+from sb3_trpo.checkpoints.fit import part
 from sb3_trpo.checkpoints.known_objects import CODECS
 from sb3_trpo.checkpoints.offered_state import offered_by, offers_state
 from sb3_trpo.checkpoints.shared_state import find_changes
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
+from sb3_trpo.saved_models.refused import printable
 from sb3_trpo.validation import UserError
 
 # These hold the next layer, and the arguments that a layer was made with.
@@ -63,11 +64,11 @@ def restore_envs(envs: Sequence[gym.Env], content: bytes, *, trusted: bool = Tru
     states = unpack(saved["states"], present, CODECS, layers, trusted=trusted)
     for layer, state in zip(layers, states, strict=True):
         _set_attributes(layer, state)
-    doubts = list(map(printable, part(saved, "doubts", list)))
+    doubts = [printable(str(doubt)) for doubt in part(saved, "doubts", list)]
     for i, (old, new) in enumerate(zip(part(saved, "made_with", list), _made_with(envs), strict=True)):
         if old != new:
             doubts.append(
-                f"environment {i} was made with {printable(old)}, and is made with {new} now: what it keeps in its "
+                f"environment {i} was made with {printable(str(old))}, and is made with {new} now: what it keeps in its "
                 "attributes is that of the checkpoint"
             )
             break

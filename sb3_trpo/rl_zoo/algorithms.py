@@ -15,9 +15,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from sb3_trpo.masks import MaskableTRPO
 from sb3_trpo.memory import RecurrentTRPO
 from sb3_trpo.rl_zoo.sampler import convert_trpo_params, sample_trpo_params
+from sb3_trpo.shipped import HYPERPARAMETERS
 from sb3_trpo.trpo import TRPO
-
-HYPERPARAMETERS = Path(__file__).parent / "hyperparams"
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.rl_zoo.hyperparameters import check_counts, check_names
 from sb3_trpo.rl_zoo.masked_runs import evaluate_with_masks
 from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
+from sb3_trpo.shipped import check_counts, check_names
 from sb3_trpo.validation import UserError
 
 
@@ -87,6 +87,23 @@ class TrainingManager(ExperimentManager):
             self._check_env_kwargs("env_kwargs", self.env_kwargs)
         self._check_env_kwargs("eval_env_kwargs", self.eval_env_kwargs)
         return processed
+
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        """
+        Make schedules of texts.
+
+        RL Zoo knows those of the learning rate that fall to 0. The algorithm reads the others itself.
+
+        :param hyperparams: the hyperparameters
+        :return: the hyperparameters with schedules
+        """
+        rate = hyperparams.get("learning_rate")
+        if not isinstance(rate, str) or rate.count("_") < 2:
+            processed: dict[str, Any] = ExperimentManager._preprocess_schedules(hyperparams)
+            return processed
+        others = {name: value for name, value in hyperparams.items() if name != "learning_rate"}
+        return ExperimentManager._preprocess_schedules(others) | {"learning_rate": rate}
 
     def _check_env_kwargs(self, name: str, env_kwargs: dict[str, Any]) -> None:
         """

@@ -15,11 +15,7 @@ other algorithms stay as they are.
 
 import functools
 import inspect
-from pathlib import Path
 from typing import Any
-
-import gymnasium as gym
-import yaml
 
 try:
     import rl_zoo3
@@ -31,9 +27,8 @@ except ImportError as error:
     ) from error
 
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
-from sb3_trpo.rl_zoo.hyperparameters import read_schedules
-from sb3_trpo.rl_zoo.rule import describe, hyperparameters_by_rule, read_task
 from sb3_trpo.saved_models.contrib import own_options, warn_of_contribs_file
+from sb3_trpo.shipped import add_rule
 
 
 def register() -> None:
@@ -50,7 +45,7 @@ def register() -> None:
 
 def _wrap_constructor(manager_class: type[ExperimentManager]) -> None:
     """
-    Let managers of our algorithms read our hyperparameters, and the schedules in them.
+    Let managers of our algorithms read our hyperparameters.
 
     RL Zoo chooses its file inside the constructor, and has no table of files that could be changed instead. A file
     that the user names (``--conf-file``) is left alone.
@@ -71,36 +66,9 @@ def _wrap_constructor(manager_class: type[ExperimentManager]) -> None:
         if not signature.bind(self, *args, **kwargs).arguments.get("config"):
             self.config = str(algorithm.hyperparameters)
             if algorithm.has_rule:
-                _add_rule(self)
+                add_rule(self)
         else:
             warn_of_contribs_file(self.config, own_options(algorithm.algorithm_class))
-        # RL Zoo's list of hyperparameters that may have a schedule is inside this method.
-        rl_zoo_schedules = self._preprocess_schedules
-        self._preprocess_schedules = (  # type: ignore[method-assign]
-            lambda hyperparams: rl_zoo_schedules(read_schedules(hyperparams))
-        )
 
     init.reads_sb3_trpo_hyperparameters = True  # type: ignore[attr-defined]
     manager_class.__init__ = init  # type: ignore[method-assign]
-
-
-def _add_rule(manager: ExperimentManager) -> None:
-    """
-    Let a task that has no entry in our file start from the rule instead of from the entry ``default`` alone.
-
-    What the user gives (``-params``) or a study has found counts more.
-
-    :param manager: the manager, which reads our file
-    """
-    env_id = manager.env_name.gym_id
-    entries = yaml.safe_load(Path(manager.config).read_text())
-    # RL Zoo takes a trial's hyperparameters before the user's own, among which ours are.
-    is_from_study = manager.storage and manager.study_name and manager.trial_id
-    if env_id in entries or manager._is_atari or is_from_study:
-        return
-    env = gym.make(env_id, **manager.env_kwargs)
-    task = read_task(env)
-    env.close()
-    if task is not None:
-        print(f"{env_id} has no entry, and gets hyperparameters by the rule: {describe(task)}")
-        manager.custom_hyperparams = hyperparameters_by_rule(task) | (manager.custom_hyperparams or {})

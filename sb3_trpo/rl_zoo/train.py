@@ -9,8 +9,8 @@ from typing import Any
 import rl_zoo3.train
 from rl_zoo3.exp_manager import ExperimentManager
 
+from sb3_trpo.mujoco_warnings import say_warnings_once
 from sb3_trpo.rl_zoo.commands import make_reader
-from sb3_trpo.rl_zoo.mujoco_warnings import say_warnings_once
 from sb3_trpo.rl_zoo.names import use_names
 from sb3_trpo.rl_zoo.options import make_parser, take_options
 from sb3_trpo.rl_zoo.resume import ResumableExperimentManager

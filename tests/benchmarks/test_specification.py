@@ -132,9 +132,10 @@ class TestHyperparameters:
         assert model.clip_range(0.5) == pytest.approx(0.1)
 
     def test_target_kl_may_have_a_schedule(self):
-        hyperparams, _ = read_hyperparameters("ppo", "CartPole-v1")
-        processed = Experiment._preprocess_schedules({**hyperparams, "target_kl": "lin_0.04"})
-        assert processed["target_kl"](0.5) == pytest.approx(0.02)
+        hyperparams, source = read_hyperparameters("policy_gradient", "CartPole-v1")
+        hyperparams["target_kl"] = "lin_0.04"
+        run = RunSpecification("learning", "CartPole-v1", "policy_gradient", 3, 5000, hyperparams, {}, source=source)
+        assert Experiment(run).make_model().target_kl(0.5) == pytest.approx(0.02)
 
 
 class TestOverrides:

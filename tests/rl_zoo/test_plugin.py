@@ -125,7 +125,7 @@ def test_files_may_give_schedules_for_our_own_hyperparameters(name, logged, text
 @pytest.mark.parametrize("text", ["0.06", "", "lin", "lin_", "lin_fast", "lin_1_2_3", "cos_0.06"])
 def test_other_schedules_are_refused(text):
     manager = manager_of({"n_timesteps": 512, "policy": "MlpPolicy", "target_kl": text}, device="cpu")
-    with pytest.raises(ValueError, match=f"target_kl is '{text}', but must be a number, lin_START"):
+    with pytest.raises(ValueError, match=f"target_kl is '{text}', but must be a number, a schedule, lin_START"):
         manager.setup_experiment()
 
 
