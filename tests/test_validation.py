@@ -35,7 +35,7 @@ NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
     "cg_damping": ([-0.1, math.nan, math.inf], "at least 0"),
     "cg_residual_tol": ([-0.1, math.nan], "at least 0"),
     "min_std": ([-0.1, math.nan, "0.1"], "at least 0"),
-    "max_std": ([0, -0.1, math.nan, "0.1", lambda _: 0.0], "above 0"),
+    "max_std": ([0, -0.1, math.nan, lambda _: 0.0], "above 0"),
     "noise_correlation": ([1, -1.0, 1.5, math.nan, "0.5", None], "above -1 and below 1"),
     "cg_progress_tol": ([-0.1, math.nan], "at least 0"),
     "ent_coef": ([-0.1, math.nan], "at least 0"),

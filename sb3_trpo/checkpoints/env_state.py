@@ -68,8 +68,8 @@ def restore_envs(envs: Sequence[gym.Env], content: bytes, *, trusted: bool = Tru
     for i, (old, new) in enumerate(zip(part(saved, "made_with", list), _made_with(envs), strict=True)):
         if old != new:
             doubts.append(
-                f"environment {i} was made with {printable(str(old))}, and is made with {new} now: what it keeps in its "
-                "attributes is that of the checkpoint"
+                f"environment {i} was made with {printable(str(old))}, and is made with {new} now: what it keeps in "
+                "its attributes is that of the checkpoint"
             )
             break
     find_changes(layers)
