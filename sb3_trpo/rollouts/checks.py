@@ -36,6 +36,8 @@ class OutputChecks:
         self, env: VecEnv, when: Callable[[], str], can_handle: Callable[[Observations], bool], is_on: bool
     ) -> None:
         self._space = env.observation_space
+        # Of observations that are arrays; others are looked at part by part.
+        self._shape = None if isinstance(self._space, spaces.Dict) else self._space.shape
         self._when = when
         self._can_handle = can_handle
         self._is_on = is_on
@@ -83,7 +85,9 @@ class OutputChecks:
     def _are_statistics_finite(self) -> bool:
         for normalizer in self._normalizers:
             for statistics in statistics_of(normalizer):
-                if not math.isfinite(np.add.reduce(statistics.var, axis=None)):
+                # The sum of products is quicker than a test of every number; where it overflows, the test decides.
+                var = statistics.var
+                if not (math.isfinite(np.vdot(var, var)) or np.isfinite(var).all()):
                     return False
         return True
 
@@ -171,6 +175,8 @@ class OutputChecks:
         :param obs: observations
         :raises UserError: if they have not
         """
+        if type(obs) is np.ndarray and obs.shape[1:] == self._shape:
+            return
         parts = self._space.spaces if isinstance(self._space, spaces.Dict) else {"": self._space}
         for name, array in _parts(obs):
             shape = parts[name].shape if name in parts else None
@@ -225,6 +231,8 @@ def is_finite(obs: Observations) -> bool:
     :return: whether they are
     """
     # A product is quicker than a test of every number; where it overflows, the test decides.
+    if type(obs) is np.ndarray and obs.dtype.kind == "f" and math.isfinite(np.vdot(obs, obs)):
+        return True
     return all(
         array.dtype.kind != "f" or math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
         for _, array in _parts(obs)

@@ -145,8 +145,8 @@ class FastRollout:
             algorithm.num_timesteps += self.n_envs
 
             shown_infos = Lazy(functools.partial(copy.deepcopy, infos)) if guard.shares_infos else infos
-            scope.update(
-                self._lazy_tensors(n_steps, obs),
+            scope.show(
+                **self._lazy_tensors(n_steps, obs),
                 n_steps=n_steps,
                 actions=actions,
                 clipped_actions=clipped_actions,
@@ -216,7 +216,7 @@ class FastRollout:
         self.actions.append(actions)
         return actions.cpu().numpy().reshape(self.action_shape)
 
-    def _lazy_tensors(self, step: int, obs: Observations) -> ShownLocals:
+    def _lazy_tensors(self, step: int, obs: Observations) -> dict[str, Lazy]:
         """
         Show a step's tensors by their names in SB3's loop.
 
@@ -228,7 +228,7 @@ class FastRollout:
         obs_tensor = Lazy(functools.partial(obs_as_tensor, obs, self.algorithm.device))
         values = Lazy(functools.partial(self._read_values, step, obs_tensor))
         log_probs = Lazy(functools.partial(self._read_log_probs, step, obs_tensor, self.actions[-1]))
-        return ShownLocals(obs_tensor=obs_tensor, values=values, log_probs=log_probs)
+        return {"obs_tensor": obs_tensor, "values": values, "log_probs": log_probs}
 
     @th.no_grad()
     def _read_values(self, step: int, obs: Lazy) -> th.Tensor:
@@ -247,7 +247,8 @@ class FastRollout:
                 # As DictRolloutBuffer.add has it, for observations of a Discrete.
                 buffer.observations[key][step] = part.reshape(buffer.observations[key][step].shape)
         else:
-            buffer.observations[step] = obs.reshape(buffer.observations[step].shape)
+            rows = buffer.observations
+            rows[step] = obs if obs.shape == rows.shape[1:] else obs.reshape(rows.shape[1:])
         buffer.actions[step] = actions.reshape(self.n_envs, buffer.action_dim)
         buffer.rewards[step] = rewards
         buffer.episode_starts[step] = self.algorithm._last_episode_starts

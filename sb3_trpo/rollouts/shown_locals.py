@@ -109,7 +109,12 @@ class ShownLocals(dict[str, Any]):
                     self[name] = dict.__getitem__(other, name)
             else:
                 super().update(other)
-        super().update(more)
+        if more:
+            super().update(more)
+
+    def show(self, /, **values: Any) -> None:
+        """Take over values, of which those that are ``Lazy`` are not computed: quicker than ``update``."""
+        super().update(values)
 
 
 class ShowingCallback(CallbackList):
