@@ -146,7 +146,7 @@ class MaskRecorder(MaskGuard):
         return super().step(actions)
 
 
-class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):  # type: ignore[misc]
+class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
     """
     Trust region policy optimization with action masks and with an LSTM in the policy.
 
