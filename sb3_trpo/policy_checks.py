@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 
@@ -128,6 +129,11 @@ def _check(where: str, value: Any, default: Any, name: str) -> Any:
     elif isinstance(default, type):
         if not callable(value) or isinstance(value, nn.Module):
             raise UserError(f"{where} is {short(value)}, but must be a class such as {default.__name__}.")
+        closure = _parameters_of(getattr(value, "step", int)).get("closure")
+        if name == "optimizer_class" and closure is not None and closure.default is closure.empty:
+            raise UserError(
+                f"{where} is {short(value)}, whose steps need a closure, but must be an optimizer that steps by itself."
+            )
     elif isinstance(default, bool):
         check_choice(where, value, (True, False))
     elif isinstance(default, Integral):
@@ -141,17 +147,20 @@ def _check(where: str, value: Any, default: Any, name: str) -> Any:
 
 def _check_activation(where: str, value: Any) -> None:
     wanted = "must be a class of modules such as torch.nn.ReLU"
-    if not callable(value) or isinstance(value, nn.Module):
+    is_class = isinstance(value, type)
+    if not callable(value) or isinstance(value, nn.Module) or (is_class and not issubclass(value, nn.Module)):
         raise UserError(f"{where} is {short(value)}, but {wanted}.")
-    if not isinstance(value, type):
-        try:
+    if is_class and not value.__module__.startswith("torch."):
+        return
+    # A module of the user's may be made for one width; torch's are for any, or none.
+    try:
+        with th.random.fork_rng(devices=[]), th.no_grad():
             made = value()
-        except Exception as error:
-            raise UserError(f"{where} is {short(value)}, but {wanted}: calling it fails ({error}).") from error
-        if not isinstance(made, nn.Module):
-            raise UserError(f"{where} is {short(value)}, which makes no module, but {wanted}.")
-    elif not issubclass(value, nn.Module):
-        raise UserError(f"{where} is {value.__name__}, but {wanted}.")
+            is_fit = isinstance(made, nn.Module) and (not is_class or made.eval()(th.zeros(1, 4)).shape == (1, 4))
+    except Exception as error:
+        raise UserError(f"{where} is {short(value)}, but {wanted}: using it fails ({error}).") from error
+    if not is_fit:
+        raise UserError(f"{where} is {short(value)}, which is no module or changes the width, but {wanted}.")
 
 
 def _check_layers(where: str, value: Any) -> Any:

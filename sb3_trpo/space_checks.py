@@ -41,6 +41,8 @@ def check_spaces(
         _refuse("action space", action_space, f"must start at 0: {SHIFT}")
     if isinstance(action_space, spaces.Box) and not np.issubdtype(action_space.dtype, np.floating):
         _refuse("action space", action_space, f"must not be of integers: take MultiDiscrete, or {ROUND}")
+    if isinstance(action_space, spaces.Box) and not np.can_cast(np.float32, action_space.dtype):
+        _refuse("action space", action_space, "must have the type float32, which actions have, or float64")
     for what, space in _parts(observation_space):
         _check_kind(what, space, SUPPORTED_SPACES)
         _check_dimensions(what, space, FLATTEN)
@@ -75,6 +77,8 @@ def check_observation_encoding(algorithm: HasPolicyClass) -> None:
     takes_dict = issubclass(algorithm.policy_class, MultiInputActorCriticPolicy)
     if is_default and takes_dict and not isinstance(algorithm.observation_space, spaces.Dict):
         _refuse("observation space", algorithm.observation_space, "MultiInputPolicy takes a Dict: use 'MlpPolicy'")
+    if is_default and isinstance(algorithm.observation_space, spaces.Dict):
+        _check_names(algorithm.observation_space)
     for what, space in _parts(algorithm.observation_space):
         if np.any(getattr(space, "start", 0)):
             _refuse(what, space, f"must start at 0: {FLATTEN}")
@@ -90,6 +94,18 @@ def _parts(observation_space: spaces.Space[Any]) -> Iterator[tuple[str, spaces.S
         _refuse("observation space", observation_space, "must have at least one entry")
     for name, space in observation_space.spaces.items():
         yield f"observation space {name!r}", space
+
+
+def _check_names(observation_space: spaces.Dict) -> None:
+    # SB3 keeps a module for each entry in one of these, beside its attributes.
+    modules = th.nn.ModuleDict()
+    for name, space in observation_space.spaces.items():
+        if not isinstance(name, str) or not name or "." in name or hasattr(modules, name):
+            _refuse(
+                f"observation space {name!r}",
+                space,
+                "must have a name that torch.nn.ModuleDict takes: a text without dots, and none of its attributes'",
+            )
 
 
 def _check_kind(what: str, space: spaces.Space[Any], kinds: tuple[type[spaces.Space[Any]], ...]) -> None:

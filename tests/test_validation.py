@@ -177,6 +177,7 @@ ACTION_SPACES_REFUSED = [
     (spaces.MultiDiscrete(MATRIX), "must have one dimension"),
     (spaces.MultiBinary([2, 2]), "must have one dimension"),
     (spaces.Box(-1, 1, (0,)), "must have at least one element"),
+    (spaces.Box(-1, 1, (2,), np.float16), "must have the type float32, which actions have, or float64"),
 ]
 OBSERVATION_SPACES_REFUSED = [
     (spaces.Tuple([BOX, BOX]), "must be one of Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these"),
@@ -191,6 +192,7 @@ OBSERVATION_SPACES_REFUSED = [
     (spaces.Discrete(3, start=1), "must start at 0"),
     (spaces.MultiDiscrete([3, 2], start=[0, 1]), "must start at 0"),
     (spaces.Dict(a=BOX, b=spaces.Discrete(3, start=-1)), "must start at 0"),
+    *((spaces.Dict({name: BOX}), "must have a name that torch.nn.ModuleDict takes") for name in ("a.b", "", "type", 3)),
 ]
 
 

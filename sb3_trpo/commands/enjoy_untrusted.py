@@ -59,6 +59,8 @@ def read_vec_normalize(path: pathlib.Path, venv: VecEnv) -> VecNormalize:
     """
     try:
         state = read_object(path.read_bytes())
+        if not isinstance(state, dict):
+            raise RefusedModelError(f"it is no VecNormalize, but a {type(state).__name__}")
         statistics, clip, epsilon = state["obs_rms"], float(state["clip_obs"]), float(state["epsilon"])
         is_on, keys = bool(state["norm_obs"]), state["norm_obs_keys"]
     except RefusedModelError as error:

@@ -61,7 +61,14 @@ def test_statistics_are_those_of_the_file(folder):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"nothing", pickle.dumps({}), pickle.dumps([1]), pickle.dumps({"obs_rms": 1, "clip_obs": "x"})],
+    [
+        b"",
+        b"nothing",
+        pickle.dumps({}),
+        pickle.dumps([1]),
+        pickle.dumps(np.ones(3)),
+        pickle.dumps({"obs_rms": 1, "clip_obs": "x"}),
+    ],
 )
 def test_other_files_are_no_statistics(content, folder, tmp_path):
     (tmp_path / "file.pkl").write_bytes(content)

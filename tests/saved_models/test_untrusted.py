@@ -144,6 +144,9 @@ def members() -> hostile.Members:
     return hostile.members_of(model)
 
 
+MODELS_PER_PROCESS = 400
+
+
 def outcomes(models: Iterator[tuple[str, bytes]], folder: pathlib.Path) -> dict[str, str]:
     """
     Load models that may mean harm, each in turn.
@@ -152,17 +155,21 @@ def outcomes(models: Iterator[tuple[str, bytes]], folder: pathlib.Path) -> dict[
     :param folder: where to put them
     :return: the error of loading each of them; memory has not grown on the way
     """
-    names = {}
-    folder.mkdir()
-    for i, (name, content) in enumerate(models):
-        names[f"{i}.zip"] = name
-        (folder / f"{i}.zip").write_bytes(content)
-    done = subprocess.run(
-        [sys.executable, LOAD_HOSTILE, str(folder)], capture_output=True, text=True, check=True, timeout=300
-    )
-    result = json.loads(done.stdout)
-    assert result["growth"] < 2**27
-    return {names[file]: error for file, error in result["outcomes"].items()}
+    errors: dict[str, str] = {}
+    # Each process has its own limits, so that they do not depend on the number of models.
+    while batch := dict(itertools.islice(models, MODELS_PER_PROCESS)):
+        part = folder / str(len(errors))
+        part.mkdir(parents=True)
+        names = {f"{i}.zip": name for i, name in enumerate(batch)}
+        for file, name in names.items():
+            (part / file).write_bytes(batch[name])
+        done = subprocess.run(
+            [sys.executable, LOAD_HOSTILE, str(part)], capture_output=True, text=True, check=True, timeout=600
+        )
+        result = json.loads(done.stdout)
+        assert result["growth"] < 2**27
+        errors.update((names[file], error) for file, error in result["outcomes"].items())
+    return errors
 
 
 @pytest.fixture(scope="module")
