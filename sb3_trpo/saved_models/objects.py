@@ -312,6 +312,7 @@ OPTIONAL_CLASSES: dict[str, tuple[str, ...]] = {
         "RecurrentMultiInputActorCriticPolicy",
     ),
     "sb3_contrib.common.recurrent.buffers": ("RecurrentRolloutBuffer", "RecurrentDictRolloutBuffer"),
+    "sb3_trpo.lstm_policies": ("LstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy"),
     "sb3_trpo.masks_and_memory": (
         "MaskableLstmPolicy",
         "MaskableCnnLstmPolicy",
