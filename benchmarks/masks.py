@@ -3,34 +3,29 @@ MaskableTRPO against MaskablePPO where hundreds of actions exist and a few are a
 
     python benchmarks/masks.py --seeds 0 1 2
 
-Both have their own default hyperparameters and the same network, environments, steps and seeds. Runs that are done are
-not repeated.
+Both have the same network, environments, steps and seeds, PPO its own hyperparameters. Runs that are done are not
+repeated.
 """
 
-import argparse
-import pathlib
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv
-from twin_runs import print_table, run
+from twin_runs import Task, main
 
-from sb3_trpo import TRPO, MaskableTRPO
+from sb3_trpo import MaskableTRPO
 
 SIZE = 16
 
 
 class KnightGame(gym.Env[np.ndarray, np.int64]):
     """
-    A knight walks on a board with holes to its middle: an action names one of 256 squares, of which at most 8 are allowed.
+    A knight walks on a board with holes to the middle: an action names one of 256 squares, at most 8 are allowed.
 
     A move pays by how much nearer the middle is (the larger of rows and columns between), less 0.5. The middle pays 10
-    and ends the game, as 40 moves do. At a square that is not allowed nothing happens: so it is for who does not ask for
-    masks.
+    and ends the game, as 40 moves do. At a square that is not allowed nothing happens: so it is for who does not ask.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
@@ -79,28 +74,14 @@ class KnightGame(gym.Env[np.ndarray, np.int64]):
         return (self._places[self._at] / half - 1).astype(np.float32)
 
 
-def make_env(seed: int) -> VecEnv:
-    """Make the environments."""
-    return make_vec_env(KnightGame, n_envs=8, seed=seed)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--algos", nargs="+", default=["MaskableTRPO", "MaskablePPO"])
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results" / "masks")
-    options = parser.parse_args()
-    models = {
-        "MaskableTRPO": lambda env, seed: MaskableTRPO("MlpPolicy", env, n_steps=256, seed=seed, device="cpu"),
-        "MaskablePPO": lambda env, seed: MaskablePPO("MlpPolicy", env, n_steps=256, seed=seed, device="cpu"),
-        "TRPO without masks": lambda env, seed: TRPO("MlpPolicy", env, n_steps=256, seed=seed, device="cpu"),
-    }
-    for seed in options.seeds:
-        for name in options.algos:
-            run(options.out, "KnightGame", name, seed, options.steps, make_env, models[name])
-    print_table(options.out, {"KnightGame": 0.0})
-
+TASKS = {"KnightGame": Task(KnightGame, steps=24_576, level=10.0, n_envs=16)}
+OPTIONS: dict[str, Any] = {"n_steps": 128, "device": "cpu"}
+ALGORITHMS = {
+    "MaskableTRPO": lambda env, seed, task: MaskableTRPO(
+        "MlpPolicy", env, n_steps=128, target_kl=0.05, seed=seed, device="cpu"
+    ),
+    "MaskablePPO": lambda env, seed, task: MaskablePPO("MlpPolicy", env, seed=seed, **OPTIONS),
+}
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, "masks", TASKS, ALGORITHMS)
