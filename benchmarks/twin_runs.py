@@ -133,7 +133,7 @@ def twin_table(folder: Path) -> str:
     List each task and algorithm: the return at the end, and the steps to the level.
 
     :param folder: the folder of the raw files, ``TASK/ALGORITHM/SEED.json``
-    :return: the table, in Markdown
+    :return: the table, in Markdown; empty without runs
     """
     lines = []
     for algorithm in sorted(folder.glob("*/*/")):
@@ -158,7 +158,7 @@ def twin_table(folder: Path) -> str:
             ]
         )
     header = ["task", "algorithm", "seeds", "return at the end", "over seeds", "steps to", "processor time"]
-    return table(header, lines)
+    return table(header, lines) if lines else ""
 
 
 def main(description: str | None, folder: str, tasks: Mapping[str, Task], algorithms: Mapping[str, Maker]) -> None:
