@@ -3,7 +3,7 @@ What RecurrentTRPO needs in order to learn: one thing changed at a time, on the 
 
     python benchmarks/memory_variants.py --tasks TMaze
 
-"as it is" has forget gates with a bias of 1, δ .05, 128 steps of each environment, and minibatches of 512 for the critic.
+"as it is" has forget gates with a bias of 1, δ .05, 128 steps of each environment, and minibatches of 512.
 """
 
 from collections.abc import Callable
