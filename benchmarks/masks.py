@@ -3,44 +3,43 @@ MaskableTRPO against MaskablePPO where hundreds of actions exist and a few are a
 
     python benchmarks/masks.py --seeds 0 1 2
 
-Both have their own default hyperparameters and the same network, environments, steps and seeds. Runs that are done are
-not repeated.
+Both have the same network, environments, steps and seeds, PPO its own hyperparameters. Runs that are done are not
+repeated.
 """
 
-import argparse
-import pathlib
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv
-from twin_runs import print_table, run
+from twin_runs import Task, main
 
-from sb3_trpo import TRPO, MaskableTRPO
+from sb3_trpo import MaskableTRPO
 
 SIZE = 16
 
 
 class KnightGame(gym.Env[np.ndarray, np.int64]):
     """
-    A knight walks on a board with holes to a goal: an action names one of 256 squares, of which at most 8 are allowed.
+    A knight walks on a board with holes to the middle: an action names one of 256 squares, at most 8 are allowed.
 
-    A square that is not allowed costs as much as a move, and nothing happens: so it is for who does not ask for masks.
-    Each move costs 1, the goal gives 20, and a game ends after 60 moves.
+    A move pays by how much nearer the middle is (the larger of rows and columns between), less 0.5. The middle pays 10
+    and ends the game, as 40 moves do. At a square that is not allowed nothing happens: so it is for who does not ask.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
 
     def __init__(self) -> None:
-        self.observation_space = spaces.Box(-1.0, 1.0, (6,), np.float32)
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.action_space = spaces.Discrete(SIZE * SIZE)
         rows, columns = np.divmod(np.arange(SIZE * SIZE), SIZE)
         distances = [np.abs(axis[:, None] - axis[None, :]) for axis in (rows, columns)]
         self._moves = (distances[0] * distances[1]) == 2
+        self._goal = SIZE * SIZE // 2 + SIZE // 2
         self._holes = np.random.default_rng(0).random(SIZE * SIZE) < 0.15
+        self._holes[self._goal] = False
+        self._starts = np.flatnonzero(~self._holes & (np.arange(SIZE * SIZE) != self._goal))
         self._places = np.stack([rows, columns], axis=1)
 
     def action_masks(self) -> np.ndarray:
@@ -54,45 +53,35 @@ class KnightGame(gym.Env[np.ndarray, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        self._at, self._goal = self.np_random.choice(np.flatnonzero(~self._holes), 2, replace=False)
+        self._at = int(self.np_random.choice(self._starts))
         self._n_moves = 0
         return self._observe(), {}
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        before = self._distance()
         if self.action_masks()[action]:
             self._at = int(action)
         self._n_moves += 1
         is_there = bool(self._at == self._goal)
-        return self._observe(), 19.0 if is_there else -1.0, is_there, self._n_moves >= 60, {}
+        reward = before - self._distance() - 0.5 + 10.0 * is_there
+        return self._observe(), reward, is_there, self._n_moves >= 40, {}
+
+    def _distance(self) -> float:
+        return float(np.abs(self._places[self._at] - self._places[self._goal]).max())
 
     def _observe(self) -> np.ndarray:
-        at, goal = self._places[self._at], self._places[self._goal]
         half = (SIZE - 1) / 2
-        return np.concatenate([at / half - 1, goal / half - 1, (goal - at) / SIZE]).astype(np.float32)
+        return (self._places[self._at] / half - 1).astype(np.float32)
 
 
-def make_env(seed: int) -> VecEnv:
-    """Make the environments."""
-    return make_vec_env(KnightGame, n_envs=8, seed=seed)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--algos", nargs="+", default=["MaskableTRPO", "MaskablePPO"])
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results" / "masks")
-    options = parser.parse_args()
-    models = {
-        "MaskableTRPO": lambda env, seed: MaskableTRPO("MlpPolicy", env, n_steps=256, seed=seed, device="cpu"),
-        "MaskablePPO": lambda env, seed: MaskablePPO("MlpPolicy", env, n_steps=256, seed=seed, device="cpu"),
-        "TRPO without masks": lambda env, seed: TRPO("MlpPolicy", env, n_steps=256, seed=seed, device="cpu"),
-    }
-    for seed in options.seeds:
-        for name in options.algos:
-            run(options.out, "KnightGame", name, seed, options.steps, make_env, models[name])
-    print_table(options.out, {"KnightGame": 0.0})
-
+TASKS = {"KnightGame": Task(KnightGame, steps=24_576, level=10.0, n_envs=16)}
+OPTIONS: dict[str, Any] = {"n_steps": 128, "device": "cpu"}
+ALGORITHMS = {
+    "MaskableTRPO": lambda env, seed, task: MaskableTRPO(
+        "MlpPolicy", env, n_steps=128, target_kl=0.05, seed=seed, device="cpu"
+    ),
+    "MaskablePPO": lambda env, seed, task: MaskablePPO("MlpPolicy", env, seed=seed, **OPTIONS),
+}
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, "masks", TASKS, ALGORITHMS)

@@ -20,6 +20,7 @@ from campaign.algorithms import ALGORITHMS, read_hyperparameters, title
 from campaign.pictures import draw_all
 from campaign.readme import README, RESULTS
 from campaign.records import Records, load
+from twin_runs import twin_table
 
 HERE = Path(__file__).parent
 
@@ -69,6 +70,20 @@ Score, mean ± std over seeds, with one part taken out, replaced or added; after
 same seeds. `callback=null` has neither an average at the end nor a horizon that grows, the other `callback` only the
 average, as the full one has on HalfCheetah. An asterisk: another mean than that of the full one's ten seeds, by
 Dunnett's test for all of a task's variants together at 5%.
+"""
+
+MASKS = """
+Where hundreds of actions exist and a few are allowed: `python benchmarks/masks.py`. Here, as under "Memory", the return
+is that of training episodes, with exploration: the mean of those in the last tenth of the steps, ± the standard
+deviation over seeds. "Steps to" is the median over seeds of when the mean of 50 episodes first reached a return (how
+many did). What was not run is not listed.
+"""
+MEMORY = """
+Where observations hide the state: `python benchmarks/memory.py`. RecurrentPPO has RL Zoo's tuned hyperparameters on
+CartPole and Pendulum, on the T-maze its own defaults; ours has one set for all but γ.
+"""
+MEMORY_VARIANTS = """
+RecurrentTRPO with one thing changed: `python benchmarks/memory_variants.py`.
 """
 
 LEARNING = (
@@ -124,6 +139,23 @@ def comparison_sections(results: Path, reference: Records) -> tuple[list[str], l
         _section("Ablations", ABLATIONS, against("full"), ablations),
     ]
     return sections, [monotonic, sensitivity, ablations]
+
+
+# Of the comparisons with the PPO twins: the folder, the heading and the text.
+TWINS = (
+    ("masks", "Masks", MASKS),
+    ("memory", "Memory", MEMORY),
+    ("memory-variants", "What memory needs", MEMORY_VARIANTS),
+)
+
+
+def twin_sections(results: Path) -> list[str]:
+    """
+    :param results: folder of all campaigns
+    :return: a section for each comparison with the PPO twins
+    """
+    tables_of = ((heading, text, twin_table(results / folder)) for folder, heading, text in TWINS)
+    return [f"## {heading}\n{text}\n{table or 'No runs yet.'}\n" for heading, text, table in tables_of]
 
 
 def other_sections(results: Path) -> list[str]:
@@ -189,7 +221,8 @@ def make_report(results: Path, report: Path, picture: Path, readme: Path) -> lis
     reach = {task: target.reach for task, target in tables.TARGETS.items()}
     drawn = draw_all(learning, [*tables.TARGETS], reach, picture)
     sections, others = comparison_sections(results, learning)
-    parts = [HEAD, *learning_sections(learning), *sections, *other_sections(results), *remarks([learning, *others])]
+    tables_of_others = [*twin_sections(results), *other_sections(results)]
+    parts = [HEAD, *learning_sections(learning), *sections, *tables_of_others, *remarks([learning, *others])]
     report.write_text("\n".join(part for part in parts if drawn or not part.startswith("![")))
     if not drawn:
         return [report]

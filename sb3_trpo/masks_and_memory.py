@@ -29,11 +29,8 @@ from sb3_trpo.validation import UserError
 
 try:
     from sb3_contrib import RecurrentPPO
-    from sb3_contrib.common.recurrent.policies import (
-        RecurrentActorCriticCnnPolicy,
-        RecurrentActorCriticPolicy,
-        RecurrentMultiInputActorCriticPolicy,
-    )
+
+    from sb3_trpo.lstm_policies import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"MaskableRecurrentTRPO needs sb3-contrib ({error}): install it with `pip install 'sb3-trpo[contrib]'`.",
@@ -43,8 +40,8 @@ except ModuleNotFoundError as error:
 AskMasks = Callable[[], np.ndarray | th.Tensor]
 
 
-class MaskableLstmPolicy(RecurrentActorCriticPolicy):
-    """sb3-contrib's recurrent policy, which obeys the masks that are in force."""
+class MaskableLstmPolicy(LstmPolicy):
+    """``LstmPolicy``, which obeys the masks that are in force."""
 
     # Gives the masks of the states that the policy is evaluated on; None where every choice is allowed.
     _ask_masks: AskMasks | None = None
@@ -103,11 +100,11 @@ class MaskableLstmPolicy(RecurrentActorCriticPolicy):
         return {**vars(self), "_ask_masks": None}
 
 
-class MaskableCnnLstmPolicy(MaskableLstmPolicy, RecurrentActorCriticCnnPolicy):
+class MaskableCnnLstmPolicy(MaskableLstmPolicy, CnnLstmPolicy):
     """``MaskableLstmPolicy`` for images."""
 
 
-class MaskableMultiInputLstmPolicy(MaskableLstmPolicy, RecurrentMultiInputActorCriticPolicy):
+class MaskableMultiInputLstmPolicy(MaskableLstmPolicy, MultiInputLstmPolicy):
     """``MaskableLstmPolicy`` for dictionary observations."""
 
 

@@ -37,6 +37,8 @@ try:
     from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
     from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
     from sb3_contrib.common.recurrent.type_aliases import RNNStates
+
+    from sb3_trpo.lstm_policies import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"RecurrentTRPO needs sb3-contrib ({error}): install it with `pip install 'sb3-trpo[contrib]'`.",
@@ -53,7 +55,11 @@ class RecurrentTRPO(TRPO):
     product (``sub_sampling_factor``) and the critic's minibatches take whole sequences.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = RecurrentPPO.policy_aliases
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpLstmPolicy": LstmPolicy,
+        "CnnLstmPolicy": CnnLstmPolicy,
+        "MultiInputLstmPolicy": MultiInputLstmPolicy,
+    }
     log_name: ClassVar[str] = "RecurrentTRPO"
     # What the LSTMs remember, before the next step of the training environments.
     _last_lstm_states: RNNStates | None = None
@@ -200,4 +206,9 @@ class RecurrentTRPO(TRPO):
         return [*super()._excluded_save_params(), "_last_lstm_states"]
 
 
-allow_in_files(*RecurrentTRPO.policy_aliases.values(), RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)
+allow_in_files(
+    *RecurrentTRPO.policy_aliases.values(),
+    *RecurrentPPO.policy_aliases.values(),
+    RecurrentRolloutBuffer,
+    RecurrentDictRolloutBuffer,
+)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -295,6 +296,21 @@ def test_policies_of_every_kind_learn(policy: str, obs_space: Any, kwargs: Any) 
     # Every parameter is trained, by the policy step or by the critic's fit.
     unmoved = [name for name, value in model.policy.state_dict().items() if th.equal(value, before[name])]
     assert unmoved == []
+
+
+@pytest.mark.parametrize(("options", "bias"), [({}, 1.0), ({"forget_bias": 2.5}, 2.5), ({"forget_bias": 0.0}, None)])
+def test_forget_gates_are_open_at_the_beginning(options: Any, bias: float | None) -> None:
+    kwargs = {**SMALL, "n_lstm_layers": 2, **options}
+    policy = make(policy_kwargs=kwargs).policy
+    theirs = make(policy=RecurrentActorCriticPolicy, policy_kwargs={**SMALL, "n_lstm_layers": 2}).policy
+    for name, parameter in policy.named_parameters():
+        other = theirs.state_dict()[name]
+        if bias is None or not name.startswith("lstm") or "bias" not in name:
+            assert th.equal(parameter, other), name
+        else:
+            gates, others = parameter.view(4, -1), other.view(4, -1)
+            assert th.equal(gates[[0, 2, 3]], others[[0, 2, 3]])
+            assert (gates[1] == (bias if "bias_ih" in name else 0.0)).all()
 
 
 def test_gsde_and_correlated_noise() -> None:

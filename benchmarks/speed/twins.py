@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import sb3_contrib
-from memory import ENVIRONMENTS, LSTM
+from memory import LSTM, TASKS
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete, InvalidActionEnvMultiDiscrete
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
@@ -54,7 +54,7 @@ def lstm(run: Run) -> dict[str, Any]:
     n_steps = run.pick(128, 16)
 
     def contender(kind: type[OnPolicyAlgorithm]) -> Contender:
-        env = make_vec_env(ENVIRONMENTS["CartPole"], N_ENVS, seed=0)
+        env = make_vec_env(TASKS["CartPole"].make, N_ENVS, seed=0)
         model: OnPolicyAlgorithm = kind("MlpLstmPolicy", env, n_steps=n_steps, policy_kwargs=LSTM, seed=0, device="cpu")  # type: ignore[call-arg]
         model.set_logger(Logger(folder=None, output_formats=[]))
         return Contender(lambda: model.learn(2 * n_steps * N_ENVS, reset_num_timesteps=False))
