@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from sb3_trpo.callbacks.growing_horizon import GrowingHorizon
     from sb3_trpo.callbacks.policy_average import PolicyAverage
     from sb3_trpo.checkpoints import Checkpoint, Checkpointable
+    from sb3_trpo.diagnosis.diagnose import Diagnosis, diagnose
+    from sb3_trpo.diagnosis.finding import Finding
     from sb3_trpo.envpool import make_envpool_vec_env
     from sb3_trpo.masks import MaskableTRPO
     from sb3_trpo.masks_and_memory import MaskableRecurrentTRPO
     from sb3_trpo.memory import RecurrentTRPO
+    from sb3_trpo.self_test import check_algorithm, check_task
     from sb3_trpo.trust_region.families import register_family
     from sb3_trpo.trust_region.kl import DistributionFamily
 
@@ -36,7 +39,9 @@ __all__ = [
     "Checkpoint",
     "Checkpointable",
     "CnnPolicy",
+    "Diagnosis",
     "DistributionFamily",
+    "Finding",
     "GrowingHorizon",
     "MaskableRecurrentTRPO",
     "MaskableTRPO",
@@ -44,6 +49,9 @@ __all__ = [
     "MultiInputPolicy",
     "PolicyAverage",
     "RecurrentTRPO",
+    "check_algorithm",
+    "check_task",
+    "diagnose",
     "make_envpool_vec_env",
     "register_family",
 ]
@@ -52,12 +60,17 @@ __all__ = [
 _LAZY = {
     "Checkpoint": "sb3_trpo.checkpoints",
     "Checkpointable": "sb3_trpo.checkpoints",
+    "Diagnosis": "sb3_trpo.diagnosis.diagnose",
     "DistributionFamily": "sb3_trpo.trust_region.kl",
+    "Finding": "sb3_trpo.diagnosis.finding",
     "GrowingHorizon": "sb3_trpo.callbacks.growing_horizon",
     "MaskableRecurrentTRPO": "sb3_trpo.masks_and_memory",
     "MaskableTRPO": "sb3_trpo.masks",
     "PolicyAverage": "sb3_trpo.callbacks.policy_average",
     "RecurrentTRPO": "sb3_trpo.memory",
+    "check_algorithm": "sb3_trpo.self_test",
+    "check_task": "sb3_trpo.self_test",
+    "diagnose": "sb3_trpo.diagnosis.diagnose",
     "make_envpool_vec_env": "sb3_trpo.envpool",
     "register_family": "sb3_trpo.trust_region.families",
 }

@@ -74,6 +74,7 @@ COMMANDS: dict[str, Command] = {
     "train": RLZooCommand("train a policy, or tune hyperparameters", "sb3_trpo.rl_zoo.train", "train"),
     "enjoy": RLZooCommand("run a trained policy", "rl_zoo3.enjoy", "enjoy", loads_run=True),
     "enjoy-untrusted": Command("run a model of unknown origin", "sb3_trpo.commands.enjoy_untrusted"),
+    "diagnose": Command("say why a run does not learn, or check an environment", "sb3_trpo.commands.diagnose"),
     "migrate": Command("convert files of sb3-contrib's TRPO", "sb3_trpo.commands.migrate"),
     "plot-train": RLZooCommand("plot training returns", "sb3_trpo.rl_zoo.plots", "plot_train"),
     "all-plots": RLZooCommand(

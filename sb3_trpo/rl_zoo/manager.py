@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.rl_zoo.hyperparameters import check_names
 from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
+from sb3_trpo.rl_zoo.progress_log import ProgressLog
 from sb3_trpo.validation import UserError
 
 
@@ -61,6 +62,11 @@ class TrainingManager(ExperimentManager):
             raise UserError(f"{self.config} can't be read ({type(error).__name__}): {reason}") from error
         check_names(hyperparams, rl_zoo3.ALGOS[self.algo])
         return hyperparams, saved_hyperparams
+
+    def create_callbacks(self) -> None:
+        """Create RL Zoo's callbacks, and the one that writes ``progress.csv``."""
+        super().create_callbacks()  # type: ignore[no-untyped-call]  # RL Zoo gives it no types.
+        self.callbacks.append(ProgressLog(Path(self.save_path)))
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
