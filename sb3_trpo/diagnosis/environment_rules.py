@@ -11,6 +11,8 @@ from sb3_trpo.diagnosis.record import FEWEST, WINDOW, Record
 DIVERGED = 2.0
 # ... and that of an untrained network, which counts where returns are nearly 0.
 UNTRAINED_SQUARED_ERROR = 1.0
+# So many times need not last: two updates are enough.
+EXPLODED = 10.0
 # Or if it explains nothing any more and its error is this many times the lowest that it had.
 RISEN = 10.0
 # An error so small that a multiple of it is still no error.
@@ -18,8 +20,10 @@ NO_ERROR = 1e-8
 # λ above which a critic hardly enters the advantages, and the share of updates in which it may explain nothing.
 LONG_LAMBDA = 0.98
 UNEXPLAINED = 0.4
-# A critic that has learned nothing has this share of the squared error of one that says 0.
+# A critic that has learned nothing has this share of the squared error of one that says 0, or explains less than this
+# of the returns and is off by this share of their deviation.
 UNLEARNED = 0.5
+UNEXPLAINED_VARIANCE = 0.1
 # Returns of these sizes are within an ordinary critic's reach.
 RETURNS = (0.01, 100.0)
 OBS_STD = 5.0
@@ -37,30 +41,7 @@ def critic_diverges(record: Record) -> Finding | None:
     :param record: the run
     :return: the finding, if any
     """
-    loss, mean, std = record.window("train/value_loss", "train/return_mean", "train/return_std")
-    reference = DIVERGED * max(_largest_square(record), UNTRAINED_SQUARED_ERROR)
-    n_diverged = int((loss > reference).sum()) if len(mean) else 0
-    evidence = ""
-    if n_diverged >= FEWEST and n_diverged >= len(loss) / 2:
-        evidence = (
-            f"its squared error is {np.median(loss):.2g} in the last {len(loss)} updates, where no critic at all would "
-            f"have {np.median(mean**2 + std**2):.2g}"
-        )
-    else:
-        losses, explained = record.complete("train/value_loss", "train/explained_variance")
-        last = slice(-(len(losses) // 3), None)
-        lowest = losses.min() if len(losses) else 0.0
-        has_risen = (
-            len(losses) >= WINDOW
-            and lowest > NO_ERROR
-            and np.mean(explained[last] < 0.0) >= 0.5
-            and np.median(losses[last]) > RISEN * lowest
-        )
-        if has_risen:
-            evidence = (
-                f"explained variance is below 0 in {100 * np.mean(explained[last] < 0.0):.0f}% of the last third, and "
-                f"the squared error {np.median(losses[last]):.2g}, after {lowest:.2g} at its lowest"
-            )
+    evidence = _error_beyond_returns(record) or _error_above_lowest(record)
     if not evidence:
         return None
     return Finding(
@@ -70,6 +51,57 @@ def critic_diverges(record: Record) -> Finding | None:
         evidence,
         "lower learning_rate or n_critic_updates, set max_grad_norm, or normalise rewards (VecNormalize)",
         "critic",
+    )
+
+
+def _error_beyond_returns(record: Record) -> str:
+    """
+    Compare the critic's error with that of a critic that says 0.
+
+    :param record: the run
+    :return: the evidence that it is beyond; empty if it is not, or returns are not known
+    """
+    reference = max(_largest_square(record), UNTRAINED_SQUARED_ERROR)
+    loss, _, _ = record.complete("train/value_loss", "train/return_mean", "train/return_std")
+    last = loss[-WINDOW:]
+    n_diverged, n_exploded = int((last > DIVERGED * reference).sum()), int((loss > EXPLODED * reference).sum())
+    if n_exploded >= 2:
+        return (
+            f"its squared error is more than {EXPLODED:g} times that of no critic at all in {n_exploded} of "
+            f"{len(loss)} updates, {loss.max() / reference:.2g} times at most"
+        )
+    if n_diverged >= FEWEST and n_diverged >= len(last) / 2:
+        return (
+            f"its squared error is more than {DIVERGED:g} times that of no critic at all in {n_diverged} of the last "
+            f"{len(last)} updates"
+        )
+    return ""
+
+
+def _error_above_lowest(record: Record) -> str:
+    """
+    Compare the critic's error with the lowest that it has had, each by the size of returns where it is known.
+
+    :param record: the run
+    :return: the evidence that it has risen and explains nothing; empty if not
+    """
+    error, explained, mean, std = record.complete(
+        "train/value_loss", "train/explained_variance", "train/return_mean", "train/return_std"
+    )
+    if len(error):
+        error = error / np.maximum(mean**2 + std**2, NO_ERROR)
+    else:
+        error, explained = record.complete("train/value_loss", "train/explained_variance")
+    last = slice(-(len(error) // 3), None)
+    lowest = float(error.min()) if len(error) else 0.0
+    if len(error) < WINDOW or lowest <= NO_ERROR:
+        return ""
+    share, now = float(np.mean(explained[last] < 0.0)), float(np.median(error[last]))
+    if share < 0.5 or now <= RISEN * lowest:
+        return ""
+    return (
+        f"explained variance is below 0 in {100 * share:.0f}% of the last third, and the squared error is "
+        f"{now / lowest:.0f} times its lowest"
     )
 
 
@@ -102,20 +134,24 @@ def reward_scale(record: Record) -> Finding | None:
     :param record: the run
     :return: the finding, if any
     """
-    loss, _, _ = record.window("train/value_loss", "train/return_mean", "train/return_std")
+    loss, explained, mean, std = record.window(
+        "train/value_loss", "train/explained_variance", "train/advantage_mean", "train/advantage_std"
+    )
     largest = _largest_square(record)
     size = float(np.sqrt(largest))
     if len(loss) < WINDOW or size == 0.0 or RETURNS[0] <= size <= RETURNS[1]:
         return None
-    n_unlearned = int((loss > UNLEARNED * largest).sum())
+    # Explained variance alone would not tell: it is low where returns hardly differ, as in a task that is solved.
+    is_off = (explained < UNEXPLAINED_VARIANCE) & (np.abs(mean) > UNLEARNED * std)
+    n_unlearned = int((is_off | (loss > UNLEARNED * largest)).sum())
     if n_unlearned < len(loss) / 2:
         return None
     return Finding(
         "reward-scale",
         Severity.WARNING,
         f"rewards are too {'large' if size > 1 else 'small'} for the critic to follow",
-        f"discounted sums of rewards are of size {size:.2g}; the critic's squared error is "
-        f"{np.median(loss) / largest:.2g} times that of no critic at all",
+        f"discounted sums of rewards are of size {size:.2g}; the critic explains nothing of them in {n_unlearned} of "
+        f"the last {len(loss)} updates",
         "normalise rewards (VecNormalize with the gamma of the algorithm)",
         "critic",
     )

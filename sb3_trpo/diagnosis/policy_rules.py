@@ -19,6 +19,8 @@ EARLY = 0.1
 # The share of δ that a step should use, and that it uses if KL is measured at all.
 SHARE_OF_KL = 0.5
 NO_KL = 0.01
+# Normalised advantages have gradients of size 1.
+NO_GRADIENT = 1e-6
 MIN_STD = 0.02
 CLIPPED = 0.6
 MIN_SAMPLES_PER_ACTION_DIMENSION = 32
@@ -116,6 +118,10 @@ def policy_hardly_moves(record: Record) -> Finding | None:
     kl, success = record.complete("train/kl_divergence_loss", "train/is_line_search_success")
     if len(kl) < WINDOW or record.progress < EARLY or success.mean() < 0.5:
         return None
+    ratio = _share_of_kl(record)
+    if len(ratio) and np.median(ratio) < NO_KL:
+        # A divergence that does not see the step tells no distance.
+        return None
     way = float(np.sqrt(2.0 * np.maximum(kl, 0.0)).sum()) * record.updates_per_row() / record.progress
     if way >= SHORTEST_WAY:
         return None
@@ -149,7 +155,12 @@ def step_not_seen(record: Record) -> Finding | None:
             "kl",
         )
     gradient, deviation = record.window("train/grad_norm", "train/advantage_std")
-    n_none = int(((gradient == 0.0) & (deviation > 0.0)).sum())
+    # Not "==": what should cancel leaves its rounding.
+    n_none = int((gradient < NO_GRADIENT * np.minimum(deviation, 1.0)).sum())
+    (clipped,) = record.window("rollout/clipped_actions")
+    if len(clipped) and np.median(clipped) > CLIPPED:
+        # Actions that are clipped to the same number have no gradient, whatever the old policy does.
+        return None
     if n_none < FEWEST or n_none < len(gradient) / 2:
         return None
     return Finding(
@@ -180,7 +191,7 @@ def steps_far_inside(record: Record) -> Finding | None:
         "steps end far inside of the trust region",
         f"KL is {100 * np.median(ratio):.0f}% of target_kl in the median of the last {len(ratio)} accepted steps, "
         "where 92 to 95% are ordinary" + (f"; the step fraction is {np.median(fraction):.2f}" if len(fraction) else ""),
-        "collect more steps per update, so that the search finds a gain further out, or set adaptive_kl=True",
+        "lower target_kl to what the steps reach, or collect more steps per update, so that there is a gain further out",
         "kl",
     )
 
