@@ -45,7 +45,7 @@ def small_batch(record: Record) -> Finding | None:
         "small-batch",
         Severity.WARNING,
         "the batch is too small to estimate KL and its curvature",
-        f"n_steps * n_envs = {n_samples} for an action space of {dimensions} dimensions",
+        f"n_steps * n_envs = {n_samples} for an action space of {dimensions} dimension{'s' if dimensions > 1 else ''}",
         f"collect at least {needed} steps per update (n_steps or n_envs)",
         "kl",
     )
@@ -191,7 +191,7 @@ def steps_far_inside(record: Record) -> Finding | None:
         "steps end far inside of the trust region",
         f"KL is {100 * np.median(ratio):.0f}% of target_kl in the median of the last {len(ratio)} accepted steps, "
         "where 92 to 95% are ordinary" + (f"; the step fraction is {np.median(fraction):.2f}" if len(fraction) else ""),
-        "lower target_kl to what the steps reach, or collect more steps per update, so that there is a gain further out",
+        "lower target_kl to what the steps reach, or collect more steps per update",
         "kl",
     )
 
@@ -236,6 +236,9 @@ def actions_clipped(record: Record) -> Finding | None:
     :return: the finding, if any
     """
     (share,) = record.window("rollout/clipped_actions")
+    # gSDE explores by actions that stay far out for many steps.
+    if record.settings.use_sde:
+        return None
     if len(share) < FEWEST or np.median(share) <= CLIPPED:
         return None
     return Finding(

@@ -26,6 +26,7 @@ class Algorithm(Protocol):
     n_envs: int
     gae_lambda: float
     ent_coef: float
+    use_sde: bool
     max_std: float | Schedule | None
     action_space: spaces.Space[Any]
 
@@ -39,6 +40,7 @@ class Settings:
     :param action_dimensions: the number of independent sub-actions
     :param gae_lambda: λ
     :param ent_coef: the weight of the entropy bonus
+    :param use_sde: whether the noise is a function of the state (gSDE)
     :param least_max_std: the smallest value that the upper bound on σ has in training; infinite without a bound
     """
 
@@ -46,6 +48,7 @@ class Settings:
     action_dimensions: int | None = None
     gae_lambda: float | None = None
     ent_coef: float | None = None
+    use_sde: bool | None = None
     least_max_std: float | None = None
 
     @classmethod
@@ -62,6 +65,7 @@ class Settings:
             action_dimensions=action_dimensions(algorithm.action_space),
             gae_lambda=algorithm.gae_lambda,
             ent_coef=algorithm.ent_coef,
+            use_sde=algorithm.use_sde,
             least_max_std=math.inf if max_std is None else float(max_std(0.0) if callable(max_std) else max_std),
         )
 

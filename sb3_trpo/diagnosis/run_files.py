@@ -170,6 +170,7 @@ def _read_model(path: Path) -> tuple[Settings, float | None]:
         action_dimensions=_read_action_dimensions(data.get("action_space")),
         gae_lambda=_real(data.get("gae_lambda")),
         ent_coef=_real(data.get("ent_coef")),
+        use_sde=data.get("use_sde") is True,
         least_max_std=_least(data["max_std"]) if "max_std" in data else None,
     )
     return settings, _real(data.get("_total_timesteps"))

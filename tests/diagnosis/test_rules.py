@@ -31,7 +31,7 @@ def names(run: Record) -> list[str]:
     return [finding.name for finding in find(run)]
 
 
-def settings_with(**changes: float) -> Settings:
+def settings_with(**changes: float | bool) -> Settings:
     return dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
 
 
@@ -81,6 +81,7 @@ NEIGHBOURS = {
     "δ that ends at 0": record(target_kl=0.03 * (1 - ROWS / N_ROWS), kl_divergence_loss=0.028 * (1 - ROWS / N_ROWS)),
     "little noise that was asked for": record(settings_with(least_max_std=0.005), std_min=0.006),
     "half of the actions are clipped": record(clipped_actions=0.5),
+    "most actions are clipped, by gSDE": record(settings_with(use_sde=True), clipped_actions=0.9),
     "advantages as they come, near their centre": record(policy_objective=0.15, advantage_mean=0.05),
     "advantages off their centre, normalised": record(advantage_mean=0.4),
     "an entropy bonus": record(
