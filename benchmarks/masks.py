@@ -71,7 +71,8 @@ class KnightGame(gym.Env[np.ndarray, np.int64]):
 
     def _observe(self) -> np.ndarray:
         half = (SIZE - 1) / 2
-        return (self._places[self._at] / half - 1).astype(np.float32)
+        place: np.ndarray = self._places[self._at] / half - 1
+        return place.astype(np.float32)
 
 
 TASKS = {"KnightGame": Task(KnightGame, steps=24_576, level=10.0, n_envs=16)}

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from sb3_trpo.callbacks.policy_average import PolicyAverage
     from sb3_trpo.checkpoints import Checkpoint, Checkpointable
     from sb3_trpo.deployment import DeployedPolicy, export_onnx
+    from sb3_trpo.diagnosis.diagnose import Diagnosis, diagnose
+    from sb3_trpo.diagnosis.finding import Finding
     from sb3_trpo.envpool import make_envpool_vec_env
     from sb3_trpo.masks import MaskableTRPO
     from sb3_trpo.masks_and_memory import MaskableRecurrentTRPO
     from sb3_trpo.memory import RecurrentTRPO
+    from sb3_trpo.self_test import check_algorithm, check_task
     from sb3_trpo.shipped import hyperparameters, make
     from sb3_trpo.trust_region.families import register_family
     from sb3_trpo.trust_region.kl import DistributionFamily
@@ -39,7 +42,9 @@ __all__ = [
     "Checkpointable",
     "CnnPolicy",
     "DeployedPolicy",
+    "Diagnosis",
     "DistributionFamily",
+    "Finding",
     "GrowingHorizon",
     "MaskableRecurrentTRPO",
     "MaskableTRPO",
@@ -47,6 +52,9 @@ __all__ = [
     "MultiInputPolicy",
     "PolicyAverage",
     "RecurrentTRPO",
+    "check_algorithm",
+    "check_task",
+    "diagnose",
     "export_onnx",
     "hyperparameters",
     "make",
@@ -60,7 +68,9 @@ _LAZY = {
     "Checkpoint": "sb3_trpo.checkpoints",
     "Checkpointable": "sb3_trpo.checkpoints",
     "DeployedPolicy": "sb3_trpo.deployment",
+    "Diagnosis": "sb3_trpo.diagnosis.diagnose",
     "DistributionFamily": "sb3_trpo.trust_region.kl",
+    "Finding": "sb3_trpo.diagnosis.finding",
     "GrowingHorizon": "sb3_trpo.callbacks.growing_horizon",
     "MaskableRecurrentTRPO": "sb3_trpo.masks_and_memory",
     "MaskableTRPO": "sb3_trpo.masks",
@@ -69,6 +79,9 @@ _LAZY = {
     "export_onnx": "sb3_trpo.deployment",
     "hyperparameters": "sb3_trpo.shipped",
     "make": "sb3_trpo.shipped",
+    "check_algorithm": "sb3_trpo.self_test",
+    "check_task": "sb3_trpo.self_test",
+    "diagnose": "sb3_trpo.diagnosis.diagnose",
     "make_envpool_vec_env": "sb3_trpo.envpool",
     "register_family": "sb3_trpo.trust_region.families",
 }

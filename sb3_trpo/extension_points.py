@@ -25,6 +25,8 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.diagnosis.advice import Advice
+from sb3_trpo.diagnosis.set_up_rules import actions_out_of_reach
 from sb3_trpo.policy_checks import check_policy_arguments
 from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
@@ -37,7 +39,6 @@ from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.clipped_actions import log_prob_of_executed
 from sb3_trpo.update.critic import shuffle_rows
-from sb3_trpo.update.diagnostics import Advice
 from sb3_trpo.update.samples import chunks, select, whole_rollout
 from sb3_trpo.update.transaction import check_before_rollout
 
@@ -208,7 +209,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         # After the policy, which knows the shape of its memory.
         self.rollout_buffer = self._make_rollout_buffer()
         self._maybe_recommend_cpu()
-        self._advice.on_policy(self.policy)
+        self._advice.give(actions_out_of_reach(self.policy))
         check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)
 
     def learn(
@@ -291,4 +292,6 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
             "_stepped_env",
             "_why_not_fast",
             "_said",
+            "_rollout_numbers",
+            "_knows_statistics",
         ]

@@ -104,7 +104,8 @@ def _check_all(
             hint = suggest_names(str(name), known)
             raise UserError(f"{where} has {short(name)}, but {owner.__name__} has no such argument; {hint}")
     # In a constructor of the user's a name may mean anything.
-    is_users = not (getattr(owner.__init__, "__module__", None) or "").startswith((*PACKAGES, "torch."))
+    constructor: Any = inspect.getattr_static(owner, "__init__")
+    is_users = not (getattr(constructor, "__module__", None) or "").startswith((*PACKAGES, "torch."))
     defaults = {name: parameters[name].default for name in arguments if name in known and not is_users}
     return {
         name: _check(f"{where}[{name!r}]", value, defaults[name], name) if name in defaults else value
@@ -138,7 +139,7 @@ def _check(where: str, value: Any, default: Any, name: str) -> Any:
         check_choice(where, value, (True, False))
     elif isinstance(default, Integral):
         # Where a parameter's default is 0, say, it may also take fractions.
-        if not isinstance(value, Real) or (isinstance(value, float) and value.is_integer()):
+        if (isinstance(value, float) and value.is_integer()) or not isinstance(value, Real):
             return as_integer(where, value, minimum=-MAX_INTEGER)
     elif name == "log_std_init" or (isinstance(default, float) and isinstance(value, str)):
         check_real(where, value, "a number", lambda _: True)

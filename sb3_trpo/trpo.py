@@ -6,16 +6,19 @@ lists the modules in the order in which a reader meets them from there.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import safe_mean
 
+from sb3_trpo.diagnosis.advice import Advice
+from sb3_trpo.diagnosis.policy_rules import small_batch
+from sb3_trpo.diagnosis.record import Record, Settings
+from sb3_trpo.diagnosis.set_up_rules import fixed_statistics, held_parameters, no_preconditioner, undone_update
 from sb3_trpo.extension_points import ExtensibleTRPO, Samples
 from sb3_trpo.policies import (
     BetaCnnPolicy,
@@ -36,7 +39,7 @@ from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate, normalize_advantages
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.critic import CriticFit, CriticSettings, TrustRegion, fit_critic
-from sb3_trpo.update.diagnostics import Advice, PolicyStep, record_update
+from sb3_trpo.update.diagnostics import PolicyStep, describe_update
 from sb3_trpo.update.std_bounds import std_bounds
 from sb3_trpo.update.training_mode import find_fixed_statistics
 from sb3_trpo.update.transaction import NonFiniteError, Transaction
@@ -237,15 +240,17 @@ class TRPO(ExtensibleTRPO):
         self._last_noise = None
         self._stepped_env = self._why_not_fast = None
         self._said: set[str] = set()
+        self._rollout_numbers: dict[str, float] = {}
         # What adaptive KL multiplies target_kl by.
         self.kl_scale = 1.0
         self._advice = Advice()
+        self._knows_statistics = False
         # Updates in a row that were undone.
         self._n_failures = 0
 
         if self.env is not None:
             check_environment(self, self.env)
-            self._advice.on_setup(self.n_steps * self.n_envs, self.action_space)
+            self._advice.give(small_batch(Record(settings=Settings.of(self))))
         if _init_setup_model:
             self._setup_model()
 
@@ -369,9 +374,9 @@ class TRPO(ExtensibleTRPO):
         try:
             return kronecker_preconditioner(fisher.linearizations.first(), self.cg_damping)
         except PreconditionerError as error:
-            message = f"conjugate gradient goes without its preconditioner in this update ({str(error).rstrip('.')})."
-            self.logger.info(f"Update {self._n_updates + 1}: {message}")
-            self._advice.observe("preconditioner", True, message, patience=1)
+            finding = no_preconditioner(str(error).rstrip("."))
+            self.logger.info(f"Update {self._n_updates + 1}: {finding.problem} ({finding.evidence}).")
+            self._advice.give(finding)
             return None
 
     def _scale_to_trust_region(self, fisher: Fisher, solution: Solution) -> th.Tensor:
@@ -483,16 +488,29 @@ class TRPO(ExtensibleTRPO):
         :param critic_fit: the critic's fit
         """
         self._n_failures = 0
-        returns = self.rollout_buffer.returns.flatten()
-        explained = float(explained_variance(self.rollout_buffer.values.flatten(), returns))
-        record_update(self.logger, self.policy, step, critic_fit.mean_loss, explained, self._max_kl())
-        advice = self._advice
-        advice.on_policy_step(step.solution.residual, step.line_search.success)
-        advice.on_critic_step(critic_fit.mean_loss, float(np.square(returns).mean()))
-        advice.on_held_parameters(critic_fit.held)
-        if not advice.has_observed("statistics"):
+        numbers = describe_update(self.policy, self.rollout_buffer, step, critic_fit.mean_loss, self._max_kl())
+        self._log_update(numbers)
+        self._advice.give(held_parameters(critic_fit.held))
+        if not self._knows_statistics:
+            self._knows_statistics = True
             chunk = self._chunks(samples)[0]
-            advice.on_statistics(find_fixed_statistics(self.policy, lambda: self._action_distribution(chunk)))
+            modules = find_fixed_statistics(self.policy, lambda: self._action_distribution(chunk))
+            self._advice.give(fixed_statistics(modules))
+
+    def _log_update(self, numbers: Mapping[str, float]) -> None:
+        """
+        Log an update, and let the rules look at it.
+
+        :param numbers: the update's numbers, by their keys
+        """
+        row = {**self._rollout_numbers, **numbers}
+        for key, value in row.items():
+            if key.startswith("train/"):
+                self.logger.record(key, value)
+        if self.ep_info_buffer and self.ep_info_buffer[0]:
+            row["rollout/ep_rew_mean"] = safe_mean([episode["r"] for episode in self.ep_info_buffer])
+            row["rollout/ep_len_mean"] = safe_mean([episode["l"] for episode in self.ep_info_buffer])
+        self._advice.observe(row, Settings.of(self), 1.0 - self._current_progress_remaining)
 
     def _report_failure(self, error: Exception) -> None:
         """
@@ -504,11 +522,10 @@ class TRPO(ExtensibleTRPO):
         self._n_failures += 1
         if self._n_failures >= MAX_FAILURES and not isinstance(error, NonFiniteError):
             raise error
-        self.logger.record("train/is_line_search_success", 0.0)
-        self.logger.record("train/kl_divergence_loss", 0.0)
-        message = f"Update {self._n_updates + 1} was undone, the policy is as it was before: {str(error).rstrip('.')}."
-        self.logger.warn(message)
-        self._advice.observe("undone update", True, message, patience=1)
+        self._log_update({"train/is_line_search_success": 0.0, "train/kl_divergence_loss": 0.0})
+        finding = undone_update(self._n_updates + 1, str(error).rstrip("."))
+        self.logger.warn(f"{finding.problem}: {finding.evidence}.")
+        self._advice.give(finding)
 
     def _setup_model(self) -> None:
         # Once more, for a loaded model's arguments come later than the constructor.

@@ -4,6 +4,7 @@ The command line, run for real: one short training, and every other command on w
 
 import argparse
 import contextlib
+import csv
 import io
 import os
 import pickle
@@ -24,7 +25,7 @@ import rl_zoo3.train
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from sb3_trpo import TRPO, __version__
+from sb3_trpo import TRPO, __version__, diagnose
 from sb3_trpo.cli import COMMANDS, Command, main
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.rl_zoo.report import EVAL_SEED_OFFSET, N_EVAL_EPISODES, ReportingExperimentManager, draw_learning_curve
@@ -64,7 +65,7 @@ def in_temporary_folder(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_train_leaves_the_files_that_tools_expect():
-    for file in ("best_model.zip", f"{TASK}.zip", "0.monitor.csv", "7.monitor.csv"):
+    for file in ("best_model.zip", f"{TASK}.zip", "0.monitor.csv", "7.monitor.csv", "progress.csv"):
         assert (RUN / file).stat().st_size > 0
     for file in ("config.yml", "args.yml", "vecnormalize.pkl"):
         assert (RUN / TASK / file).stat().st_size > 0
@@ -77,10 +78,37 @@ def test_train_leaves_the_files_that_tools_expect():
 
 
 def test_train_ends_with_the_return_and_says_where_everything_is(training):
-    report = training[1].splitlines()[-4:]
+    *report, diagnosis = training[1].splitlines()[-5:]
     assert re.search(rf"deterministic, {N_EVAL_EPISODES} episodes: return -?\d+\.\d ± \d+\.\d$", report[0])
     for line, path in zip(report[1:], (RUN / f"{TASK}.zip", RUN, RUN / "learning_curve.png"), strict=True):
         assert line.endswith(f" {path}")
+    assert diagnosis.startswith("Diagnosis:      Nothing found")
+
+
+@pytest.mark.usefixtures("trained")
+def test_train_leaves_a_log_of_every_update():
+    with (RUN / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    updates = [row for row in rows if row["train/kl_divergence_loss"]]
+    # An evaluation may have written an update's numbers before SB3 did. The last row has the last update's.
+    assert [row["train/n_updates"] for row in updates] == [str(i + 1) for i in range(len(updates))]
+    assert len(updates) == 8192 // (8 * TASKS[TASK]["n_steps"])
+    assert updates[-1]["time/total_timesteps"] == "8192"
+    assert rows[0]["rollout/obs_std_max"]
+    record = diagnose(RUN).record
+    assert record.settings.n_samples == 8 * TASKS[TASK]["n_steps"]
+    assert record.settings.gae_lambda == TASKS[TASK]["gae_lambda"]
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_train_ends_with_what_is_wrong(capsys):
+    noise = ["-params", "policy_kwargs:dict(log_std_init=-5.0)", "n_steps:32", "use_sde:False"]
+    with pytest.warns(UserWarning, match="hardly explores"):
+        main(["train", "--env", TASK, "-n", "2560", "--eval-freq", "-1", *SHORT, *noise])
+    report = capsys.readouterr().out.partition("Diagnosis:")[2].splitlines()
+    assert 2 <= len(report) <= 3
+    assert report[0].strip() == f"1 warning (sb3-trpo diagnose {RUN})"
+    assert report[1].strip().startswith("the policy hardly explores any more: begin with more noise")
 
 
 @pytest.mark.usefixtures("trained")

@@ -21,7 +21,7 @@ N_ENVS = 8
 REPETITIONS = 15
 WITHOUT = "without masks"
 # For each kind of actions, environments with masks.
-GAMES = {
+GAMES: dict[str, partial[Any]] = {
     "4 actions": partial(InvalidActionEnvDiscrete, dim=4, n_invalid_actions=2),
     "256 actions": partial(InvalidActionEnvDiscrete, dim=256, n_invalid_actions=200),
     "8 x 8 actions": partial(InvalidActionEnvMultiDiscrete, dims=[8] * 8, n_invalid_actions=32),

@@ -58,7 +58,7 @@ def _kept_by(kind: type) -> Iterator[tuple[str, Any]]:
     for name, value in list(vars(kind).items()):
         if not name.startswith("__"):
             yield f"{kind.__name__}.{name}", value
-    seen = set()
+    seen: set[str] = set()
     for function in filter(None, map(_function, list(vars(kind).values()))):
         for name in _names(function.__code__) & function.__globals__.keys() - seen:
             seen.add(name)

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.rl_zoo.masked_runs import evaluate_with_masks
 from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
+from sb3_trpo.rl_zoo.progress_log import ProgressLog
 from sb3_trpo.shipped import check_counts, check_names
 from sb3_trpo.validation import UserError
 
@@ -154,9 +155,14 @@ class TrainingManager(ExperimentManager):
             self.vec_env_class = vec_env_class
 
     def create_callbacks(self) -> None:
-        """Create the callbacks; those that evaluate do so with masks, if the algorithm has them."""
+        """
+        Create RL Zoo's callbacks, and the one that writes ``progress.csv``.
+
+        Those that evaluate do so with masks, if the algorithm has them.
+        """
         with evaluate_with_masks(self.algo):
             super().create_callbacks()  # type: ignore[no-untyped-call]  # RL Zoo gives it no types.
+        self.callbacks.append(ProgressLog(Path(self.save_path)))
 
     def hyperparameters_optimization(self) -> None:
         """Tune the hyperparameters; trials are evaluated with masks, if the algorithm has them."""

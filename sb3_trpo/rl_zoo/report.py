@@ -2,7 +2,9 @@
 What ``sb3-trpo train`` adds at the end of a run: the final policy's return, and a picture of how it came about.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +15,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
+from sb3_trpo.diagnosis.diagnose import diagnose
 from sb3_trpo.rl_zoo.manager import TrainingManager
 from sb3_trpo.rl_zoo.masked_runs import takes_masks
+from sb3_trpo.validation import UserError
 
 N_EVAL_EPISODES = 20
 # The seeds of training and of EvalCallback's environments count up from the run's seed; these start far from both.
@@ -46,6 +50,7 @@ class ReportingExperimentManager(TrainingManager):
         if self.tensorboard_log is not None:
             print(f"TensorBoard:    {model.logger.get_dir()}")
         print(f"Learning curve: {curve or 'none, no episode has ended'}")
+        print_diagnosis(run)
 
     def evaluate(self, model: BaseAlgorithm) -> tuple[float, float]:
         """
@@ -59,13 +64,30 @@ class ReportingExperimentManager(TrainingManager):
             sync_envs_normalization(model.env, env)
         env.seed(self.seed + EVAL_SEED_OFFSET)
         try:
-            evaluate = evaluate_maskable_policy if takes_masks(self.algo) else evaluate_policy
+            evaluate: Callable[..., Any] = evaluate_maskable_policy if takes_masks(self.algo) else evaluate_policy
             mean, std = evaluate(model, env, N_EVAL_EPISODES, deterministic=self.deterministic_eval)
         finally:
             env.close()
         assert isinstance(mean, float)
         assert isinstance(std, float)
         return mean, std
+
+
+def print_diagnosis(run: Path) -> None:
+    """
+    Print what the rules find in a run, in three lines at most.
+
+    :param run: the folder of the run
+    """
+    try:
+        diagnosis = diagnose(run)
+    except (UserError, OSError):
+        # Without a log, as after a training that was interrupted in its first rollout.
+        return
+    hint = f" (sb3-trpo diagnose {run})" if diagnosis.findings else ""
+    print(f"Diagnosis:      {diagnosis.headline()}{hint}")
+    for finding in diagnosis.findings[:2]:
+        print(f"                {finding.problem}: {finding.change}")
 
 
 def draw_learning_curve(run: Path, title: str) -> Path | None:

@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_trpo.checkpoints import Checkpoint, Checkpointable
+from sb3_trpo.rl_zoo.progress_log import keep_file
 from sb3_trpo.rl_zoo.report import ReportingExperimentManager
 from sb3_trpo.rl_zoo.runs import CHECKPOINT, FINISHED, Run, describe_run, find_run, say, try_lock
 from sb3_trpo.rl_zoo.seal import add_seal
@@ -173,7 +174,7 @@ class ResumableExperimentManager(ReportingExperimentManager):
 
     def create_callbacks(self) -> None:
         """Create RL Zoo's callbacks, and the one that writes checkpoints."""
-        super().create_callbacks()  # type: ignore[no-untyped-call]  # RL Zoo gives it no types.
+        super().create_callbacks()
         if self.checkpoint is not None:
             self.callbacks.append(self.checkpoint)
 
@@ -207,7 +208,7 @@ class ResumableExperimentManager(ReportingExperimentManager):
         :return: the environments
         """
         if self.run is not None and monitor_dir is not None:
-            keep_monitor_file(Path(monitor_dir))
+            keep_file(Path(monitor_dir) / "monitor.csv")
         return super().make_envpool(n_envs, monitor_dir)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
@@ -234,16 +235,3 @@ def make_checkpointable(env_wrapper: Callable[[gym.Env], gym.Env] | None) -> Cal
         return Checkpointable(env if env_wrapper is None else env_wrapper(env))
 
     return wrap
-
-
-def keep_monitor_file(folder: Path) -> None:
-    """
-    Rename EnvPool's monitor file, which would be begun anew.
-
-    Readers of a run's monitor files still find it, by its ending.
-
-    :param folder: the folder of the run
-    """
-    present = folder / "monitor.csv"
-    if present.exists():
-        present.rename(folder / f"until_{len(list(folder.glob('*monitor.csv')))}.monitor.csv")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
@@ -22,6 +23,7 @@ from sb3_trpo.rollouts.fast_rollout import FastRollout, why_not_fast
 from sb3_trpo.rollouts.guard import CopyingGuard, PausingCallback, StepGuard
 from sb3_trpo.rollouts.noise import keep_noise, noise_of_rollout, use_noise
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
+from sb3_trpo.rollouts.statistics import MIB, EpisodeEnds, resident_memory, rollout_statistics
 from sb3_trpo.trust_region.families import keep_distribution
 from sb3_trpo.validation import UserError
 
@@ -44,6 +46,8 @@ class RolloutCollector(OnPolicyAlgorithm):
     _why_not_fast: str | None
     # The warnings that were given in this training.
     _said: set[str]
+    # What the last rollout told, by its keys in the log.
+    _rollout_numbers: dict[str, float]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -71,14 +75,41 @@ class RolloutCollector(OnPolicyAlgorithm):
         try:
             with guard.watch(self.env_timeout, self._last_obs), keep_noise(noise, self):
                 if not why_not:
-                    return FastRollout(self, guard, callback, rollout_buffer, noise).collect()
-                with use_noise(noise, self.policy, lambda: guard.is_acting):
-                    return self._run_loop(guard, PausingCallback(callback, guard), rollout_buffer, n_rollout_steps)
+                    is_complete = FastRollout(self, guard, callback, rollout_buffer, noise).collect()
+                else:
+                    pausing = PausingCallback(callback, guard)
+                    with use_noise(noise, self.policy, lambda: guard.is_acting):
+                        is_complete = self._run_loop(guard, pausing, rollout_buffer, n_rollout_steps)
         except BaseException:
             if guard.is_stepping:
                 # An environment may have ended its episode and not begun the next: only a reset helps.
                 self._last_obs = None
             raise
+        if is_complete:
+            self._log_rollout(rollout_buffer, guard.ends)
+        return is_complete
+
+    def _log_rollout(self, buffer: RolloutBuffer, ends: EpisodeEnds) -> None:
+        """
+        Log what a rollout tells of its environments and actions.
+
+        :param buffer: the buffer, full
+        :param ends: the episodes that have ended
+        """
+        space, dones = self.action_space, self._last_episode_starts
+        clipping = space if isinstance(space, spaces.Box) and not self.policy.squash_output else None
+        assert dones is not None
+        self._rollout_numbers = numbers = rollout_statistics(buffer, self.observation_space, clipping, ends, dones)
+        memory = resident_memory()
+        if memory is not None:
+            numbers["time/memory_mib"] = memory
+        if self.device.type == "cuda":
+            numbers["time/gpu_memory_mib"] = th.cuda.memory_allocated(self.device) / MIB
+        for key, value in numbers.items():
+            # What the critic is compared with is logged beside the critic.
+            if self._logger is not None and not key.startswith("train/"):
+                # Where the log is written less often, no end of an episode goes missing.
+                self.logger.record_mean(key, value)
 
     def _run_loop(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

@@ -17,6 +17,7 @@ from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost
 from sb3_trpo.rollouts.failures import Failures, WaitingWatch, limit_waiting
 from sb3_trpo.rollouts.loop_env import LoopEnv
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
+from sb3_trpo.rollouts.statistics import EpisodeEnds
 from sb3_trpo.rollouts.steps import make_step
 from sb3_trpo.validation import UserError
 
@@ -46,6 +47,8 @@ class StepGuard(LoopEnv):
         self.is_acting = True
         # Whether a step has begun and not ended; if it failed, it never will.
         self.is_stepping = False
+        # The episodes that have ended in this rollout.
+        self.ends = EpisodeEnds()
         self._count_steps = count_steps
         self._failures = Failures(innermost(env), self._in_this_step)
         self._watch = WaitingWatch(innermost(env), self._in_this_step, said)
@@ -90,6 +93,7 @@ class StepGuard(LoopEnv):
             raise
         self._watch.n_done += 1
         self._checks.check_step(obs, rewards, dones, infos)
+        self.ends.note(rewards, dones, infos)
         self.is_stepping, self.is_acting = False, True
         return obs, rewards, dones, infos
 

@@ -179,8 +179,10 @@ def given_schedules(given: Attributes) -> Attributes:
     """
     schedules = {name: given[name] for name in SCHEDULES if name in given}
     rate = schedules.get("learning_rate")
-    if callable(rate) or (isinstance(rate, Real) and float(rate) >= 0.0):
+    if callable(rate):
         schedules["lr_schedule"] = FloatSchedule(rate)
+    elif isinstance(rate, Real) and float(rate) >= 0.0:
+        schedules["lr_schedule"] = FloatSchedule(float(rate))
     return schedules
 
 

@@ -25,6 +25,8 @@ class LineSearchResult:
     :param n_evaluations: the number of steps that were tried
     :param kl: KL(old ‖ new) of the accepted step, in nats; 0 if none was
     :param improvement: the surrogate's improvement by it; 0 if none was
+    :param n_beyond_kl: the number of tries that KL > δ has rejected, or that have no finite KL
+    :param n_without_gain: the number of tries within the trust region that did not improve the surrogate
     """
 
     success: bool
@@ -32,6 +34,8 @@ class LineSearchResult:
     n_evaluations: int
     kl: float
     improvement: float
+    n_beyond_kl: int = 0
+    n_without_gain: int = 0
 
 
 def backtracking_line_search(
@@ -71,7 +75,7 @@ def backtracking_line_search(
     old = parameters.vector()
     success = False
     least_improvement = 0.0
-    fraction, kl, improvement, n_evaluations = 1.0, 0.0, 0.0, 0
+    fraction, kl, improvement, n_evaluations, n_beyond_kl = 1.0, 0.0, 0.0, 0, 0
     try:
         if project is not None:
             project()
@@ -86,13 +90,15 @@ def backtracking_line_search(
             success = kl <= max_kl and least_improvement < improvement < math.inf
             if success:
                 break
+            n_beyond_kl += not kl <= max_kl
             fraction *= _reduction(kl, max_kl, shrinking_factor)
     finally:
         if not success:
             parameters.write_(old)
+    n_without_gain = n_evaluations - n_beyond_kl - success
     if not success:
-        return LineSearchResult(False, 0.0, n_evaluations, 0.0, 0.0)
-    return LineSearchResult(True, fraction, n_evaluations, kl, improvement)
+        return LineSearchResult(False, 0.0, n_evaluations, 0.0, 0.0, n_beyond_kl, n_without_gain)
+    return LineSearchResult(True, fraction, n_evaluations, kl, improvement, n_beyond_kl, n_without_gain)
 
 
 def _reduction(kl: float, max_kl: float, shrinking_factor: float) -> float:

@@ -112,8 +112,11 @@ def test_an_accepted_step_respects_both_conditions(excess, optimum, factor, max_
         assert result.improvement == search._improvement(search.tries[-1])
         th.testing.assert_close(search.parameters.vector(), search.old + result.fraction)
     else:
-        assert result == LineSearchResult(False, 0.0, max_iter, 0.0, 0.0)
+        n_beyond_kl = sum(search._kl(t) > DELTA for t in search.tries)
+        assert result == LineSearchResult(False, 0.0, max_iter, 0.0, 0.0, n_beyond_kl, max_iter - n_beyond_kl)
         search.assert_untouched()
+    assert result.n_beyond_kl == sum(search._kl(t) > DELTA for t in search.tries)
+    assert result.n_beyond_kl + result.n_without_gain + result.success == result.n_evaluations
     # A failed try could not have been accepted, and no try shrinks by more than the factor.
     for t in search.tries[: -1 if result.success else None]:
         assert search._kl(t) > DELTA or search._improvement(t) <= 0.0

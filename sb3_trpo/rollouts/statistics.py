@@ -1,0 +1,164 @@
+"""
+What a rollout tells of its environments and actions: a few numbers for the log, and for the rules that read it.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+
+# So many numbers are enough for a standard deviation: all rows of small observations, a share of those of large ones.
+MAX_ELEMENTS = 2**17
+STATM = Path("/proc/self/statm")
+MIB = 2**20
+
+
+class EpisodeEnds:
+    """The episodes that have ended in a rollout."""
+
+    def __init__(self) -> None:
+        self.n_terminated = 0
+        self.n_truncated = 0
+        # Step, environment and reward where an episode was truncated: the loop adds the value of what would follow.
+        self.truncations: list[tuple[int, int, float]] = []
+        self._n_steps = 0
+
+    def note(self, rewards: np.ndarray, dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Look at a step.
+
+        :param rewards: the rewards, (n_envs,)
+        :param dones: whether episodes have ended, (n_envs,)
+        :param infos: the step's infos
+        """
+        if np.count_nonzero(dones):
+            for i in np.nonzero(dones)[0].tolist():
+                if infos[i].get("TimeLimit.truncated", False):
+                    self.n_truncated += 1
+                    self.truncations.append((self._n_steps, i, float(rewards[i])))
+                else:
+                    self.n_terminated += 1
+        self._n_steps += 1
+
+
+def rollout_statistics(
+    buffer: RolloutBuffer,
+    observation_space: spaces.Space[Any],
+    clipping: spaces.Box | None,
+    ends: EpisodeEnds,
+    dones: np.ndarray,
+) -> dict[str, float]:
+    """
+    Compute what the log has of a rollout.
+
+    A number that can't be had of a buffer of the user's own is left out.
+
+    :param buffer: the buffer, full
+    :param observation_space: the environments' observation space
+    :param clipping: the action space, if actions are clipped to it on their way to the environment
+    :param ends: the episodes that have ended
+    :param dones: whether the last step ended episodes, (n_envs,)
+    :return: the numbers, by their keys in the log
+    """
+    numbers = {
+        "rollout/terminated": float(ends.n_terminated),
+        "rollout/truncated": float(ends.n_truncated),
+    }
+    shape = (buffer.buffer_size, buffer.n_envs)
+    obs_std = _largest_std(buffer.observations, observation_space, shape)
+    if obs_std is not None:
+        numbers["rollout/obs_std_max"] = obs_std
+    if clipping is not None and _is_array(buffer.actions, shape):
+        numbers["rollout/clipped_actions"] = clipped_share(buffer.actions, clipping)
+    if _is_array(buffer.rewards, shape) and _is_array(buffer.episode_starts, shape):
+        rewards = buffer.rewards.astype(np.float64)
+        for step, env, reward in ends.truncations:
+            rewards[step, env] = reward
+        is_end = np.concatenate([buffer.episode_starts[1:] > 0, np.asarray(dones, dtype=bool)[None]])
+        returns = discounted_sums(rewards, is_end, buffer.gamma)
+        numbers["train/return_mean"] = float(returns.mean())
+        numbers["train/return_std"] = float(returns.std())
+    return numbers
+
+
+def clipped_share(actions: np.ndarray, action_space: spaces.Box) -> float:
+    """
+    Compute the share of actions that are at or beyond their bounds, as sampled.
+
+    :param actions: the actions of the policy, (n_steps, n_envs, action dimensions)
+    :param action_space: the bounds
+    :return: the share of all action components
+    """
+    low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
+    return float(np.count_nonzero((actions <= low) | (actions >= high)) / max(1, actions.size))
+
+
+def discounted_sums(rewards: np.ndarray, is_end: np.ndarray, gamma: float) -> np.ndarray:
+    """
+    Compute returns of rewards alone: Σ γᵏ r_{t+k} to the end of the episode, or of the rollout.
+
+    In ⌈log₂ n_steps⌉ passes over all steps, each of which doubles the steps that a sum has.
+
+    :param rewards: the rewards, (n_steps, n_envs)
+    :param is_end: whether a step ended an episode, (n_steps, n_envs)
+    :param gamma: γ
+    :return: the returns, (n_steps, n_envs)
+    """
+    sums = rewards.astype(np.float64)
+    decay = np.where(is_end, 0.0, gamma)
+    decay[-1] = 0.0
+    n = 1
+    while n < len(sums):
+        sums[:-n] += decay[:-n] * sums[n:]
+        decay[:-n] *= decay[n:]
+        n *= 2
+    return sums
+
+
+def resident_memory() -> float | None:
+    """
+    Measure the memory that the process takes.
+
+    :return: MiB; the most that it has taken, where the system does not tell what it takes now; None where it tells
+        neither
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    try:
+        return int(STATM.read_text().split()[1]) * resource.getpagesize() / MIB
+    except (OSError, ValueError, IndexError):
+        # Bytes on macOS, KiB elsewhere.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def _largest_std(observations: Any, space: spaces.Space[Any], shape: tuple[int, int]) -> float | None:
+    """
+    Find the component of observations that varies most.
+
+    :param observations: an array (n_steps, n_envs, ...), or a dictionary of such
+    :param space: the observation space
+    :param shape: n_steps and n_envs
+    :return: the largest standard deviation; None without numbers of floating point (images have a range)
+    """
+    if isinstance(space, spaces.Dict) and isinstance(observations, Mapping):
+        parts = [_largest_std(observations[key], space[key], shape) for key in space if key in observations]
+        return max((part for part in parts if part is not None), default=None)
+    if not isinstance(space, spaces.Box) or space.dtype is None or space.dtype.kind != "f":
+        return None
+    if not _is_array(observations, shape) or observations.size == 0:
+        return None
+    rows = observations.reshape(shape[0] * shape[1], -1)
+    rows = rows[:: max(1, rows.size // MAX_ELEMENTS)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(rows.std(axis=0).max())
+
+
+def _is_array(array: Any, shape: tuple[int, int]) -> bool:
+    return isinstance(array, np.ndarray) and array.shape[:2] == shape
