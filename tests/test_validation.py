@@ -35,7 +35,7 @@ NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
     "cg_damping": ([-0.1, math.nan, math.inf], "at least 0"),
     "cg_residual_tol": ([-0.1, math.nan], "at least 0"),
     "min_std": ([-0.1, math.nan, "0.1"], "at least 0"),
-    "max_std": ([0, -0.1, math.nan, "0.1", lambda _: 0.0], "above 0"),
+    "max_std": ([0, -0.1, math.nan, lambda _: 0.0], "above 0"),
     "noise_correlation": ([1, -1.0, 1.5, math.nan, "0.5", None], "above -1 and below 1"),
     "cg_progress_tol": ([-0.1, math.nan], "at least 0"),
     "ent_coef": ([-0.1, math.nan], "at least 0"),
@@ -328,3 +328,9 @@ def test_a_dictionary_that_is_not_finite_is_named_by_its_key() -> None:
     model = pendulum(policy="MultiInputPolicy", env=SpoiledSpeed(), n_steps=64)
     with pytest.raises(ValueError, match=r"observation 'speed' of environment 0 .* 70 steps"):
         collect(model)
+
+
+def test_warnings_name_the_users_line() -> None:
+    with pytest.warns(UserWarning, match="batch_size = 100 does not divide") as caught:
+        TRPO("MlpPolicy", "Pendulum-v1", batch_size=100, device="cpu")
+    assert {warning.filename for warning in caught} == {__file__}

@@ -4,14 +4,12 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import rl_zoo3.train
 from rl_zoo3.exp_manager import ExperimentManager
 
-from sb3_trpo.mujoco_warnings import say_warnings_once
-from sb3_trpo.rl_zoo.commands import make_reader
 from sb3_trpo.rl_zoo.options import make_parser, take_options
 from sb3_trpo.rl_zoo.resume import ResumableExperimentManager
 from sb3_trpo.validation import UserError
@@ -36,7 +34,7 @@ def train() -> None:
         return ResumableExperimentManager(*args, options=options, **settings)
 
     try:
-        with use_manager(make_manager), say_warnings_once(_read_task(arguments)):
+        with use_manager(make_manager):
             rl_zoo3.train.train()
     # Before it makes the manager, RL Zoo does nothing but read and check its arguments.
     except (AssertionError, ValueError) as error:
@@ -49,12 +47,6 @@ def train() -> None:
         raise UserError(
             f"-params and --env-kwargs take name:value with values in Python, a text as \"'text'\": {error}"
         ) from error
-
-
-def _read_task(arguments: Sequence[str]) -> str:
-    parser = make_reader()
-    parser.add_argument("--env", default="")
-    return str(parser.parse_known_args(arguments)[0].env)
 
 
 @contextlib.contextmanager
