@@ -18,9 +18,10 @@ WORKERS = 2
 ARGS =
 
 BIN = .venv/bin
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sb3_trpo/__init__.py)
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help train test test-slow test-gpu test-contrib test-versions lint format audit dist bench-speed campaign soak kill-campaign report clean
+.PHONY: help train test test-slow test-gpu test-contrib test-versions lint format audit dist docs release bench-speed campaign soak kill-campaign report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +35,8 @@ help:
 	@echo 'make format                                                           let ruff format and fix the sources'
 	@echo 'make audit                                                            look up known vulnerabilities of all that constraints.txt pins'
 	@echo 'make dist                                                             build wheel and source distribution, twice, and compare'
+	@echo 'make docs                                                             build the pages of docs/ into build/docs'
+	@echo 'make release                                                          check, build and tag a release; nothing is uploaded'
 	@echo 'make bench-speed [ARGS=...]                                           measure speed against the peers, half an hour'
 	@echo 'make campaign [ARGS=...]                                              train for the table of results: 150 runs of 1M steps, many hours'
 	@echo 'make soak [ARGS=...]                                                  train for 10M steps, and see what grows'
@@ -86,6 +89,23 @@ dist: .venv/release.stamp
 	@diff -r build/first/dist build/second/dist && mv build/first/dist dist
 	@cd dist && sha256sum *
 
+# The page that trains needs no display.
+docs: .venv/docs.stamp
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs $(ARGS)
+	@echo 'build/docs/index.html'
+
+# Tags the commit that it has checked. Pushing the tag and uploading dist/ are left to a person.
+release: .venv/release.stamp .venv/slow.stamp .venv/docs.stamp
+	@test -z "$$(git status --porcelain)" || { echo 'There are changes that are not committed.'; exit 1; }
+	@! grep -q '^REPOSITORY = ""' setup.py || { echo 'setup.py: set REPOSITORY to the address of the repository.'; exit 1; }
+	@grep -q "^## $(VERSION) (20" CHANGELOG.md || { echo 'CHANGELOG.md: give $(VERSION) its date.'; exit 1; }
+	@grep -q "^version: $(VERSION)$$" CITATION.cff || { echo 'CITATION.cff: set the version to $(VERSION).'; exit 1; }
+	@! git rev-parse -q --verify refs/tags/v$(VERSION) > /dev/null || { echo 'v$(VERSION) is tagged already.'; exit 1; }
+	@$(MAKE) lint test test-slow test-contrib test-versions audit docs dist
+	@$(BIN)/python -m twine check --strict dist/*
+	@git tag -a v$(VERSION) -m 'sb3_trpo $(VERSION)'
+	@echo 'Tagged v$(VERSION). To publish: git push origin v$(VERSION), then twine upload dist/*'
+
 # Without other load: what is measured already is kept (ARGS=--replace measures anew).
 bench-speed: .venv/bench.stamp
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
@@ -126,6 +146,11 @@ clean:
 .venv/release.stamp: .venv/dev.stamp
 	@echo 'Installing the tools that check a release into .venv ...'
 	@$(PIP_INSTALL) -e '.[release]'
+	@touch $@
+
+.venv/docs.stamp: .venv/train.stamp
+	@echo 'Installing Sphinx into .venv ...'
+	@$(PIP_INSTALL) -e '.[docs]'
 	@touch $@
 
 .venv/bench.stamp: .venv/dev.stamp

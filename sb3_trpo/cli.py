@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
 from sb3_trpo import __version__
+from sb3_trpo.install import how_to_install
 from sb3_trpo.validation import UserError
 
 
@@ -127,7 +128,9 @@ def _run(name: str, arguments: list[str]) -> None:
     try:
         command.run()
     except DependencyNotInstalled as error:
-        sys.exit(f"sb3-trpo {name}: {error} (or the matching extra of sb3-trpo: mujoco, box2d)")
+        sys.exit(
+            f"sb3-trpo {name}: {error} (or the matching extra of sb3-trpo, mujoco or box2d: {how_to_install('mujoco')})"
+        )
     except (UserError, UnregisteredEnv) as error:
         sys.exit(f"sb3-trpo {name}: {error}")
     except OSError as error:

@@ -16,6 +16,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_trpo.install import how_to_install
 from sb3_trpo.saved_models.atomic import atomic_write
 from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.validation import UserError
@@ -132,8 +133,7 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"export_onnx needs onnx, onnxscript and onnxruntime ({error}): install them with "
-            "`pip install 'sb3-trpo[onnx]'`."
+            f"export_onnx needs onnx, onnxscript and onnxruntime ({error}): install them with {how_to_install('onnx')}."
         ) from error
     normalization = normalization or model.get_vec_normalize_env()
     policy = DeployedPolicy(model, normalization)

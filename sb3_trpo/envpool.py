@@ -22,14 +22,14 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from sb3_trpo.install import how_to_install
 from sb3_trpo.validation import UserError, check_integer, suggest_names
 
 try:
     import envpool
 except ImportError as error:
     raise ImportError(
-        f"make_envpool_vec_env needs EnvPool ({error}): install it with `pip install 'sb3-trpo[envpool]'` "
-        "(Python >= 3.11)."
+        f"make_envpool_vec_env needs EnvPool ({error}): install it with {how_to_install('envpool')} (Python >= 3.11)."
     ) from error
 
 _OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiBinary)

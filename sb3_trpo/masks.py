@@ -19,6 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.install import how_to_install
 from sb3_trpo.rollouts.mask_guard import MaskGuard, mask_sizes
 from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.trpo import TRPO
@@ -42,7 +43,7 @@ try:
     from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"MaskableTRPO needs sb3-contrib ({error}): install it with `pip install 'sb3-trpo[contrib]'`.", name=error.name
+        f"MaskableTRPO needs sb3-contrib ({error}): install it with {how_to_install('contrib')}.", name=error.name
     ) from error
 
 SelfMaskableTRPO = TypeVar("SelfMaskableTRPO", bound="MaskableTRPO")

@@ -19,6 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.install import how_to_install
 from sb3_trpo.masks import MaskableTRPO, mask_logits
 from sb3_trpo.memory import RecurrentTRPO
 from sb3_trpo.rollouts.mask_guard import METHOD, MaskGuard, mask_sizes
@@ -33,7 +34,7 @@ try:
     from sb3_trpo.lstm_policies import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"MaskableRecurrentTRPO needs sb3-contrib ({error}): install it with `pip install 'sb3-trpo[contrib]'`.",
+        f"MaskableRecurrentTRPO needs sb3-contrib ({error}): install it with {how_to_install('contrib')}.",
         name=error.name,
     ) from error
 

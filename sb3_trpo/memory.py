@@ -18,6 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.install import how_to_install
 from sb3_trpo.networks.plain_policy import extract_features
 from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.trpo import TRPO
@@ -41,7 +42,7 @@ try:
     from sb3_trpo.lstm_policies import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"RecurrentTRPO needs sb3-contrib ({error}): install it with `pip install 'sb3-trpo[contrib]'`.",
+        f"RecurrentTRPO needs sb3-contrib ({error}): install it with {how_to_install('contrib')}.",
         name=error.name,
     ) from error
 

@@ -20,6 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_trpo.install import how_to_install
 from sb3_trpo.mujoco_warnings import say_warnings_once
 from sb3_trpo.rule import describe, hyperparameters_by_rule, read_task
 from sb3_trpo.trpo import TRPO
@@ -209,8 +210,7 @@ def _make_manager(
         from rl_zoo3.exp_manager import ExperimentManager
     except ImportError as error:
         raise ImportError(
-            f"The hyperparameters that ship are read by RL Zoo ({error}): install it with "
-            "`pip install 'sb3-trpo[zoo]'`."
+            f"The hyperparameters that ship are read by RL Zoo ({error}): install it with {how_to_install('zoo')}."
         ) from error
     # Gymnasium says what is wrong with an id that RL Zoo would look up in vain.
     gym.spec(env_id)

@@ -1,8 +1,8 @@
 """
 Trust region policy optimization (Schulman et al. 2015, https://arxiv.org/abs/1502.05477).
 
-Start reading at ``TRPO.train``. It calls ``_improve_policy``, the policy step line by line as in the paper. README
-lists the modules in the order in which a reader meets them from there.
+Start reading at ``TRPO.train``. It calls ``_improve_policy``, the policy step line by line as in the paper.
+docs/how-it-works.md lists the modules in the order in which a reader meets them from there.
 """
 
 import math

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
@@ -34,6 +35,8 @@ ELSEWHERE = {
     "rms_prop_eps": "policy_kwargs has optimizer_class and optimizer_kwargs",
     "use_rms_prop": "policy_kwargs has optimizer_class and optimizer_kwargs",
 }
+# Between a warning of ours and the line of the user's that it is about.
+LIBRARIES = ("sb3_trpo", "stable_baselines3", "sb3_contrib", "rl_zoo3", "contextlib")
 # The largest size that an array can have, which bounds counts and sizes.
 MAX_INTEGER = 2**63 - 1
 # The largest seed that NumPy's generator takes.
@@ -247,11 +250,23 @@ def check_environment(algorithm: Hyperparameters, env: VecEnv) -> None:
     allowed = f"at most n_steps * n_envs = {n_samples}"
     check_real("sub_sampling_factor", algorithm.sub_sampling_factor, allowed, lambda x: x <= n_samples)
     if n_samples % algorithm.batch_size > 0:
-        warnings.warn(
+        warn_user(
             f"batch_size = {algorithm.batch_size} does not divide n_steps * n_envs = {n_samples}: the last minibatch "
-            f"of each epoch of the critic has {n_samples % algorithm.batch_size} samples.",
-            stacklevel=3,
+            f"of each epoch of the critic has {n_samples % algorithm.batch_size} samples."
         )
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """
+    Warn at the line of the user's that led here, however many lines of ours and of Stable-Baselines3 are between.
+
+    :param message: the warning
+    :param category: its class
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def check_integer(name: str, value: object, minimum: int) -> None:

@@ -27,6 +27,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_trpo import TRPO, __version__, diagnose
 from sb3_trpo.cli import COMMANDS, Command, main
+from sb3_trpo.install import how_to_install
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.rl_zoo.report import EVAL_SEED_OFFSET, N_EVAL_EPISODES, ReportingExperimentManager, draw_learning_curve
 
@@ -162,6 +163,17 @@ def test_our_own_commands_import_nothing_that_reads_the_current_folder():
     code += "print(sorted({'rl_zoo3', 'matplotlib'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux may have no display")
+@pytest.mark.usefixtures("trained")
+def test_without_a_display_enjoy_says_what_works(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit, match=r"no display .* --no-render, or record it"):
+        main(["enjoy", "--env", TASK, "-f", "logs"])
+    main(["enjoy", "--env", TASK, "-f", "logs", "--no-render", "-n", "10"])
+    assert os.environ["MUJOCO_GL"] == "egl"
 
 
 @pytest.mark.usefixtures("trained")
@@ -363,6 +375,6 @@ def test_what_is_not_installed_is_named(module, extra, statement):
         timeout=300,
     )
     assert result.returncode == 1
-    assert f"pip install 'sb3-trpo[{extra}]'" in result.stderr.splitlines()[-1]
+    assert how_to_install(extra) in result.stderr.splitlines()[-1]
     if "main" in statement:
         assert "Traceback" not in result.stderr

@@ -6,11 +6,13 @@ import ast
 import importlib.util
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, __all__
 from sb3_trpo.cli import COMMANDS, main
 
 REPOSITORY = Path(__file__).parents[1]
@@ -19,6 +21,8 @@ PAGES = sorted(
     key=lambda page: page.relative_to(REPOSITORY).as_posix(),
 )
 README = REPOSITORY / "README.md"
+OPTIONS = REPOSITORY / "docs" / "hyperparameters.md"
+LOG_KEYS = REPOSITORY / "docs" / "log-keys.md"
 # The pages of docs/ that promise something in each row of a table.
 PROMISING = ("drop-in", "reliability", "supply-chain")
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -184,18 +188,19 @@ def test_extras_exist(page):
 
 
 def test_table_of_options_agrees_with_the_constructor():
-    table = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", README.read_text(), flags=re.MULTILINE)
+    table = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", OPTIONS.read_text(), flags=re.MULTILINE)
     parameters = inspect.signature(TRPO).parameters.values()
     own = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
     assert {option: ast.literal_eval(default) for option, default in table} == own
 
 
 def test_log_keys_are_logged():
-    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, device="cpu")
-    model.learn(128)
-    named = {span for span in code(README) if span.startswith("train/")}
-    assert named
-    assert named <= model.logger.name_to_value.keys()
+    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=256, device="cpu")
+    model.learn(256)
+    named = {span for page in (README, LOG_KEYS) for span in code(page) if re.match(r"(train|rollout)/\w", span)}
+    assert len(named) > 10
+    # The values of the rollout are written before the update.
+    assert {name for name in named if name.startswith("train/")} <= model.logger.name_to_value.keys()
 
 
 def test_readers_start_at_one_place():
@@ -203,3 +208,21 @@ def test_readers_start_at_one_place():
     first = re.search(r"Start (?:reading )?at `+(TRPO\.\w+)`", README.read_text())[1]
     assert f"Start reading at ``{first}``" in module
     assert callable(getattr(TRPO, first.removeprefix("TRPO.")))
+
+
+def test_api_page_has_every_public_name_once():
+    page = (REPOSITORY / "docs" / "api.md").read_text()
+    assert sorted(re.findall(r"^\.\. auto(?:class|function):: sb3_trpo\.(\w+)$", page, flags=re.M)) == sorted(__all__)
+
+
+def test_readme_is_a_front_page():
+    assert len(README.read_text().splitlines()) < 110
+
+
+@pytest.mark.slow
+def test_pages_build_without_a_warning(tmp_path):
+    """Links between pages, anchors, the notebook, the docstrings."""
+    pytest.importorskip("myst_nb", reason="needs sb3-trpo[docs]")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", tmp_path]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr

@@ -158,7 +158,7 @@ def build(sources: Path, umask: int, modified: int) -> Path:
     :param modified: when the sources were written, in seconds since 1970
     :return: a folder with wheel and source distribution
     """
-    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         sources.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, sources)
     for name in ("sb3_trpo", "build_backend", "tests", "benchmarks"):
@@ -231,6 +231,27 @@ def test_source_distribution_holds_the_package_and_no_tests(distributions):
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", *package_files()} <= names
     assert not {name for name in names if name.startswith(("tests", "benchmarks"))}
+
+
+def test_an_index_would_take_them(distributions):
+    pytest.importorskip("twine", reason="needs sb3-trpo[release]")
+    files = [str(path) for path in distributions.iterdir()]
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_long_description_has_no_relative_links(distributions):
+    (wheel,) = distributions.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    assert "License-Expression: MIT" in metadata
+    assert "# sb3_trpo" in metadata
+    links = re.findall(r"\]\(([^)\s]+)\)", metadata)
+    assert links
+    assert [link for link in links if "://" not in link] == []
 
 
 TRAIN = """

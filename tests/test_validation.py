@@ -332,3 +332,9 @@ def test_a_dictionary_that_is_not_finite_is_named_by_its_key() -> None:
     model = pendulum(policy="MultiInputPolicy", env=SpoiledSpeed(), n_steps=64)
     with pytest.raises(ValueError, match=r"observation 'speed' of environment 0 .* 70 steps"):
         collect(model)
+
+
+def test_warnings_name_the_users_line() -> None:
+    with pytest.warns(UserWarning, match="batch_size = 100 does not divide") as caught:
+        TRPO("MlpPolicy", "Pendulum-v1", batch_size=100, device="cpu")
+    assert {warning.filename for warning in caught} == {__file__}

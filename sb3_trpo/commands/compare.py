@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sb3_trpo.commands.runs import Run, find_runs, read_run
+from sb3_trpo.install import how_to_install
 from sb3_trpo.saved_models.refused import RefusedModelError, printable
 from sb3_trpo.validation import UserError
 
@@ -149,7 +150,7 @@ def _import_scipy() -> Any:
     try:
         from scipy import stats
     except ImportError as error:
-        raise UserError("compare needs SciPy: install it with `pip install 'sb3-trpo[zoo]'`.") from error
+        raise UserError(f"compare needs SciPy: install it with {how_to_install('zoo')}.") from error
     return stats
 
 
@@ -164,7 +165,7 @@ def draw(runs: Sequence[Run], picture: pathlib.Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("--output needs Matplotlib: install it with `pip install 'sb3-trpo[zoo]'`.") from error
+        raise UserError(f"--output needs Matplotlib: install it with {how_to_install('zoo')}.") from error
     tasks = sorted({run.task for run in runs})
     figure = Figure(figsize=(7, 4.5 * len(tasks)), layout="constrained")
     for place, task in enumerate(tasks, start=1):

@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.error import Error as GymnasiumError
 
+from sb3_trpo.install import how_to_install
 from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.contrib import averaged_dimensions, is_contribs_file, kl_factor, own_options
 from sb3_trpo.saved_models.objects import read_object
@@ -101,7 +102,7 @@ def convert_hyperparameters(content: bytes) -> tuple[bytes, list[str]]:
     try:
         import yaml
     except ImportError as error:
-        raise UserError("Hyperparameter files need PyYAML: install it with `pip install 'sb3-trpo[zoo]'`.") from error
+        raise UserError(f"Hyperparameter files need PyYAML: install it with {how_to_install('zoo')}.") from error
     text = content.decode()
     if not is_contribs_file(text, own_options(TRPO)):
         raise UserError("The file is meant for sb3_trpo already: there is nothing to convert.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_trpo.install import how_to_install
 from sb3_trpo.saved_models.archive import read_archive
 from sb3_trpo.saved_models.origin import origin_of
 from sb3_trpo.saved_models.refused import RefusedModelError
@@ -145,7 +146,7 @@ def _read_yaml(path: pathlib.Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise UserError("compare needs PyYAML: install it with `pip install 'sb3-trpo[zoo]'`.") from error
+        raise UserError(f"compare needs PyYAML: install it with {how_to_install('zoo')}.") from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]  # It has no types.
         """A loader that makes no objects."""

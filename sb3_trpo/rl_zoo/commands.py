@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]  # It has no types.
 from rl_zoo3.utils import get_model_path
 
+from sb3_trpo.mujoco_warnings import say_warnings_once
 from sb3_trpo.rl_zoo.masked_runs import play_with_masks
 from sb3_trpo.validation import UserError
 
@@ -38,7 +39,9 @@ def run(module: str, function: str, loads_run: bool) -> None:
         import_packages(sys.argv[1:])
         if loads_run:
             check_run(sys.argv[1:])
-        with play_with_masks(_read_algo(sys.argv[1:]) if loads_run else ""):
+        render_without_display(module, sys.argv[1:])
+        masks = play_with_masks(_read_algo(sys.argv[1:]) if loads_run else "")
+        with masks, say_warnings_once(_read_task(sys.argv[1:])):
             if function:
                 getattr(importlib.import_module(module), function)()
             else:
@@ -75,6 +78,33 @@ def import_packages(arguments: Sequence[str]) -> None:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
             raise UserError(f"--gym-packages names {name!r}, but there is no such module.") from error
+
+
+def _read_task(arguments: Sequence[str]) -> str:
+    parser = make_reader()
+    # plot-train takes several.
+    parser.add_argument("--env", nargs="*", default=[])
+    return " ".join(parser.parse_known_args(arguments)[0].env)
+
+
+def render_without_display(module: str, arguments: Sequence[str]) -> None:
+    """
+    Prepare rendering on a server: pictures are drawn without a window, and what needs a window is refused.
+
+    :param module: the module with the command
+    :param arguments: the arguments of the command
+    :raises UserError: if the command opens a window, and there is no display
+    """
+    has_display = {"DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"} & os.environ.keys()
+    if has_display or not sys.platform.startswith("linux") or {"-h", "--help"} & set(arguments):
+        return
+    # MuJoCo looks for a window otherwise, and ends the process when there is none.
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    if module == "rl_zoo3.enjoy" and "--no-render" not in arguments:
+        raise UserError(
+            "there is no display to show the environment on: add --no-render, or record it with `sb3-trpo "
+            "record-video`, which takes the same --env and --folder."
+        )
 
 
 def check_run(arguments: Sequence[str]) -> None:

@@ -17,14 +17,14 @@ import functools
 import inspect
 from typing import Any
 
+from sb3_trpo.install import how_to_install
+
 try:
     import rl_zoo3
     from rl_zoo3.exp_manager import ExperimentManager
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 except ImportError as error:
-    raise ImportError(
-        f"sb3_trpo.rl_zoo needs RL Zoo ({error}): install it with `pip install 'sb3-trpo[zoo]'`."
-    ) from error
+    raise ImportError(f"sb3_trpo.rl_zoo needs RL Zoo ({error}): install it with {how_to_install('zoo')}.") from error
 
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.saved_models.contrib import own_options, warn_of_contribs_file

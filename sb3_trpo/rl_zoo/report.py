@@ -2,17 +2,23 @@
 What ``sb3-trpo train`` adds at the end of a run: the final policy's return, and a picture of how it came about.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import optuna
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_maskable_policy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from sb3_trpo.diagnosis.diagnose import diagnose
@@ -31,6 +37,20 @@ RUNNING_MEAN_SHARE = 0.1
 
 class ReportingExperimentManager(TrainingManager):
     """An experiment manager that evaluates the final policy after it has saved it, and says where everything is."""
+
+    # The search, and what is not searched.
+    study: optuna.Study | None = None
+    unprocessed: Mapping[str, Any] = MappingProxyType({})
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Read the hyperparameters, and keep them as they are in the file.
+
+        :return: the hyperparameters twice, to process and to save
+        """
+        hyperparams, saved_hyperparams = super().read_hyperparameters()
+        self.unprocessed = copy.deepcopy(dict(saved_hyperparams))
+        return hyperparams, saved_hyperparams
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
@@ -51,6 +71,25 @@ class ReportingExperimentManager(TrainingManager):
             print(f"TensorBoard:    {model.logger.get_dir()}")
         print(f"Learning curve: {curve or 'none, no episode has ended'}")
         print_diagnosis(run)
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        Train with what a trial draws.
+
+        :param trial: the trial
+        :return: the return of the last evaluation
+        """
+        self.study = trial.study
+        return super().objective(trial)
+
+    def hyperparameters_optimization(self) -> None:
+        """Search for hyperparameters, and print the best ones as an entry for a file of hyperparameters."""
+        super().hyperparameters_optimization()
+        if self.study is None:
+            return
+        best = HYPERPARAMS_CONVERTER[self.algo](self.study.best_trial.params)
+        entry = to_entry({**self.unprocessed, "n_timesteps": self.n_timesteps, **best})
+        print(f"\nThe best trial as an entry for --conf-file:\n\n{yaml.safe_dump({str(self.env_name): entry})}")
 
     def evaluate(self, model: BaseAlgorithm) -> tuple[float, float]:
         """
@@ -88,6 +127,26 @@ def print_diagnosis(run: Path) -> None:
     print(f"Diagnosis:      {diagnosis.headline()}{hint}")
     for finding in diagnosis.findings[:2]:
         print(f"                {finding.problem}: {finding.change}")
+
+
+def to_entry(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Write hyperparameters as RL Zoo reads them from files.
+
+    :param hyperparams: the hyperparameters; schedules, and classes of torch in ``policy_kwargs``, are written as texts
+    :return: the same ones, as numbers, texts, lists and dictionaries
+    """
+    return {name: _to_plain(value) for name, value in sorted(hyperparams.items())}
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, LinearSchedule):
+        return f"lin_{value.start:g}_{value.end:g}"
+    if isinstance(value, dict) and any(isinstance(item, type) for item in value.values()):
+        # RL Zoo evaluates such texts, in which torch.nn is called nn.
+        items = (f"{k}={f'nn.{v.__name__}' if isinstance(v, type) else repr(v)}" for k, v in value.items())
+        return f"dict({', '.join(items)})"
+    return value
 
 
 def draw_learning_curve(run: Path, title: str) -> Path | None:

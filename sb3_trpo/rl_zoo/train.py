@@ -3,14 +3,11 @@
 """
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import rl_zoo3.train
 from rl_zoo3.exp_manager import ExperimentManager
 
-from sb3_trpo.mujoco_warnings import say_warnings_once
-from sb3_trpo.rl_zoo.commands import make_reader
 from sb3_trpo.rl_zoo.names import use_names
 from sb3_trpo.rl_zoo.options import make_parser, take_options
 from sb3_trpo.rl_zoo.resume import ResumableExperimentManager
@@ -36,7 +33,7 @@ def train() -> None:
         return ResumableExperimentManager(*args, options=options, **settings)
 
     try:
-        with use_names(rl_zoo3.train, ExperimentManager=make_manager), say_warnings_once(_read_task(arguments)):
+        with use_names(rl_zoo3.train, ExperimentManager=make_manager):
             rl_zoo3.train.train()
     # Before it makes the manager, RL Zoo does nothing but read and check its arguments.
     except (AssertionError, ValueError) as error:
@@ -49,9 +46,3 @@ def train() -> None:
         raise UserError(
             f"-params and --env-kwargs take name:value with values in Python, a text as \"'text'\": {error}"
         ) from error
-
-
-def _read_task(arguments: Sequence[str]) -> str:
-    parser = make_reader()
-    parser.add_argument("--env", default="")
-    return str(parser.parse_known_args(arguments)[0].env)

@@ -132,7 +132,7 @@ def test_other_schedules_are_refused(text):
 NEW_OPTIONS = {"cg_residual_tol", "cg_progress_tol", "cg_warm_start", "ent_coef", "max_grad_norm", "adaptive_kl"}
 
 
-def test_optimization_tries_the_new_options():
+def test_optimization_tries_the_new_options(capsys):
     """RL Zoo's own command, from sampling to the study on disk and back to hyperparameters."""
     study_options = [
         "--storage",
@@ -156,6 +156,14 @@ def test_optimization_tries_the_new_options():
         model = TRPO("MlpPolicy", "Pendulum-v1", device="cpu", **loaded)
         assert loaded["policy_kwargs"]["log_std_init"] == trial.params["log_std_init"]
         assert model.n_steps >= model.batch_size
+
+    # The best one is printed as an entry that trains.
+    text = capsys.readouterr().out.partition("as an entry for --conf-file:\n\n")[2]
+    Path("best.yml").write_text(text)
+    main(["train", "--env", "Pendulum-v1", "--conf-file", "best.yml", "--eval-freq", "-1", "--device", "cpu"])
+    best = TRPO.load("logs/trpo/Pendulum-v1_2/Pendulum-v1.zip", device="cpu")
+    assert best.cg_damping == pytest.approx(study.best_trial.params["cg_damping"])
+    assert best.policy_kwargs["log_std_init"] == study.best_trial.params["log_std_init"]
 
 
 @settings(deadline=None, max_examples=30)
