@@ -3,6 +3,8 @@ Faults of the numbers, put into every place that numbers come from. In each: no 
 and either progress within the trust region or a clear word why there is none.
 """
 
+import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -69,6 +71,20 @@ def model_of(env: Any, activation: type[nn.Module] = nn.Tanh, **kwargs: Any) -> 
     model = with_rollout(TRPO("MlpPolicy", env, policy_kwargs=policy_kwargs, **{**SETTINGS, **kwargs}))
     model.train()
     collect(model)
+    return model
+
+
+@functools.cache
+def _unspoiled(activation: type[nn.Module], actions: str, normalize_advantage: bool) -> TRPO:
+    return model_of(FaultyEnv(ACTION_SPACES[actions]), activation, normalize_advantage=normalize_advantage)
+
+
+def copy_of_a_model(
+    activation: type[nn.Module] = nn.Tanh, actions: str = "Box", normalize_advantage: bool = True
+) -> TRPO:
+    """Return a copy of such a model, to be spoiled; the model itself is made once."""
+    model = copy.deepcopy(_unspoiled(activation, actions, normalize_advantage))
+    model.set_random_seed(0)
     return model
 
 
@@ -146,7 +162,7 @@ SPOILED_MODELS = {
 @pytest.mark.parametrize("spoil", SPOILED_MODELS.values(), ids=SPOILED_MODELS)
 @ACTIVATIONS
 def test_weights_that_are_not_finite_are_named_before_they_act(spoil, activation, tmp_path):
-    model = model_of(FaultyEnv(), activation)
+    model = copy_of_a_model(activation)
     good = state(model)
     spoil(model)
     spoiled = changed(good, state(model))
@@ -162,20 +178,19 @@ def test_weights_that_are_not_finite_are_named_before_they_act(spoil, activation
     assert changed(good, state(TRPO.load(tmp_path / "model", device="cpu"))) == spoiled
 
 
-SCALES = [1e-45, 1e-30, 1e-10, 1e10, 1e15, 1e19, 1e25, 1e30, 1e38]
+SCALES = [1e-45, -1e-30, 1e-10, -1e10, 1e15, -1e15, 1e19, -1e25, 1e30, 1e38, -1e38]
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("sign", [1, -1])
 @ACTIVATIONS
-def test_rewards_of_any_size(scale, sign, activation):
+def test_rewards_of_any_size(scale, activation):
     # The first update, which is made here on the way, may be undone.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = model_of(FaultyEnv(reward=lambda x: float(np.float32(sign * scale * x))), activation)
+        model = model_of(FaultyEnv(reward=lambda x: float(np.float32(scale * x))), activation)
     result = update(model)
-    if scale <= 1e15:
+    if abs(scale) <= 1e15:
         # The critic's errors are squared, in float32.
         assert result == "accepted"
 
@@ -191,7 +206,7 @@ def test_rewards_and_episodes_that_are_all_the_same(reward, length, normalize_ad
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-30])
 @pytest.mark.parametrize("normalize_advantage", [True, False])
 def test_equal_advantages(value, normalize_advantage):
-    model = model_of(FaultyEnv(), normalize_advantage=normalize_advantage)
+    model = copy_of_a_model(normalize_advantage=normalize_advantage)
     model.rollout_buffer.advantages[:] = value
     before = state(model)
     assert update(model) in ("accepted", "not accepted")
@@ -204,7 +219,7 @@ def test_equal_advantages(value, normalize_advantage):
 @pytest.mark.parametrize("array", ["advantages", "returns", "actions", "log_probs", "values"])
 @ACTIVATIONS
 def test_rollouts_that_are_not_finite(array, fault, activation):
-    model = model_of(FaultyEnv(), activation)
+    model = copy_of_a_model(activation)
     getattr(model.rollout_buffer, array)[3] = fault
     # The rollout's log-probabilities and values are not part of what is computed.
     expected = "accepted" if array in ("log_probs", "values") else "undone"
@@ -214,7 +229,7 @@ def test_rollouts_that_are_not_finite(array, fault, activation):
 @pytest.mark.parametrize("fault", [NAN, INF, -INF])
 @ACTIVATIONS
 def test_observations_that_are_not_finite_in_a_rollout(fault, activation):
-    model = model_of(FaultyEnv(), activation)
+    model = copy_of_a_model(activation)
     model.rollout_buffer.observations[3, 0, 1] = fault
     before = state(model)
     with warnings.catch_warnings():
@@ -227,8 +242,7 @@ def test_observations_that_are_not_finite_in_a_rollout(fault, activation):
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -5.0, 1e4])
-@pytest.mark.parametrize("damping", [0.1, 0.0])
-@pytest.mark.parametrize("preconditioner", ["kfac", None])
+@pytest.mark.parametrize(("damping", "preconditioner"), [(0.1, "kfac"), (0.0, "kfac"), (0.0, None)])
 @ACTIVATIONS
 def test_constant_observations(value, damping, preconditioner, activation):
     """Of the Fisher matrix all but a few eigenvalues are zero."""
@@ -274,7 +288,7 @@ def test_standard_deviations_at_their_bounds(log_std, activation):
 @pytest.mark.parametrize("bias", [20.0, 100.0, 1e4, 1e30, -1e30, 3e38])
 @ACTIVATIONS
 def test_probabilities_that_underflow(actions, bias, activation):
-    model = model_of(FaultyEnv(ACTION_SPACES[actions]), activation)
+    model = copy_of_a_model(activation, actions)
     model.policy.action_net.bias.data[0] = bias
     collect(model)
     assert update(model) in ("accepted", "not accepted")
