@@ -179,6 +179,14 @@ def test_other_hyperparameters_are_another_run_and_are_said(capsys):
     assert ended("logs") == {first.name, second}
 
 
+def test_other_arguments_are_another_run_and_are_said(capsys):
+    others = ("--seed", "1", "-n", "64", "--env-kwargs")
+    interrupted("logs", *others, "g:9.0")
+    train("logs", *others, "g:10.0")
+    assert "env_kwargs was {'g': 9.0} and is {'g': 10.0}" in capsys.readouterr().out
+    assert ended("logs") == {"Pendulum-v1_2"}
+
+
 def test_without_the_flag_nothing_changes():
     interrupted("logs", "--seed", "1", "-n", "64")
     others = ["-params", *TINY, "--eval-freq", "-1"]
