@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import safe_mean
 
 from sb3_trpo.diagnosis.advice import Advice
 from sb3_trpo.diagnosis.policy_rules import small_batch
-from sb3_trpo.diagnosis.record import Record, Settings
+from sb3_trpo.diagnosis.record import Record, Settings, action_dimensions
 from sb3_trpo.diagnosis.set_up_rules import fixed_statistics, held_parameters, no_preconditioner, undone_update
 from sb3_trpo.extension_points import ExtensibleTRPO, Samples
 from sb3_trpo.policies import (
@@ -250,7 +250,8 @@ class TRPO(ExtensibleTRPO):
 
         if self.env is not None:
             check_environment(self, self.env)
-            self._advice.give(small_batch(Record(settings=Settings.of(self))))
+            size = Settings(self.n_steps * self.n_envs, action_dimensions(self.action_space))
+            self._advice.give(small_batch(Record(settings=size)))
         if _init_setup_model:
             self._setup_model()
 

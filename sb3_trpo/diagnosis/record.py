@@ -29,6 +29,7 @@ class Algorithm(Protocol):
     use_sde: bool
     max_std: float | Schedule | None
     action_space: spaces.Space[Any]
+    _current_progress_remaining: float
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Settings:
     :param gae_lambda: λ
     :param ent_coef: the weight of the entropy bonus
     :param use_sde: whether the noise is a function of the state (gSDE)
-    :param least_max_std: the smallest value that the upper bound on σ has in training; infinite without a bound
+    :param least_max_std: the smallest upper bound on σ so far; infinite without a bound
     """
 
     n_samples: int | None = None
@@ -54,19 +55,22 @@ class Settings:
     @classmethod
     def of(cls, algorithm: Algorithm) -> "Settings":
         """
-        Read the settings of an algorithm.
+        Read the settings of an algorithm, as they are in this update.
 
         :param algorithm: the algorithm
         :return: the settings
         """
         max_std = algorithm.max_std
+        if callable(max_std):
+            # The update has asked the schedule for the same.
+            max_std = max_std(algorithm._current_progress_remaining)
         return cls(
             n_samples=algorithm.n_steps * algorithm.n_envs,
             action_dimensions=action_dimensions(algorithm.action_space),
             gae_lambda=algorithm.gae_lambda,
             ent_coef=algorithm.ent_coef,
             use_sde=algorithm.use_sde,
-            least_max_std=math.inf if max_std is None else float(max_std(0.0) if callable(max_std) else max_std),
+            least_max_std=math.inf if max_std is None else float(max_std),
         )
 
 

@@ -25,7 +25,7 @@ pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
 
 from stable_baselines3.common.monitor import load_results
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, diagnose
 from sb3_trpo.cli import main
 from sb3_trpo.rl_zoo.runs import CHECKPOINT, FINISHED, LOCK, try_lock
 
@@ -313,6 +313,23 @@ def test_envpool_goes_on_with_new_episodes():
     assert TRPO.load(run / "Pendulum-v1.zip", device="cpu").num_timesteps == 880
     assert {path.name for path in run.glob("*monitor.csv")} == {"monitor.csv", "until_1.monitor.csv"}
     assert len(load_results(str(run))) == 4
+
+
+def test_the_log_of_a_resumed_run_is_whole():
+    run = interrupted("logs", "--seed", "1", "-n", "96")
+    train("logs", "--seed", "1", "-n", "96")
+    train("logs", "--seed", "1", "-n", "256")
+    assert {path.name for path in run.glob("*progress.csv")} == {
+        "progress.csv",
+        "until_1.progress.csv",
+        "until_2.progress.csv",
+    }
+    record = diagnose(run).record
+    (steps,) = record.complete("time/total_timesteps")
+    assert (np.diff(steps) >= 0).all()
+    assert steps[-1] == TRPO.load(run / "Pendulum-v1.zip", device="cpu").num_timesteps
+    (updates,) = record.complete("train/n_updates")
+    assert len(set(updates)) == len(updates)
 
 
 @pytest.mark.parametrize(
