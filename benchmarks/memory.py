@@ -85,7 +85,7 @@ class WithoutVelocities(gym.ObservationWrapper[Any, Any, Any]):
 
 TASKS = {
     "CartPole": Task(partial(WithoutVelocities, "CartPole-v1", [0, 2]), steps=30_720, level=400.0, normalize=True),
-    "TMaze": Task(TMaze, steps=20_480, level=0.7, n_envs=16),
+    "TMaze": Task(TMaze, steps=20_480, level=0.7),
     "Pendulum": Task(partial(WithoutVelocities, "Pendulum-v1", [0, 1]), steps=102_400, level=-300.0, normalize=True),
     "Hopper": Task(
         partial(WithoutVelocities, "Hopper-v5", list(range(5))), steps=1_000_000, level=2000.0, normalize=True

@@ -24,6 +24,7 @@ from sb3_trpo.trust_region.conjugate_gradient import Solution, conjugate_gradien
 from sb3_trpo.trust_region.fisher import Fisher
 
 OUT = Path(__file__).parent / "results" / "memory-direction" / "TABLE.md"
+TASKS_JUDGED = ("TMaze",)
 JUDGED = (3, 8)
 ITERATIONS = (5, 15, 40)
 
@@ -59,7 +60,7 @@ class JudgedTRPO(RecurrentTRPO):
 def main() -> None:
     th.set_num_threads(1)
     lines, shares = [], []
-    for name in ("TMaze", "CartPole"):
+    for name in TASKS_JUDGED:
         task = TASKS[name]
         env: Any = make_vec_env(task.make, task.n_envs, seed=100)
         model = JudgedTRPO(
