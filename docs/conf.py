@@ -44,7 +44,7 @@ ELSEWHERE = {
     "tuning-log": "benchmarks/TUNING_LOG.md",
 }
 # Pages that come with other parts of the package, and the page that each follows.
-OPTIONAL = {"my-run-does-not-learn": "log-keys", "distributed": "masks-and-memory"}
+OPTIONAL = {"distributed": "masks-and-memory"}
 
 
 def read_page(_app: object, name: str, source: list[str]) -> None:
