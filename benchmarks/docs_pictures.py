@@ -1,12 +1,15 @@
 """
-Draw the pictures of docs/hyperparameters.md from the raw files under benchmarks/results, and from nothing else.
+Draw the pictures of docs/hyperparameters.md, and that of KL in the main README, from the raw files under
+benchmarks/results, and from nothing else.
 
     python benchmarks/docs_pictures.py
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from campaign.records import Cell, Records, load
@@ -92,6 +95,27 @@ def draw_sensitivity(learning: Records, sensitivity: Records) -> Figure:
     return figure
 
 
+def draw_kl(values: dict[str, Any]) -> Figure:
+    """
+    :param values: what kl_table.py has measured
+    :return: a picture with a point for each update
+    """
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.add_subplot(ylabel="KL of an update")
+    for colour, (implementation, offset) in enumerate((("sb3_trpo", -0.12), ("sb3-contrib", 0.12))):
+        for place, task in enumerate(values["kl"]):
+            measured = values["kl"][task][implementation]
+            label = implementation if place == 0 else None
+            axes.plot(np.full(len(measured), place + offset), measured, "o", alpha=0.4, color=f"C{colour}", label=label)
+    dimensions = values["action_dimensions"]
+    labels = [f"{task}\n{dimensions[task]} action dimension{'s'[: dimensions[task] > 1]}" for task in values["kl"]]
+    axes.set_xticks(range(len(labels)), labels, fontsize="small")
+    axes.axhline(values["target_kl"], color="grey", linestyle="--", label="target_kl")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
 def _figure(label: str) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(9, 3), layout="constrained")
     places = figure.subplots(1, len(TASKS))
@@ -122,6 +146,7 @@ def main() -> None:
     figures = {name: draw_curves(learning, ablations, variants) for name, variants in CURVES.items()}
     figures["policy_average"] = draw_final(learning, ablations)
     figures["sensitivity"] = draw_sensitivity(learning, sensitivity)
+    figures["kl"] = draw_kl(json.loads((options.results / "kl_table.json").read_text()))
     for name, figure in figures.items():
         path = options.pictures / f"{name}.png"
         # Without the version of Matplotlib, so that the same results give the same file.

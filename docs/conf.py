@@ -21,6 +21,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_desi
 html_theme = "furo"
 html_title = f"sb3_trpo {release}"
 html_show_sphinx = False
+html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
@@ -43,7 +44,7 @@ ELSEWHERE = {
     "tuning-log": "benchmarks/TUNING_LOG.md",
 }
 # Pages that come with other parts of the package, and the page that each follows.
-OPTIONAL = {"my-run-does-not-learn": "log-keys", "distributed": "masks-and-memory"}
+OPTIONAL = {"distributed": "masks-and-memory"}
 
 
 def read_page(_app: object, name: str, source: list[str]) -> None:
