@@ -5,7 +5,9 @@ A policy with masks or memory, a buffer or a loop of one's own, data from severa
 small methods below, and inherits the algorithm itself, its checks, its limits, its files.
 """
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import gymnasium as gym
@@ -14,6 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import (
@@ -28,8 +31,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.diagnosis.advice import Advice
 from sb3_trpo.diagnosis.set_up_rules import actions_out_of_reach
 from sb3_trpo.policy_checks import check_policy_arguments
+from sb3_trpo.ranks.alone import ALONE
+from sb3_trpo.ranks.joining import join
+from sb3_trpo.ranks.normalization import PooledStatistics
+from sb3_trpo.ranks.start import check_start, describe, seed_by_rank, start_alike, warn_of_twins
 from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
+from sb3_trpo.rollouts.on_ranks import RankedCallback
 from sb3_trpo.rollouts.orphans import end_workers_with_training
 from sb3_trpo.saved_models.algorithm import SafelySaved
 from sb3_trpo.saved_models.portable import undo_portable
@@ -39,7 +47,7 @@ from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.clipped_actions import log_prob_of_executed
 from sb3_trpo.update.critic import shuffle_rows
-from sb3_trpo.update.samples import chunks, select, whole_rollout
+from sb3_trpo.update.samples import chunks, n_rows, select, whole_rollout
 from sb3_trpo.update.transaction import check_before_rollout
 
 # What the rollout buffers give: named tuples of tensors with a row for each state.
@@ -65,6 +73,10 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
     min_std: float | Schedule
     max_std: float | Schedule | None
     fisher_chunk_size: int | None
+    distributed: bool
+    cg_direction: th.Tensor
+    # Whether environments and random numbers have got seeds of this rank's own.
+    _is_seeded_by_rank = False
     _advice: Advice
 
     # ---- The policy, as the update sees it ----
@@ -130,9 +142,9 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
 
         :param samples: rollout samples
         :param step: k
-        :return: every k-th of them
+        :return: every k-th of them; on several ranks this rank's part of every k-th of all
         """
-        return select(samples, slice(None, None, step))
+        return select(samples, self.ranks.share(n_rows(samples)).every(step))
 
     def _draw_minibatches(self, samples: Samples, batch_size: int) -> Sequence[th.Tensor]:
         """
@@ -233,7 +245,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :return: the algorithm
         :raises UserError: if it has no environment, or environments give what can't be learned from
         """
-        with end_workers_with_training(self.env):
+        with end_workers_with_training(self.env), self._join_ranks(total_timesteps):
             return super().learn(
                 total_timesteps,
                 callback,
@@ -242,6 +254,45 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
                 reset_num_timesteps,
                 progress_bar,
             )
+
+    @contextlib.contextmanager
+    def _join_ranks(self, total_timesteps: int) -> Iterator[None]:
+        """
+        Train together with the other ranks in the block, if this process was launched as one of several.
+
+        :param total_timesteps: the steps to train for
+        :raises UserError: if the ranks are not about to do the same
+        :raises LostRankError: if one of them ends, or does not answer
+        """
+        self.ranks = join(self.device) if self.distributed else ALONE
+        if self.ranks.is_alone:
+            yield
+            return
+        try:
+            check_start(describe(self, total_timesteps), self.ranks)
+            start_alike(self, {"cg_direction": self.cg_direction}, self.ranks)
+            self._statistics = PooledStatistics(self, self.ranks)
+            if not self._is_seeded_by_rank:
+                seed_by_rank(self, self.ranks)
+                self._is_seeded_by_rank = True
+            self._advice.is_quiet = not self.ranks.is_first
+            if not self.ranks.is_first:
+                self.set_logger(Logger(folder=None, output_formats=[]))
+            # From each rank, for who does not expect this sees a program that runs several times.
+            line = f"{type(self).__name__}: rank {self.ranks.rank} of {self.ranks.size}, {self.n_envs} environments"
+            print(line, file=sys.stderr, flush=True)
+            yield
+        except BaseException as error:
+            self.ranks.leave(error)
+            raise
+        finally:
+            self.ranks, self._statistics = ALONE, None
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        result = super()._setup_learn(*args, **kwargs)
+        if not self.ranks.is_alone:
+            warn_of_twins(self._last_obs, self.ranks)
+        return result
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -257,7 +308,8 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :raises NonFiniteError: if the policy's weights are not finite
         """
         check_before_rollout(self.policy)
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        return callback.end_rollout(is_complete) if isinstance(callback, RankedCallback) else is_complete
 
     @classmethod
     def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -288,6 +340,9 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         return [
             *super()._excluded_save_params(),
             "_advice",
+            "_is_seeded_by_rank",
+            "_statistics",
+            "ranks",
             "_last_noise",
             "_stepped_env",
             "_why_not_fast",

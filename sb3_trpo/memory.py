@@ -172,10 +172,10 @@ class RecurrentTRPO(TRPO):
         return sequence_chunks(samples, self.fisher_chunk_size or chunk_size(samples.observations))
 
     def _thin(self, samples: SequenceSamples, step: int) -> SequenceSamples:  # type: ignore[override]
-        return every_sequence(samples, step)
+        return every_sequence(samples, step, self.ranks)
 
     def _draw_minibatches(self, samples: SequenceSamples, batch_size: int) -> Sequence[th.Tensor]:  # type: ignore[override]
-        return shuffle_sequences(samples, batch_size)
+        return shuffle_sequences(samples, batch_size, self.ranks)
 
     def _make_policy(self) -> ActorCriticPolicy:
         policy = super()._make_policy()

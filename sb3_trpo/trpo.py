@@ -28,6 +28,8 @@ from sb3_trpo.policies import (
     MlpPolicy,
     MultiInputPolicy,
 )
+from sb3_trpo.ranks.agreement import check_agreement
+from sb3_trpo.ranks.joining import device_of_rank, launched_as
 from sb3_trpo.trust_region.conjugate_gradient import Operator, Solution, Stop, conjugate_gradient
 from sb3_trpo.trust_region.families import keep_distribution
 from sb3_trpo.trust_region.fisher import Fisher
@@ -40,6 +42,8 @@ from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate, normalize_ad
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.critic import CriticFit, CriticSettings, TrustRegion, fit_critic
 from sb3_trpo.update.diagnostics import PolicyStep, describe_update
+from sb3_trpo.update.pooled_numbers import pool_numbers
+from sb3_trpo.update.samples import chunk_size, n_rows
 from sb3_trpo.update.std_bounds import std_bounds
 from sb3_trpo.update.training_mode import find_fixed_statistics
 from sb3_trpo.update.transaction import NonFiniteError, Transaction
@@ -129,6 +133,8 @@ class TRPO(ExtensibleTRPO):
     :param check_env_outputs: whether training ends with an error at an observation or reward that is not finite, or at
         an observation of another shape than the space says. Observations that are not finite are let through if the
         policy makes finite numbers of them
+    :param distributed: whether processes that were launched together (``torchrun``) train together, each with
+        ``n_envs`` environments; without, or launched alone, nothing is different (see ``docs/distributed.md``)
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -183,6 +189,7 @@ class TRPO(ExtensibleTRPO):
         preconditioner: str | None = "kfac",
         env_timeout: float | None = None,
         check_env_outputs: bool = True,
+        distributed: bool = True,
     ) -> None:
         self.batch_size = batch_size
         self.cg_max_steps = cg_max_steps
@@ -204,6 +211,11 @@ class TRPO(ExtensibleTRPO):
         self.normalize_advantage = normalize_advantage
         self.env_timeout = env_timeout
         self.check_env_outputs = check_env_outputs
+        self.distributed = distributed
+        if distributed:
+            # Of what the base class prints, once is enough.
+            verbose = verbose if launched_as()[0] == 0 else 0
+            device = device_of_rank(device)
         # What the base class will hold; set here so that everything is checked before an environment is made.
         self.learning_rate = learning_rate  # type: ignore[assignment]
         self.n_steps, self.gamma, self.gae_lambda = n_steps, gamma, gae_lambda
@@ -286,12 +298,13 @@ class TRPO(ExtensibleTRPO):
         """
         batches = self._policy_batches(samples)
         actor = self._make_actor()
-        linearizations = Linearizations(actor.linearize, [batch.samples for batch in batches])
+        chunks = [batch.samples for batch in batches]
+        linearizations = Linearizations(actor.linearize, chunks, self._representative(samples))
 
         # F comes first: with it the parameters that z depends on are found, and checked to be trainable.
         fisher = self._fisher(actor, linearizations, samples)
         # L(θ) and KL(θ_old ‖ θ), with g = ∇L(θ_old)
-        surrogate = Surrogate(actor.distribution, batches, linearizations, self.ent_coef, self._log_prob())
+        surrogate = Surrogate(actor.distribution, batches, linearizations, self.ent_coef, self._log_prob(), self.ranks)
         g = surrogate.gradient
         # x ≈ (F + λI)⁻¹ g
         solution = self._search_direction(fisher, g)
@@ -321,7 +334,7 @@ class TRPO(ExtensibleTRPO):
         :return: states, actions and advantages, in chunks
         """
         batches = [self._policy_batch(chunk) for chunk in self._chunks(samples)]
-        return normalize_advantages(batches) if self.normalize_advantage else batches
+        return normalize_advantages(batches, self.ranks) if self.normalize_advantage else batches
 
     def _fisher(self, actor: Actor[Samples], linearizations: Linearizations[Samples], samples: Samples) -> Fisher:
         """
@@ -335,11 +348,27 @@ class TRPO(ExtensibleTRPO):
         """
         if self.sub_sampling_factor > 1 or actor.hides_features:
             thinned = self._thin(samples, self.sub_sampling_factor)
-            linearizations = Linearizations(actor.linearize_for_fisher, self._chunks(thinned))
-        fisher = Fisher(linearizations)
+            chunks = self._chunks(thinned)
+            linearizations = Linearizations(actor.linearize_for_fisher, chunks, self._representative(thinned))
+        fisher = Fisher(linearizations, self.ranks)
         if len(fisher.parameters) == 0:
             raise UserError("Every parameter that the policy's actions depend on is frozen: none can be trained.")
         return fisher
+
+    def _representative(self, samples: Samples) -> Samples | None:
+        """
+        Choose the samples that the preconditioner is made of.
+
+        :param samples: the rollout, or a thinned one
+        :return: as many as one process with all environments would have in its first chunk, from all ranks; None if
+            that is the first chunk of this rank
+        """
+        if self.ranks.is_alone:
+            return None
+        counts = [count for (count,) in self.ranks.counts([n_rows(samples)])]
+        size = self.fisher_chunk_size or chunk_size(samples.observations)
+        step = min(-(-sum(counts) // size), min(counts))
+        return self._thin(samples, step) if step > 1 else None
 
     def _search_direction(self, fisher: Fisher, g: th.Tensor) -> Solution:
         """
@@ -373,7 +402,7 @@ class TRPO(ExtensibleTRPO):
         if self.preconditioner is None:
             return None
         try:
-            return kronecker_preconditioner(fisher.linearizations.first(), self.cg_damping)
+            return kronecker_preconditioner(fisher.linearizations.representative(), self.cg_damping, self.ranks)
         except PreconditionerError as error:
             finding = no_preconditioner(str(error).rstrip("."))
             self.logger.info(f"Update {self._n_updates + 1}: {finding.problem} ({finding.evidence}).")
@@ -429,7 +458,7 @@ class TRPO(ExtensibleTRPO):
         :param step: what the policy step has done
         :return: what was done
         """
-        return fit_critic(
+        fit = fit_critic(
             self.policy,
             self._values,
             samples,
@@ -438,7 +467,11 @@ class TRPO(ExtensibleTRPO):
             self._is_builtin("_values"),
             self._draw_minibatches,
             TrustRegion(lambda: step.surrogate.evaluate()[0], self._max_kl()),
+            self.ranks,
         )
+        # What normalisers of the critic have learned, each from its rank's samples.
+        self.ranks.copy_first_(list(self.policy.buffers()))
+        return fit
 
     def _max_kl(self) -> float:
         """
@@ -490,6 +523,9 @@ class TRPO(ExtensibleTRPO):
         """
         self._n_failures = 0
         numbers = describe_update(self.policy, self.rollout_buffer, step, critic_fit.mean_loss, self._max_kl())
+        numbers |= pool_numbers(self.rollout_buffer, {**self._rollout_numbers, **numbers}, self.ranks)
+        settings = {"gamma": self.gamma, "learning_rate": self.lr_schedule(self._current_progress_remaining)}
+        check_agreement(self.policy.parameters(), {**settings, "target_kl": self._max_kl()}, self.ranks)
         self._log_update(numbers)
         self._advice.give(held_parameters(critic_fit.held))
         if not self._knows_statistics:
@@ -518,10 +554,13 @@ class TRPO(ExtensibleTRPO):
         Say that an update was undone.
 
         :param error: the reason
-        :raises RuntimeError: the error itself, if updates keep failing for another cause than their data
+        :raises RuntimeError: the error itself, if updates keep failing for another cause than their data; on several
+            ranks at once, for they would come apart
         """
         self._n_failures += 1
-        if self._n_failures >= MAX_FAILURES and not isinstance(error, NonFiniteError):
+        # Numbers that are not finite are the same on all ranks; a failure in a library may be on this one alone.
+        is_local = not self.ranks.is_alone and isinstance(error, RuntimeError)
+        if is_local or (self._n_failures >= MAX_FAILURES and not isinstance(error, NonFiniteError)):
             raise error
         self._log_update({"train/is_line_search_success": 0.0, "train/kl_divergence_loss": 0.0})
         finding = undone_update(self._n_updates + 1, str(error).rstrip("."))

@@ -94,6 +94,7 @@ class Hyperparameters(Protocol):
     seed: int | None
     env_timeout: float | None
     check_env_outputs: bool
+    distributed: bool
 
 
 def check_hyperparameters(algorithm: Hyperparameters) -> None:
@@ -111,7 +112,7 @@ def check_hyperparameters(algorithm: Hyperparameters) -> None:
     algorithm.sde_sample_freq = as_integer("sde_sample_freq", algorithm.sde_sample_freq, minimum=-1)
     if algorithm.fisher_chunk_size is not None:
         algorithm.fisher_chunk_size = as_integer("fisher_chunk_size", algorithm.fisher_chunk_size, minimum=1)
-    for name in ("normalize_advantage", "cg_warm_start", "adaptive_kl", "use_sde", "check_env_outputs"):
+    for name in ("normalize_advantage", "cg_warm_start", "adaptive_kl", "use_sde", "check_env_outputs", "distributed"):
         check_choice(name, getattr(algorithm, name), (True, False))
     for name in SCHEDULED:
         setattr(algorithm, name, read_schedule(name, getattr(algorithm, name)))

@@ -29,6 +29,9 @@ class GrowingHorizon(BaseCallback):
     :param verbose: the verbosity of SB3's callbacks, which has no effect here
     """
 
+    # The discount factor has to be the same on all.
+    runs_on_all_ranks = True
+
     def __init__(self, start: float = 0.99, end: float = 0.998, verbose: int = 0) -> None:
         super().__init__(verbose)
         check_real("start", start, "at least 0 and below 1", lambda x: 0 <= x < 1)

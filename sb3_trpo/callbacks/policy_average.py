@@ -24,6 +24,9 @@ class PolicyAverage(BaseCallback):
     :param verbose: 1 prints the number of policies in the average
     """
 
+    # The policy has to be the same on all.
+    runs_on_all_ranks = True
+
     def __init__(self, share: float = 0.1, verbose: int = 0) -> None:
         super().__init__(verbose)
         check_real("share", share, "above 0 and at most 1", lambda x: 0 < x <= 1)

@@ -9,8 +9,9 @@ is a script that may be killed at any moment, and started again. A checkpoint is
 ``TRPO.load`` and every tool of SB3 can read it, with one more member (``training_state``): random numbers, callbacks,
 the environments and their wrappers.
 
-Each module imports from those after it: ``checkpoint`` -> ``training_state`` -> ``callback_state`` -> ``vec_env_state``
--> ``env_state`` -> ``known_objects`` -> ``tree`` -> ``tree_reader`` -> ``tree_writer`` -> ``tree_format``.
+Each module imports from those after it: ``checkpoint`` -> ``ranked_state`` -> ``training_state`` -> ``callback_state``
+-> ``vec_env_state`` -> ``env_state`` -> ``known_objects`` -> ``tree`` -> ``tree_reader`` -> ``tree_writer`` ->
+``tree_format``.
 """
 
 from sb3_trpo.checkpoints.checkpoint import Checkpoint

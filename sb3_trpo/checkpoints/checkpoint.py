@@ -17,7 +17,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_trpo.checkpoints.fit import part
 from sb3_trpo.checkpoints.offered_state import METHODS
-from sb3_trpo.checkpoints.training_state import is_state_known, restore_training, save_training
+from sb3_trpo.checkpoints.ranked_state import ranks_of, restore_rank, save_ranks
+from sb3_trpo.checkpoints.training_state import is_state_known
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError
 from sb3_trpo.saved_models.archive import read_archive, write_archive
@@ -39,11 +40,17 @@ class Checkpoint(BaseCallback):
     bit, as without the crash, if the state of the environments can be saved (see ``env_state``); otherwise they are
     reset, with a warning. Neither the writing of checkpoints nor their interval changes what is learned.
 
+    On several ranks the file has the environments and random numbers of each. A training may go on with more ranks, or
+    fewer: further ranks begin with new episodes.
+
     :param path: the file; as in SB3, ``.zip`` is added to a name without an ending
     :param every: the number of updates between two checkpoints
     :param note: the texts to keep in the file
     :param verbose: 1 prints a line for each checkpoint
     """
+
+    # Each rank gives its state.
+    runs_on_all_ranks = True
 
     def __init__(
         self,
@@ -60,7 +67,7 @@ class Checkpoint(BaseCallback):
         self.note = note or {}
         # Why the environments had to be reset when training went on; empty if they had not.
         self.why_reset = ""
-        self._pending: bytes | None = None
+        self._pending: list[bytes] = []
         self._is_trusted = True
         self._is_own = False
 
@@ -92,7 +99,7 @@ class Checkpoint(BaseCallback):
         if not trusted:
             kwargs["trusted"] = False
         model = algorithm_class.load(io.BytesIO(write_archive(file.members)), env, **kwargs)
-        self._pending, self._is_trusted = file.state, trusted
+        self._pending, self._is_trusted = file.states, trusted
         if trusted and model.tensorboard_log is not None and file.log_folder:
             # One curve in TensorBoard, not one for each process.
             model.set_logger(configure(file.log_folder, [*(["stdout"] if model.verbose else []), "tensorboard"]))
@@ -104,7 +111,7 @@ class Checkpoint(BaseCallback):
             raise UserError(
                 f"Checkpoint is for algorithms without a replay buffer, which it would not save; this is a {kind}."
             )
-        if self.exists() and self._pending is None and not self._is_own:
+        if self.exists() and not self._pending and not self._is_own:
             raise FileExistsError(
                 f"{self.path} is the checkpoint of another training: go on from it (Checkpoint.load), or remove it."
             )
@@ -118,10 +125,10 @@ class Checkpoint(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
-        if self._pending is not None:
+        if self._pending:
             # At the same place in the loop where it was written.
-            resumed = restore_training(self.model, self._root, self._pending, trusted=self._is_trusted)
-            self._pending, self._is_own = None, True
+            resumed = restore_rank(self.model, self._root, self._pending, trusted=self._is_trusted)
+            self._pending, self._is_own = [], True
             self.why_reset = resumed.why_reset
             if self.why_reset:
                 warnings.warn(
@@ -135,14 +142,17 @@ class Checkpoint(BaseCallback):
     def _write(self, model: OnPolicyAlgorithm) -> None:
         model_file = io.BytesIO()
         try:
-            state = save_training(model, self._root)
+            states = save_ranks(model, self._root)
         except NotSavableError as error:
             # A training that goes on without a checkpoint is better than none.
             warnings.warn(f"No checkpoint was written after {model.num_timesteps} steps: {error}.", stacklevel=2)
             return
+        if not ranks_of(model).is_first:
+            self._is_own = True
+            return
         model.save(model_file)
         with zipfile.ZipFile(model_file, "a") as archive:
-            file = {"note": self.note, "log_folder": self.logger.get_dir(), "state": state}
+            file = {"note": self.note, "log_folder": self.logger.get_dir(), "state": states[0], "others": states[1:]}
             archive.writestr(TRAINING_STATE, pack(file))
         try:
             with atomic_write(self.path, SUFFIX) as place:
@@ -178,13 +188,13 @@ class _File:
     :param members: the members of the model's archive
     :param note: the texts that were given to ``Checkpoint``
     :param log_folder: the folder of the log; None if there is none
-    :param state: the state of the training
+    :param states: the state of the training, on each rank
     """
 
     members: dict[str, bytes]
     note: dict[str, str]
     log_folder: str | None
-    state: bytes
+    states: list[bytes]
 
 
 def read_note(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -221,9 +231,11 @@ def _read(path: pathlib.Path) -> _File:
     try:
         saved = unpack(members.pop(TRAINING_STATE))
         note, state = part(saved, "note", dict), part(saved, "state", bytes)
-        log_folder = saved.get("log_folder")
+        log_folder, others = saved.get("log_folder"), saved.get("others", [])
+        if not (isinstance(others, list) and all(isinstance(other, bytes) for other in others)):
+            raise UserError("The state of the training is damaged: what it holds of other ranks is no state.")
         if not all(isinstance(text, str) for text in [*note, *note.values(), log_folder or ""]):
             raise UserError("The state of the training is damaged: its note or its log folder is no text.")
     except (UserError, NotSavableError) as error:
         raise UserError(f"{path} is a damaged checkpoint: {error}") from error
-    return _File(members, note, log_folder, state)
+    return _File(members, note, log_folder, [state, *others])

@@ -12,6 +12,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 
 from sb3_trpo.checkpoints.callback_state import restore_callbacks, save_callbacks
 from sb3_trpo.checkpoints.callback_tree import walk_callbacks
@@ -25,6 +26,7 @@ from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError
 from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
 from sb3_trpo.saved_models.refused import printable
+from sb3_trpo.validation import MAX_SEED
 
 # ``learn`` sets counters anew, and a model that is not trusted comes without observations.
 COUNTERS = ("num_timesteps", "_episode_num")
@@ -88,7 +90,12 @@ def save_training(model: OnPolicyAlgorithm, callback: BaseCallback) -> bytes:
 
 
 def restore_training(
-    model: OnPolicyAlgorithm, callback: BaseCallback, content: bytes, *, trusted: bool = True
+    model: OnPolicyAlgorithm,
+    callback: BaseCallback,
+    content: bytes,
+    *,
+    trusted: bool = True,
+    new_rank: int | None = None,
 ) -> Resumed:
     """
     Let a training go on.
@@ -97,6 +104,8 @@ def restore_training(
     :param callback: the callback that was given to ``learn``
     :param content: the state, from ``save_training``
     :param trusted: whether texts may be set in environments, wrappers and callbacks
+    :param new_rank: the number of this rank, if the state is another's: it begins with episodes and random numbers of
+        its own
     :return: how the training goes on
     :raises UserError: if the environments are others, or something else is of another type or shape
     """
@@ -106,7 +115,9 @@ def restore_training(
     restore_callbacks(callback, part(saved, "callbacks", list), resumed.doubts, trusted)
     counters = part(saved, "counters", dict)
     steps = check_count("num_timesteps", counters["num_timesteps"])
-    env = restore_vec_env(model.env, part(saved, "env", dict), (model.seed or 0) + steps, trusted=trusted)
+    seed = (model.seed or 0) + steps + (new_rank or 0) * model.n_envs
+    saved_env = _env_of_rank(part(saved, "env", dict), new_rank)
+    env = restore_vec_env(model.env, saved_env, seed, trusted=trusted)
     resumed.why_reset = printable(str(env.why_reset))
     resumed.doubts += env.doubts
     for name in COUNTERS:
@@ -137,10 +148,30 @@ def restore_training(
         if isinstance(item, ProgressBarCallback):
             item.pbar.update(steps)
     # Last of all, for what was done before may have drawn random numbers.
+    _restore_random(model, saved, None if new_rank is None else seed)
+    return resumed
+
+
+def _env_of_rank(saved: dict[str, Any], new_rank: int | None) -> dict[str, Any]:
+    if new_rank is None:
+        return saved
+    return {**saved, "why_not": f"there was no rank {new_rank} when the checkpoint was written"}
+
+
+def _restore_random(model: OnPolicyAlgorithm, saved: dict[str, Any], seed: int | None) -> None:
+    """
+    Let random numbers go on, or begin.
+
+    :param model: the algorithm
+    :param saved: the state of the training
+    :param seed: the seed of a rank that is new; None goes on
+    """
+    if seed is not None:
+        set_random_seed(seed % (MAX_SEED + 1))
+        return
     _restore_noise(model, part(saved, "noise", dict))
     unpack(part(saved, "process", bytes), process_random(), CODECS)
     _restore_torch_random(part(saved, "torch", list))
-    return resumed
 
 
 def _attempt(doubts: list[str], what: str, action: Callable[[], Any]) -> Any:

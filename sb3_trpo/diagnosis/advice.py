@@ -57,10 +57,12 @@ class Advice:
 
     :param log: the updates so far
     :param given: the names of the findings that were warned of
+    :param is_quiet: whether nothing is said, for another rank says it
     """
 
     log: LiveLog = field(default_factory=LiveLog)
     given: set[str] = field(default_factory=set)
+    is_quiet: bool = False
 
     def observe(self, row: Mapping[str, float], settings: Settings, progress: float) -> None:
         """
@@ -91,5 +93,7 @@ class Advice:
         """
         if finding is not None and finding.name not in self.given:
             self.given.add(finding.name)
+            if self.is_quiet:
+                return
             text = f"TRPO: {finding.sentence()} See {finding.page}. (This is said once.)"
             warnings.warn(text, UserWarning, stacklevel=2)

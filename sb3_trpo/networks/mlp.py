@@ -127,22 +127,23 @@ class LayerInputs:
             self._has_slope[i] = True
         return self.arguments[i]
 
-    def every(self, step: int) -> "LayerInputs":
+    def every(self, step: int, first: int = 0) -> "LayerInputs":
         """
         Give every k-th column, without a place for tangents.
 
         :param step: k
+        :param first: the place of the first of them, below k
         :return: a copy; for k = 1 this object itself
         """
         if step == 1:
             return self
-        columns, *hidden = [matrix[:, ::step] for matrix in self.homogeneous]
+        columns, *hidden = [matrix[:, first::step] for matrix in self.homogeneous]
         thinned = LayerInputs(columns.contiguous(), [len(matrix) - 1 for matrix in hidden], self._activations)
         for place, matrix in zip(thinned.stacked, hidden, strict=True):
             place.copy_(matrix)
         for i, activation in enumerate(self._activations):
             if activation.slope_ is not None:
-                thinned.arguments[i].copy_(self.kept(i)[:, ::step])
+                thinned.arguments[i].copy_(self.kept(i)[:, first::step])
                 thinned._has_slope[i] = True
         return thinned
 

@@ -20,11 +20,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.rl_zoo.masked_runs import evaluate_with_masks
 from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
 from sb3_trpo.rl_zoo.progress_log import ProgressLog
+from sb3_trpo.rl_zoo.ranked import RankedExperimentManager
 from sb3_trpo.shipped import check_counts, check_names
 from sb3_trpo.validation import UserError
 
 
-class TrainingManager(ExperimentManager):
+class TrainingManager(RankedExperimentManager):
     """
     RL Zoo's experiment manager, with this package's options.
 
@@ -134,6 +135,8 @@ class TrainingManager(ExperimentManager):
         :return: the environments
         :raises UserError: if EnvPool can't give what the hyperparameters ask for
         """
+        # Ranks would write the same files.
+        no_log = no_log or not self.ranks.is_first
         if eval_env or not self.options.uses_envpool:
             return super().create_envs(n_envs, eval_env, no_log)
         if self.env_wrapper is not None:
@@ -185,7 +188,7 @@ class TrainingManager(ExperimentManager):
         return make_envpool_vec_env(
             self.env_name.gym_id,
             n_envs,
-            self.seed,
+            self.seed + self.ranks.rank * n_envs,
             monitor_dir=monitor_dir,
             info_keywords=self.monitor_kwargs.get("info_keywords", ()),
             **self.env_kwargs,

@@ -61,7 +61,7 @@ class ReportingExperimentManager(TrainingManager):
         super().save_trained_model(model)
         run = Path(self.save_path)
         mean, std = self.evaluate(model)
-        curve = draw_learning_curve(run, title=f"{self.algo.upper()} on {self.env_name}")
+        curve = draw_learning_curve(run, f"{self.algo.upper()} on {self.env_name}", self.ranks.size)
 
         kind = "deterministic" if self.deterministic_eval else "stochastic"
         print(f"\nFinal policy, {kind}, {N_EVAL_EPISODES} episodes: return {mean:.1f} ± {std:.1f}")
@@ -149,17 +149,18 @@ def _to_plain(value: Any) -> Any:
     return value
 
 
-def draw_learning_curve(run: Path, title: str) -> Path | None:
+def draw_learning_curve(run: Path, title: str, n_ranks: int = 1) -> Path | None:
     """
     Draw a run's training return (running mean) and evaluations (mean and standard deviation) over environment steps.
 
     :param run: the folder with RL Zoo's ``*.monitor.csv`` and, if there were evaluations, ``evaluations.npz``
     :param title: the title of the picture
+    :param n_ranks: the number of ranks, of which only the first has left monitor files
     :return: the path of the picture, ``learning_curve.png`` in the same folder; None if there is nothing to draw
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="environment steps", ylabel="return")
-    drawn = [_draw_training(axes, run), _draw_evaluations(axes, run)]
+    drawn = [_draw_training(axes, run, n_ranks), _draw_evaluations(axes, run)]
     if not any(drawn):
         return None
     axes.grid(alpha=0.3)
@@ -169,12 +170,13 @@ def draw_learning_curve(run: Path, title: str) -> Path | None:
     return picture
 
 
-def _draw_training(axes: Axes, run: Path) -> bool:
+def _draw_training(axes: Axes, run: Path, n_ranks: int) -> bool:
     """
     Draw the running mean of the training return.
 
     :param axes: the place to draw in
     :param run: the folder of the run
+    :param n_ranks: the number of ranks
     :return: whether there was anything to draw
     """
     try:
@@ -188,7 +190,7 @@ def _draw_training(axes: Axes, run: Path) -> bool:
     label = "training" if n_episodes == 1 else f"training, mean of the last {n_episodes} episodes"
     # A line of a single point would be invisible.
     marker = "." if len(episodes) == 1 else None
-    axes.plot(episodes["l"].cumsum(), returns, label=label, alpha=0.7, marker=marker)
+    axes.plot(n_ranks * episodes["l"].cumsum(), returns, label=label, alpha=0.7, marker=marker)
     return True
 
 

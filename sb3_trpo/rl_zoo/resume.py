@@ -15,10 +15,10 @@ import gymnasium as gym
 import rl_zoo3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_trpo.checkpoints import Checkpoint, Checkpointable
+from sb3_trpo.ranks.callbacks import callbacks_of_rank
 from sb3_trpo.rl_zoo.progress_log import keep_file
 from sb3_trpo.rl_zoo.report import ReportingExperimentManager
 from sb3_trpo.rl_zoo.runs import CHECKPOINT, FINISHED, Run, describe_run, find_run, say, try_lock
@@ -80,13 +80,13 @@ class ResumableExperimentManager(ReportingExperimentManager):
         """
         n_timesteps = self.n_timesteps if self.n_timesteps > 0 else int(hyperparams["n_timesteps"])
         wanted = describe_run(self.args, hyperparams, self.seed, n_timesteps)
-        found = find_run(Path(self.log_path), self.env_name, wanted, self.options.is_seeded, self._accepts)
-        if found is not None:
-            self.run, self._lock = found
-            self.save_path = str(self.run.checkpoint.parent)
-            self.params_path = f"{self.save_path}/{self.env_name}"
-            self.seed = self.args.seed = self.run.note.seed
-            set_random_seed(self.seed)
+        found = None
+        if self.ranks.is_first:
+            found = find_run(Path(self.log_path), self.env_name, wanted, self.options.is_seeded, self._accepts)
+        run, self._lock = found or (None, None)
+        self.run = self.ranks.broadcast(run)
+        if self.run is not None:
+            self.use_folder(str(self.run.checkpoint.parent), self.run.note.seed)
             say(f"Going on with {self.save_path}, which has seed {self.seed}.")
             if self.run.note.n_timesteps < n_timesteps:
                 say(
@@ -147,8 +147,8 @@ class ResumableExperimentManager(ReportingExperimentManager):
 
         :raises UserError: if another process works there
         """
-        super().create_log_folder()  # type: ignore[no-untyped-call]  # RL Zoo gives it no types.
-        if self.checkpoint is None:
+        super().create_log_folder()
+        if self.checkpoint is None or not self.ranks.is_first:
             return
         self._lock = self._lock or try_lock(Path(self.save_path))
         if self._lock is None:
@@ -177,6 +177,10 @@ class ResumableExperimentManager(ReportingExperimentManager):
         super().create_callbacks()
         if self.checkpoint is not None:
             self.callbacks.append(self.checkpoint)
+        # RL Zoo ends the first of its callbacks itself, which has to be one that was begun.
+        of_rank = callbacks_of_rank(self.callbacks, self.ranks)
+        assert isinstance(of_rank, list)
+        self.callbacks = of_rank
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
@@ -217,6 +221,8 @@ class ResumableExperimentManager(ReportingExperimentManager):
 
         :param model: the model, trained, or interrupted by the user
         """
+        if not self.ranks.is_first:
+            return
         super().save_trained_model(model)
         if self.checkpoint is not None and model.num_timesteps >= self.n_timesteps and self.checkpoint.exists():
             self.checkpoint.path.replace(self.checkpoint.path.with_name(FINISHED))

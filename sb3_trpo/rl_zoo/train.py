@@ -10,6 +10,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_trpo.rl_zoo.names import use_names
 from sb3_trpo.rl_zoo.options import make_parser, take_options
+from sb3_trpo.rl_zoo.ranked import print_once
 from sb3_trpo.rl_zoo.resume import ResumableExperimentManager
 from sb3_trpo.validation import UserError
 
@@ -33,7 +34,7 @@ def train() -> None:
         return ResumableExperimentManager(*args, options=options, **settings)
 
     try:
-        with use_names(rl_zoo3.train, ExperimentManager=make_manager):
+        with print_once(), use_names(rl_zoo3.train, ExperimentManager=make_manager):
             rl_zoo3.train.train()
     # Before it makes the manager, RL Zoo does nothing but read and check its arguments.
     except (AssertionError, ValueError) as error:

@@ -17,11 +17,15 @@ from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.ranks.alone import ALONE, Ranks
+from sb3_trpo.ranks.callbacks import callbacks_of_rank
+from sb3_trpo.ranks.normalization import PooledStatistics
 from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost
 from sb3_trpo.rollouts.failures import Failures, WaitingWatch, limit_waiting
 from sb3_trpo.rollouts.fast_rollout import FastRollout, why_not_fast
 from sb3_trpo.rollouts.guard import CopyingGuard, PausingCallback, StepGuard
 from sb3_trpo.rollouts.noise import keep_noise, noise_of_rollout, use_noise
+from sb3_trpo.rollouts.on_ranks import RankedCallback
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
 from sb3_trpo.rollouts.statistics import MIB, EpisodeEnds, resident_memory, rollout_statistics
 from sb3_trpo.trust_region.families import keep_distribution
@@ -36,6 +40,10 @@ class RolloutCollector(OnPolicyAlgorithm):
     loop of its own overrides ``_run_loop`` and keeps checks, limits and noise.
     """
 
+    # The processes that train together; alone until ``learn`` has found others.
+    ranks: Ranks = ALONE
+    # What their environments are normalised with.
+    _statistics: PooledStatistics | None = None
     noise_correlation: float
     env_timeout: float | None
     check_env_outputs: bool
@@ -175,7 +183,12 @@ class RolloutCollector(OnPolicyAlgorithm):
         return self.policy.get_distribution(obs), self.policy.predict_values(obs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        return ShowingCallback(super()._init_callback(callback, progress_bar), self)
+        if self.ranks.is_alone:
+            return ShowingCallback(super()._init_callback(callback, progress_bar), self)
+        progress_bar = progress_bar and self.ranks.is_first
+        callback = super()._init_callback(callbacks_of_rank(callback, self.ranks), progress_bar)
+        assert self._statistics is not None
+        return RankedCallback(callback, self, self.ranks, self._statistics)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if self.env is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch as th
 
+from sb3_trpo.ranks.alone import ALONE, Ranks
 from sb3_trpo.trust_region.linearization import Linearizations
 
 # The share of xᵀ (F + λ I) x below which xᵀ F x, as a difference, has lost too many digits.
@@ -20,11 +21,13 @@ class Fisher:
     is exact, for KL's gradient in z vanishes at z_old: the term with the second derivative of z drops out. It is
     positive semi-definite whatever rounding does.
 
-    :param linearizations: z(θ) on the states that the expectation is over
+    :param linearizations: z(θ) on the states that the expectation is over, or on this rank's part of them
+    :param ranks: the ranks that have the states
     """
 
-    def __init__(self, linearizations: Linearizations[Any]) -> None:
+    def __init__(self, linearizations: Linearizations[Any], ranks: Ranks = ALONE) -> None:
         self.linearizations = linearizations
+        self._ranks = ranks
         self.parameters = linearizations.first().parameters
 
     def __matmul__(self, v: th.Tensor) -> th.Tensor:
@@ -41,7 +44,7 @@ class Fisher:
             n_samples += len(linearization)
             total = product if total is None else total.add_(product)
         assert total is not None
-        return total.div_(n_samples)
+        return self._ranks.mean(total.div_(n_samples), n_samples)
 
     def quadratic_form(self, x: th.Tensor, damped_product: th.Tensor, damping: float) -> float:
         """

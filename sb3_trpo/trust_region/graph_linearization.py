@@ -127,7 +127,7 @@ class GraphLinearization(Linearization):
         pieces = self._backward(chosen, u)
         return [as_real(th.zeros_like(p) if piece is None else piece) for p, piece in zip(chosen, pieces, strict=True)]
 
-    def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
+    def layer_passes(self, u: DistributionParameters, every: int = 1, first: int = 0) -> Iterator[LayerPass]:
         """Go through the layers that were recorded; all states count, for leaving some out would save no time."""
         own = {id(parameter) for parameter in self.parameters}
         uses = Counter(id(parameter) for call in self._calls for parameter in call.layer.parameters(recurse=False))

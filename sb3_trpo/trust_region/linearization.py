@@ -105,7 +105,7 @@ class Linearization(ABC):
         """
 
     @abstractmethod
-    def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
+    def layer_passes(self, u: DistributionParameters, every: int = 1, first: int = 0) -> Iterator[LayerPass]:
         """
         Go through the layers that have Kronecker factors.
 
@@ -114,6 +114,7 @@ class Linearization(ABC):
 
         :param u: the vector to propagate backward, shaped as z
         :param every: k; every k-th state is enough, if leaving out the others saves time
+        :param first: the place of the first of these states, below k
         :return: what went through each of the layers
         """
 
@@ -126,10 +127,17 @@ class Linearizations(Generic[SamplesT]):
 
     :param linearize: a function that linearises z(θ) on a chunk
     :param chunks: the samples, in chunks
+    :param part: the samples that stand for all; None for the first chunk
     """
 
-    def __init__(self, linearize: Callable[[SamplesT], Linearization], chunks: Sequence[SamplesT]) -> None:
+    def __init__(
+        self,
+        linearize: Callable[[SamplesT], Linearization],
+        chunks: Sequence[SamplesT],
+        part: SamplesT | None = None,
+    ) -> None:
         self._linearize = linearize
+        self._part = part
         self.chunks = chunks
         self._kept: Linearization | None = None
 
@@ -151,3 +159,11 @@ class Linearizations(Generic[SamplesT]):
         if len(self.chunks) == 1:
             self._kept = first
         return first
+
+    def representative(self) -> Linearization:
+        """
+        Linearise samples that stand for all.
+
+        :return: their linearisation
+        """
+        return self.first() if self._part is None else self._linearize(self._part)

@@ -103,11 +103,11 @@ class MlpLinearization(Linearization):
         return [pieces[i] for i in positions]
 
     @th.no_grad()
-    def layer_passes(self, u: DistributionParameters, every: int = 1) -> Iterator[LayerPass]:
+    def layer_passes(self, u: DistributionParameters, every: int = 1, first: int = 0) -> Iterator[LayerPass]:
         """Go through the network's layers, on every k-th state."""
-        inputs, (on_outputs, on_latent, _) = self._inputs.every(every), self._cotangents(u)
-        latent_columns = None if on_latent is None else on_latent[::every].t()
-        for i, cotangents in enumerate(self._mlp.backward(inputs, on_outputs[::every].t(), latent_columns)):
+        inputs, (on_outputs, on_latent, _) = self._inputs.every(every, first), self._cotangents(u)
+        latent_columns = None if on_latent is None else on_latent[first::every].t()
+        for i, cotangents in enumerate(self._mlp.backward(inputs, on_outputs[first::every].t(), latent_columns)):
             weight, bias = self._layers[2 * i : 2 * i + 2]
             rows = inputs.transposed[i][:, :-1]
             yield LayerPass(weight, bias, None, rows, cotangents.t(), len(rows))

@@ -4,22 +4,22 @@ A Kronecker-factored preconditioner for conjugate gradient on the Fisher informa
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch as th
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # By its types torch does not export it.
-from torch.nn.functional import unfold
 
+from sb3_trpo.ranks.alone import ALONE, Ranks, Share
 from sb3_trpo.trust_region.conjugate_gradient import Operator
 from sb3_trpo.trust_region.kl import DistributionParameters
-from sb3_trpo.trust_region.kronecker_factor import KroneckerFactor
+from sb3_trpo.trust_region.kronecker_factor import KroneckerFactor, RowSums
+from sb3_trpo.trust_region.layer_rows import LayerSamples
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 
 # The factors are only a preconditioner, so that some samples may stand for all: of twice as many states or more every
-# second, third, ..., and of a layer's inputs at most this many elements.
+# second, third, ...
 N_FACTOR_SAMPLES = 2048
-MAX_FACTOR_ELEMENTS = 2**23
 _SEED = 0
 
 
@@ -27,7 +27,7 @@ class PreconditionerError(Exception):
     """The factors can't be inverted."""
 
 
-def kronecker_preconditioner(linearization: Linearization, damping: float) -> Operator:
+def kronecker_preconditioner(linearization: Linearization, damping: float, ranks: Ranks = ALONE) -> Operator:
     """
     Approximate (F + λ I)⁻¹ by K-FAC (Martens & Grosse 2015; for convolutions Grosse & Martens 2016).
 
@@ -38,19 +38,31 @@ def kronecker_preconditioner(linearization: Linearization, damping: float) -> Op
     A parameter of any other kind (log σ, a normalisation's gain, a recurrent cell) gets its mean curvature, from the
     same signs. So does that of a layer whose block cannot be had: one that saw no sample, for example.
 
-    :param linearization: z(θ) on a sample of states
+    :param linearization: z(θ) on a sample of states, or on this rank's part of it
     :param damping: λ
+    :param ranks: the ranks that have the sample
     :return: r -> P⁻¹ r
     :raises PreconditionerError: if there is a parameter whose curvature is not finite, or not above 0
     """
     parameters = linearization.parameters
-    u = linearization.family.metric_root(linearization.z, _signs(linearization.z))
-    every = max(1, len(linearization) // N_FACTOR_SAMPLES)
+    share = ranks.share(len(linearization))
+    u = linearization.family.metric_root(linearization.z, _signs(linearization.z, share))
+    every = max(1, share.total // N_FACTOR_SAMPLES)
     position = {id(parameter): i for i, parameter in enumerate(parameters)}
-    layer_blocks = list(_layer_blocks(linearization.layer_passes(u, every), position, damping))
-    covered = {i for block in layer_blocks for i in (block.weight, block.bias)}
-    rest = [i for i in range(len(position)) if i not in covered]
-    blocks: list[_Block] = [*layer_blocks, *_scalar_blocks(linearization, u, rest, damping)]
+    layers = _layer_sums(list(linearization.layer_passes(u, every, share.every(every).start)), position, ranks)
+
+    # All that is summed over states goes over the ranks at once.
+    others = _not_in(layers, len(position))
+    pieces = linearization.vjp_pieces(u, others) if others else []
+    n_sums = 2 * len(layers)
+    summed = ranks.sum_each([*(sums.sums for layer in layers for sums in (layer.inputs, layer.outputs)), *pieces])
+    layer_blocks = list(_layer_blocks(layers, summed[:n_sums], damping))
+    blocks: list[_Block] = [*layer_blocks, *_scalar_blocks(others, summed[n_sums:], share.total, damping)]
+    # Layers whose block cannot be had; the same on all ranks, for what it is made of is the same.
+    others = [i for i in _not_in(layer_blocks, len(position)) if i not in set(others)]
+    if others:
+        summed = ranks.sum_each(linearization.vjp_pieces(u, others))
+        blocks += _scalar_blocks(others, summed, share.total, damping)
 
     def solve(residual: th.Tensor) -> th.Tensor:
         solution = th.empty_like(residual)
@@ -133,94 +145,111 @@ def _check_curvature(curvature: th.Tensor, damping: float, is_complete: bool) ->
         raise PreconditionerError("the Kronecker factors of a layer are singular or not finite")
 
 
-def _layer_blocks(layers: Iterator[LayerPass], position: dict[int, int], damping: float) -> Iterator[_LayerBlock]:
+@dataclass(frozen=True)
+class _LayerSums:
+    """
+    What a layer's block is made of.
+
+    :param weight: the weight's place in θ
+    :param bias: the bias's place in θ, or None
+    :param inputs: what A is made of, and by what it is divided
+    :param outputs: what G is made of, and by what it is divided
+    :param input_total: the number that A's sum over rows is divided by
+    :param output_total: the number that G's sum over rows is divided by
+    """
+
+    weight: int
+    bias: int | None
+    inputs: RowSums
+    outputs: RowSums
+    input_total: float
+    output_total: float
+
+
+def _not_in(layers: Sequence["_LayerSums | _LayerBlock"], n_parameters: int) -> list[int]:
+    covered = {i for layer in layers for i in (layer.weight, layer.bias)}
+    return [i for i in range(n_parameters) if i not in covered]
+
+
+def _layer_sums(passes: Sequence[LayerPass], position: dict[int, int], ranks: Ranks) -> list[_LayerSums]:
+    """
+    Sum over the samples of those layers that can have a block.
+
+    :param passes: what went through each layer
+    :param position: the place of each parameter in θ, by its id
+    :param ranks: the ranks that have a part of the samples each
+    :return: the sums over this rank's samples, for each layer that has seen samples on all ranks
+    """
+    # 1. A branch of the network may see some states only, so that each layer has samples of its own number.
+    samples = {position[id(layer.weight)]: LayerSamples.of(layer) for layer in passes}
+    counts = [0] * (2 * len(position))
+    for i, layer in samples.items():
+        if layer is not None:
+            counts[2 * i : 2 * i + 2] = len(layer), layer.layer.n_states
+    table = ranks.counts(counts)
+    sums = []
+    for i, layer in samples.items():
+        n_samples, n_states = [row[2 * i] for row in table], sum(row[2 * i + 1] for row in table)
+        if layer is None or min(n_samples) == 0:
+            continue
+        share = ranks.share_of(n_samples)
+        step = layer.thinning(share)
+        inputs, cotangents = layer.rows(share.every(step))
+        if len(inputs) != len(cotangents):
+            continue
+        taken = share.thinned(step)
+        rows = Share(taken.offset * layer.n_positions, taken.total * layer.n_positions)
+        # 2. A sums over the rows of each state and G averages over them: inputs and derivatives are taken to be
+        #    independent of each other and from row to row.
+        # 3. Whether the rows of a state are positions of a convolution, tokens, or whether it has none, is all the
+        #    same.
+        bias = layer.layer.bias
+        sums.append(
+            _LayerSums(
+                i,
+                None if bias is None else position[id(bias)],
+                RowSums.of(inputs, rows, with_ones=bias is not None),
+                RowSums.of(cotangents, rows),
+                n_states * (taken.total / share.total),
+                rows.total,
+            )
+        )
+    return sums
+
+
+def _layer_blocks(layers: Sequence[_LayerSums], summed: Sequence[th.Tensor], damping: float) -> Iterator[_LayerBlock]:
     """
     Make the blocks of those layers that can have one.
 
-    :param layers: what went through each layer
-    :param position: the place of each parameter in θ, by its id
+    :param layers: what the blocks are made of
+    :param summed: the sums of their inputs and outputs in turn, over all ranks
     :param damping: λ
     :return: a block for each of these layers
     """
-    for layer in layers:
+    for layer, of_inputs, of_outputs in zip(layers, summed[::2], summed[1::2], strict=True):
         try:
-            block = _layer_block(layer, position, damping)
+            inputs = replace(layer.inputs, sums=of_inputs).decompose(layer.input_total)
+            outputs = replace(layer.outputs, sums=of_outputs).decompose(layer.output_total)
+            yield _LayerBlock(layer.weight, layer.bias, inputs, outputs, damping)
         except (PreconditionerError, LinAlgError):
             # Its parameters are then parameters of any other kind.
             continue
-        if block is not None:
-            yield block
 
 
-def _layer_block(layer: LayerPass, position: dict[int, int], damping: float) -> _LayerBlock | None:
-    inputs, cotangents, share = _rows(layer)
-    if len(inputs) == 0 or len(inputs) != len(cotangents):
-        return None
-    # 1. A sums over the rows of each state and G averages over them: inputs and derivatives are taken to be independent
-    #    of each other and from row to row.
-    # 2. Whether the rows of a state are positions of a convolution, tokens, or whether it has none, is all the same.
-    input_factor = KroneckerFactor.of(inputs, layer.n_states * share, with_ones=layer.bias is not None)
-    output_factor = KroneckerFactor.of(cotangents, len(cotangents))
-    bias = None if layer.bias is None else position[id(layer.bias)]
-    return _LayerBlock(position[id(layer.weight)], bias, input_factor, output_factor, damping)
-
-
-def _rows(layer: LayerPass) -> tuple[th.Tensor, th.Tensor, float]:
+def _signs(z: DistributionParameters, share: Share) -> DistributionParameters:
     """
-    Bring a layer's pass into rows, one for each time that its weight was multiplied with something.
+    Draw ε, always the same for a number of states.
 
-    Of very many rows some stand for all.
-
-    :param layer: what went through the layer
-    :return: inputs (R, n), cotangents (R, m), and the share of all rows that these are
+    :param z: the distribution parameters of this rank's states
+    :param share: which of all states these are
+    :return: this rank's signs, shaped as z
     """
-    fan_out, fan_in = len(layer.weight), math.prod(layer.weight.shape[1:])
-    inputs, cotangents = layer.inputs, layer.cotangents
-    if layer.convolution is not None:
-        # One image may come without an axis for it.
-        inputs, cotangents = (x.unsqueeze(0) if x.dim() == 3 else x for x in (inputs, cotangents))
-    elif inputs.dim() == 1:
-        inputs, cotangents = inputs.unsqueeze(0), cotangents.unsqueeze(0)
-    n_samples = len(inputs)
-    has_shape = len(cotangents) == n_samples and cotangents.shape[1 if layer.convolution else -1] == fan_out
-    if inputs.numel() == 0 or fan_out == 0 or not has_shape:
-        # No sample went through the layer, or it has no unit; or a hook of the user's has changed what left it.
-        return inputs.new_empty(0, fan_in), cotangents.new_empty(0, fan_out), 0.0
-    n_positions = cotangents[0].numel() // fan_out
-    max_samples = max(1, MAX_FACTOR_ELEMENTS // max(1, fan_in * n_positions))
-    inputs, cotangents = _thinned(inputs, max_samples), _thinned(cotangents, max_samples)
-    share = len(inputs) / n_samples
-    if layer.convolution is not None:
-        conv = layer.convolution
-        assert not isinstance(conv.padding, str)
-        patches = unfold(inputs, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
-        inputs = patches.transpose(1, 2)
-        cotangents = cotangents.flatten(2).transpose(1, 2)
-    return _decomposable(inputs.reshape(-1, fan_in)), _decomposable(cotangents.reshape(-1, fan_out)), share
-
-
-def _decomposable(rows: th.Tensor) -> th.Tensor:
-    # torch has no eigenvectors in half precision.
-    return rows.float() if rows.dtype in (th.float16, th.bfloat16) else rows
-
-
-def _thinned(rows: th.Tensor, max_rows: int) -> th.Tensor:
-    """
-    Take rows at equal distances.
-
-    :param rows: the rows, (N, ...); neighbours are alike, as in a rollout
-    :param max_rows: the most rows to take
-    :return: every k-th row, for the least k that is enough
-    """
-    return rows[:: -(-len(rows) // max_rows)]
-
-
-def _signs(z: DistributionParameters) -> DistributionParameters:
     # A generator of its own, so that the random numbers that training sees do not depend on the preconditioner.
     generator = th.Generator().manual_seed(_SEED)
-    return tuple(
-        (th.randint(0, 2, tensor.shape, generator=generator, dtype=th.int8) * 2 - 1).to(tensor) for tensor in z
-    )
+    rows = slice(share.offset, share.offset + len(z[0]))
+    shapes = [(share.total, *tensor.shape[1:]) for tensor in z]
+    signs = [th.randint(0, 2, shape, generator=generator, dtype=th.int8)[rows] * 2 - 1 for shape in shapes]
+    return tuple(sign.to(tensor) for sign, tensor in zip(signs, z, strict=True))
 
 
 @dataclass(frozen=True)
@@ -240,26 +269,24 @@ class _ScalarBlock:
 
 
 def _scalar_blocks(
-    linearization: Linearization, u: DistributionParameters, rest: Sequence[int], damping: float
+    places: Sequence[int], pieces: Sequence[th.Tensor], n_states: int, damping: float
 ) -> Iterator[_ScalarBlock]:
     """
     Give each of some parameters its mean curvature.
 
     As ε is independent from state to state, (Jᵀ R ε)² / N has the mean diag F.
 
-    :param linearization: z(θ) on N states
-    :param u: R ε
-    :param rest: the places of these parameters in θ
+    :param places: the places of these parameters in θ
+    :param pieces: Jᵀ R ε, in pieces for them
+    :param n_states: N
     :param damping: λ
     :return: a block for each
     :raises PreconditionerError: if a curvature is not finite, or not above 0
     """
-    if not rest:
-        return
-    for i, piece in zip(rest, linearization.vjp_pieces(u, rest), strict=True):
+    for i, piece in zip(places, pieces, strict=True):
         if piece.numel() == 0:
             continue
-        curvature = float(piece.square().mean()) / len(linearization) + damping
+        curvature = float(piece.square().mean()) / n_states + damping
         if not 0.0 < curvature < math.inf:
             raise PreconditionerError(f"the curvature of a parameter of shape {tuple(piece.shape)} is {curvature}")
         yield _ScalarBlock(i, 1.0 / curvature)

@@ -9,6 +9,7 @@ from typing import Generic
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
+from sb3_trpo.ranks.alone import ALONE, Ranks
 from sb3_trpo.trust_region.families import family_and_z
 from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.linearization import Linearizations, SamplesT
@@ -45,16 +46,36 @@ class PolicyBatch(Generic[SamplesT]):
         return len(self.advantages)
 
 
-def normalize_advantages(batches: Sequence[PolicyBatch[SamplesT]]) -> list[PolicyBatch[SamplesT]]:
+def normalize_advantages(batches: Sequence[PolicyBatch[SamplesT]], ranks: Ranks = ALONE) -> list[PolicyBatch[SamplesT]]:
     """
     Give the advantages of all chunks together mean 0 and standard deviation 1.
 
     :param batches: the rollout, in chunks
+    :param ranks: the ranks that have a part of the rollout each
     :return: the same chunks with these advantages
     """
     advantages = th.cat([batch.advantages for batch in batches]) if len(batches) > 1 else batches[0].advantages
-    mean, std = advantages.mean(), advantages.std()
+    if ranks.is_alone:
+        mean, std = advantages.mean(), advantages.std()
+    else:
+        mean, std = _moments(advantages, ranks)
     return [replace(batch, advantages=(batch.advantages - mean) / (std + 1e-8)) for batch in batches]
+
+
+def _moments(numbers: th.Tensor, ranks: Ranks) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Compute mean and standard deviation over all ranks, in one collective.
+
+    :param numbers: this rank's numbers, (N,)
+    :param ranks: the ranks
+    :return: the mean, and the standard deviation with Bessel's correction
+    """
+    # In double precision the difference of squares keeps enough digits.
+    exact = numbers.double()
+    n, total, squares = ranks.sum(th.stack([exact.new_tensor(len(exact)), exact.sum(), exact.square().sum()]))
+    mean = total / n
+    variance = (squares - n * mean.square()).clamp(min=0.0) / (n - 1.0)
+    return mean.to(numbers), variance.sqrt().to(numbers)
 
 
 class Surrogate:
@@ -73,6 +94,7 @@ class Surrogate:
     :param linearizations: the linearisations of the same chunks, at θ_old
     :param ent_coef: c
     :param log_prob: a function of action distributions and actions that gives ln π(a|s), (N,)
+    :param ranks: the ranks that have a part of the rollout each
     """
 
     def __init__(
@@ -82,7 +104,9 @@ class Surrogate:
         linearizations: Linearizations[SamplesT],
         ent_coef: float,
         log_prob: LogProb = log_prob_of_sampled,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._distribution_of = distribution_of
         self._log_prob = log_prob
         self._batches = batches
@@ -108,9 +132,12 @@ class Surrogate:
             advantage = advantage + batch.advantages.sum()
         assert gradient is not None
         self._old_entropy = entropy
-        self.gradient = gradient
-        self.entropy = float(entropy) / self._n_samples
-        self.objective = float(advantage) / self._n_samples + ent_coef * self.entropy
+        self.gradient = ranks.mean(gradient, self._n_samples)
+        self.entropy, mean_advantage = float(entropy) / self._n_samples, float(advantage) / self._n_samples
+        if not ranks.is_alone:
+            means = th.tensor([self.entropy, mean_advantage], dtype=th.float64)
+            self.entropy, mean_advantage = ranks.mean(means, self._n_samples).tolist()
+        self.objective = mean_advantage + ent_coef * self.entropy
 
     @th.no_grad()
     def evaluate(self) -> tuple[float, float]:
@@ -131,7 +158,7 @@ class Surrogate:
                 entropy = entropy + _entropy(distribution, log_prob, change)
         if self._ent_coef != 0:
             gain = gain + self._ent_coef * (entropy - self._old_entropy)
-        mean_kl, mean_gain = (th.stack([kl, gain]) / self._n_samples).tolist()
+        mean_kl, mean_gain = self._ranks.mean(th.stack([kl, gain]) / self._n_samples, self._n_samples).tolist()
         return mean_kl, mean_gain
 
 

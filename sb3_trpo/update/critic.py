@@ -16,6 +16,8 @@ from torch.nn.functional import mse_loss
 
 from sb3_trpo.networks.mlp import ColumnMlp, LayerInputs, PlainMlp
 from sb3_trpo.networks.plain_policy import actor_modules, extract_features, plain_critic, why_features_change
+from sb3_trpo.ranks.alone import ALONE, Ranks
+from sb3_trpo.trust_region.flat import FlatParameters
 from sb3_trpo.update.flat_adam import FlatAdam, is_flat_adam
 from sb3_trpo.update.samples import RolloutT, chunks, select
 from sb3_trpo.update.training_mode import train_critic
@@ -107,6 +109,7 @@ class _Regression(Generic[RolloutT]):
     is_builtin: bool
     draw_rows: DrawRows[RolloutT]
     trust_region: TrustRegion | None
+    ranks: Ranks
 
     def epochs(self) -> Iterator[Sequence[th.Tensor]]:
         """
@@ -137,6 +140,7 @@ def fit_critic(
     is_builtin: bool,
     draw_rows: DrawRows[RolloutT] = shuffle_rows,
     trust_region: TrustRegion | None = None,
+    ranks: Ranks = ALONE,
 ) -> CriticFit:
     """
     Minimise E[(V(s) − R)²] over the critic's own parameters by minibatches, with the policy's optimizer.
@@ -152,11 +156,12 @@ def fit_critic(
     :param is_builtin: whether ``predict_values`` is nothing but the policy's own method
     :param draw_rows: a function that draws the minibatches of an epoch
     :param trust_region: the bound on the policy's change; None leaves it unmeasured
+    :param ranks: the ranks that have a part of each minibatch
     :return: the losses, and the parameters that were left out
     """
     fixed = {id(parameter) for parameter in actor_parameters}
     free = [p for p in policy.parameters() if p.requires_grad and id(p) not in fixed]
-    regression = _Regression(policy, predict_values, samples, settings, is_builtin, draw_rows, trust_region)
+    regression = _Regression(policy, predict_values, samples, settings, is_builtin, draw_rows, trust_region, ranks)
     if trust_region is None or not _may_move_policy(policy, free):
         return _fit(regression, free)
     return _fit_within(regression, trust_region, free)
@@ -261,18 +266,47 @@ def _fit_by_autograd(regression: "_Regression[RolloutT]", parameters: Sequence[n
     optimizer, max_grad_norm = regression.policy.optimizer, regression.settings.max_grad_norm
     losses: list[th.Tensor] = []
     for minibatch in regression.minibatches():
-        loss = mse_loss(regression.predict_values(minibatch).flatten(), minibatch.returns)
-        losses.append(loss.detach())
         optimizer.zero_grad()
-        if parameters and loss.requires_grad:
-            gradients = th.autograd.grad(loss, parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+        gradients: Sequence[th.Tensor | None] = [None] * len(parameters)
+        # On several ranks a minibatch may have no row on this one.
+        if len(minibatch.returns):
+            loss = mse_loss(regression.predict_values(minibatch).flatten(), minibatch.returns)
+            losses.append(loss.detach())
+            if parameters and loss.requires_grad:
+                gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = _mean_gradients(parameters, gradients, len(minibatch.returns), regression.ranks)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
     optimizer.zero_grad()
     return CriticFit(th.stack(losses) if losses else th.zeros(0))
+
+
+def _mean_gradients(
+    parameters: Sequence[nn.Parameter], gradients: Sequence[th.Tensor | None], n_samples: int, ranks: Ranks
+) -> Sequence[th.Tensor | None]:
+    """
+    Average gradients over the samples of all ranks.
+
+    :param parameters: the parameters
+    :param gradients: the gradient of each on this rank; None where the loss does not depend on it
+    :param n_samples: the number of this rank's samples
+    :param ranks: the ranks
+    :return: the gradient of each; None where no rank has one
+    """
+    if ranks.is_alone or not parameters:
+        return gradients
+    flat = FlatParameters(parameters)
+    vector = flat.flatten_gradients(gradients)
+    presence = vector.new_tensor([gradient is not None for gradient in gradients])
+    mean = ranks.mean(th.cat([presence, vector]), n_samples)
+    pieces = zip(mean[: len(parameters)].tolist(), flat.split(mean[len(parameters) :]), parameters, strict=True)
+    return [
+        None if not is_present else (th.view_as_complex(piece) if parameter.is_complex() else piece).to(parameter)
+        for is_present, piece, parameter in pieces
+    ]
 
 
 def _features_stay(policy: ActorCriticPolicy, free: Iterable[nn.Parameter]) -> bool:
@@ -339,6 +373,7 @@ def _fit_plain(regression: "_Regression[RolloutT]", network: PlainMlp) -> Critic
             squares.append(flat.dot(flat))
             factors.append(n / 4.0)
             working_copy.vjp(inputs[n], gradient, out=adam.gradients)
+            regression.ranks.mean_(adam.gradient, n)
             adam.step(settings.max_grad_norm)
     adam.commit()
     # The mean squared error is n / 4 times the gradient's square.

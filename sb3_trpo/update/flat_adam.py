@@ -73,22 +73,23 @@ class FlatAdam:
             self._moments = [th.zeros_like(self._vector), th.zeros_like(self._vector)]
             self._step = th.zeros((), dtype=th.float32, device=self._vector.device)
         self._one = th.ones_like(self._step)
-        self._gradient = th.zeros_like(self._vector)
+        # The gradient for the next step, and its views.
+        self.gradient = th.zeros_like(self._vector)
         self.matrices = self._views(self._vector)
-        self.gradients = self._views(self._gradient)
+        self.gradients = self._views(self.gradient)
 
     def step(self, max_grad_norm: float | None) -> None:
         """
-        Take one step along ``gradients``.
+        Take one step along ``gradient``.
 
         :param max_grad_norm: the Euclidean norm that the gradient is scaled down to; None leaves it as it is
         """
         if max_grad_norm is not None:
             # As in torch's clip_grad_norm_, so that both ways give the same numbers.
-            self._gradient.mul_((max_grad_norm / (self._gradient.norm() + 1e-6)).clamp(max=1.0))
+            self.gradient.mul_((max_grad_norm / (self.gradient.norm() + 1e-6)).clamp(max=1.0))
         self._step.add_(self._one)
         exp_avg, exp_avg_sq = self._moments
-        self._fused_adam([self._vector], [self._gradient], [exp_avg], [exp_avg_sq], [], [self._step])
+        self._fused_adam([self._vector], [self.gradient], [exp_avg], [exp_avg_sq], [], [self._step])
 
     @th.no_grad()
     def commit(self) -> None:

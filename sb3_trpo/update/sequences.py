@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch as th
 from torch import nn
 
+from sb3_trpo.ranks.alone import ALONE, Ranks
 from sb3_trpo.trust_region.shared_switches import NO_CUDNN
 from sb3_trpo.update.samples import select
 
@@ -130,25 +131,33 @@ def sequence_chunks(samples: SequencesT, size: int) -> Sequence[SequencesT]:
     return [select(samples, rows) for rows in group(rows_of(samples.starts, order), size)]
 
 
-def every_sequence(samples: SequencesT, step: int) -> SequencesT:
+def every_sequence(samples: SequencesT, step: int, ranks: Ranks = ALONE) -> SequencesT:
     """
     Take every k-th sequence.
 
     :param samples: the samples
     :param step: k
+    :param ranks: the ranks, of all whose sequences every k-th is taken; where one of them has less than k, each rank
+        begins with its own first
     :return: the samples of these sequences
     """
-    order = th.arange(0, int(samples.starts.sum()), step, device=samples.starts.device)
+    n = int(samples.starts.sum())
+    counts = [count for (count,) in ranks.counts([n])]
+    first = ranks.share_of(counts).every(step).start if min(counts) >= step else 0
+    order = th.arange(first, n, step, device=samples.starts.device)
     return select(samples, th.cat(list(rows_of(samples.starts, order))))
 
 
-def shuffle_sequences(samples: SequencesT, batch_size: int) -> Sequence[th.Tensor]:
+def shuffle_sequences(samples: SequencesT, batch_size: int, ranks: Ranks = ALONE) -> Sequence[th.Tensor]:
     """
     Draw the critic's minibatches of one epoch: every sequence once, whole, in random order.
 
     :param samples: the rollout
     :param batch_size: the number of rows in a minibatch, which only a single sequence can exceed
+    :param ranks: the ranks, all of which have the same number of minibatches: the last ones may be empty
     :return: for each minibatch the rows of its samples, in order
     """
     order = th.randperm(int(samples.starts.sum()), device=samples.starts.device)
-    return group(rows_of(samples.starts, order), batch_size)
+    groups = group(rows_of(samples.starts, order), batch_size)
+    n_groups = max(count for (count,) in ranks.counts([len(groups)]))
+    return [*groups, *(order.new_empty(0) for _ in range(n_groups - len(groups)))]
