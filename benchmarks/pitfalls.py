@@ -3,6 +3,7 @@ Make runs fail in every way that the diagnosis knows, and see that it tells them
 
     python benchmarks/pitfalls.py                 # run, print the table, write results/pitfalls.json
     python benchmarks/pitfalls.py --only critic   # those whose fault or rule has this word, and write nothing
+    python benchmarks/pitfalls.py --shipped       # the short runs alone, as far as they are not measured yet
     python benchmarks/pitfalls.py --update-docs   # and put the table into docs/my-run-does-not-learn.md
 
 The published runs of benchmarks/results/learning are asked, too: the rules that their logs have numbers for must find
@@ -155,16 +156,15 @@ def pitfalls_table(
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="run the cases with this word alone, and write nothing")
-    parser.add_argument("--update-docs", action="store_true", help="put the table into the documentation")
-    options = parser.parse_args()
-    th.set_num_threads(1)
+def ask_cases(word: str | None) -> list[dict[str, Any]]:
+    """
+    :param word: that the fault or the rule of a case has to have; None for all
+    :return: what was found in each case
+    """
     results: list[dict[str, Any]] = []
     asked: dict[int, dict[str, Any]] = {}
     for case in CASES:
-        if options.only and options.only not in f"{case.fault} {case.rule}":
+        if word is not None and word not in f"{case.fault} {case.rule}":
             continue
         start = time.perf_counter()
         # Neighbours that are one run are run once.
@@ -177,18 +177,39 @@ def main() -> None:
         }
         results.append(result)
         print(json.dumps({**result, "seconds": round(time.perf_counter() - start, 1)}, ensure_ascii=False), flush=True)
-    published = ask_published()
-    tasks = [] if options.only else sorted({*OTHER_TASKS, *(path.partition("/")[0] for path in published)})
-    shipped = {}
-    for task in tasks:
-        shipped[task] = ask_shipped(task)
-        print(json.dumps({task: shipped[task]}), flush=True)
-    section = pitfalls_table(results, published, shipped)
-    print(section)
+    return results
+
+
+def write(measured: Mapping[str, Any]) -> None:
+    """
+    :param measured: to be the raw file
+    """
+    RESULTS.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="run the cases with this word alone, and write nothing")
+    parser.add_argument("--shipped", action="store_true", help="train the short runs that are not measured yet, alone")
+    parser.add_argument("--update-docs", action="store_true", help="put the table into the documentation")
+    options = parser.parse_args()
+    th.set_num_threads(1)
     if options.only:
+        print(pitfalls_table(ask_cases(options.only), {}, {}))
         return
-    everything = {"cases": results, "published": published, "shipped": shipped, **provenance()}
-    RESULTS.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+    if options.shipped:
+        measured = json.loads(RESULTS.read_text())
+    else:
+        measured = {"cases": ask_cases(None), "published": ask_published(), "shipped": {}, **provenance()}
+        write(measured)
+    tasks = sorted({*OTHER_TASKS, *(path.partition("/")[0] for path in measured["published"])})
+    for task in tasks:
+        if task not in measured["shipped"]:
+            measured["shipped"][task] = ask_shipped(task)
+            print(json.dumps({task: measured["shipped"][task]}), flush=True)
+            write(measured)
+    section = pitfalls_table(measured["cases"], measured["published"], measured["shipped"])
+    print(section)
     if options.update_docs:
         PAGE.write_text(SECTION.replaced(PAGE.read_text(), section))
 

@@ -232,10 +232,10 @@ CASES = (
         "advantages are not normalised",
         "advantages-not-normalised",
         Run(
-            wrap=wrapped(faulty.Offset, scale=0.1, offset=5.0), arguments={"normalize_advantage": False, "gamma": 0.98}
+            wrap=wrapped(faulty.Offset, scale=0.1, offset=2.0), arguments={"normalize_advantage": False, "gamma": 0.98}
         ),
         "normalize_advantage = True",
-        Run(wrap=wrapped(faulty.Offset, scale=0.1, offset=5.0), arguments={"gamma": 0.98}),
+        Run(wrap=wrapped(faulty.Offset, scale=0.1, offset=2.0), arguments={"gamma": 0.98}),
         is_pitfall=True,
     ),
     Case("target_kl is too small", "policy-hardly-moves", with_arguments(target_kl=1e-6), "target_kl = 0.01", USUAL),
