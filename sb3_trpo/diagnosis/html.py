@@ -2,11 +2,13 @@
 The report of a diagnosis: one page, which opens without a network, in light and in dark.
 """
 
+from collections.abc import Sequence
 from html import escape
+from typing import Protocol
 
-from sb3_trpo.diagnosis.diagnose import Diagnosis
 from sb3_trpo.diagnosis.finding import Finding
 from sb3_trpo.diagnosis.plots import PANELS, Panel, draw
+from sb3_trpo.diagnosis.record import Record
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --card: #ffffff; --ink: #1c1d1f; --muted: #6d7178; --line: #e2e3e5;
@@ -39,7 +41,29 @@ svg text { font-family: system-ui, sans-serif !important; }
 """
 
 
-def make_report(diagnosis: Diagnosis) -> str:
+class Shown(Protocol):
+    """What a report shows of a diagnosis."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+
+    @property
+    def record(self) -> Record:
+        """What is known of the run."""
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """What is wrong with it."""
+
+    def extent(self) -> str:
+        """Say how much there is of the run."""
+
+    def headline(self) -> str:
+        """Say how much was found."""
+
+
+def make_report(diagnosis: Shown) -> str:
     """
     Make the page.
 
@@ -71,7 +95,7 @@ def make_report(diagnosis: Diagnosis) -> str:
 """
 
 
-def _section(panel: Panel, diagnosis: Diagnosis) -> str:
+def _section(panel: Panel, diagnosis: Shown) -> str:
     """
     Put a plot and its findings side by side.
 
