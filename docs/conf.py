@@ -43,8 +43,6 @@ ELSEWHERE = {
     "tuning": "benchmarks/TUNING.md",
     "tuning-log": "benchmarks/TUNING_LOG.md",
 }
-# Pages that come with other parts of the package, and the page that each follows.
-OPTIONAL = {"distributed": "masks-and-memory"}
 
 
 def read_page(_app: object, name: str, source: list[str]) -> None:
@@ -56,22 +54,7 @@ def read_page(_app: object, name: str, source: list[str]) -> None:
     """
     file = REPOSITORY / ELSEWHERE[name] if name in ELSEWHERE else REPOSITORY / "docs" / f"{name}.md"
     text = file.read_text() if name in ELSEWHERE else source[0]
-    if name == "index":
-        text = _add_optional(text)
     source[0] = re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", lambda match: _link(file.parent, *match.groups()), text)
-
-
-def _add_optional(text: str) -> str:
-    """
-    List the pages that are not part of every checkout.
-
-    :param text: the page with the tables of contents
-    :return: the same, with each of these pages after another one, if it is there
-    """
-    for name, after in OPTIONAL.items():
-        if (REPOSITORY / "docs" / f"{name}.md").exists():
-            text = text.replace(f"\n{after}\n", f"\n{after}\n{name}\n")
-    return text
 
 
 def _link(folder: Path, mark: str, words: str, target: str) -> str:
