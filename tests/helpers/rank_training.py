@@ -38,6 +38,14 @@ class Fault(BaseCallback):
     def __init__(self, kind: str, step: int) -> None:
         super().__init__()
         self.kind, self.step = kind, step
+        # Of each iteration: sums over ranks and their bytes, conjugate gradient's iterations, tries of the line search.
+        self.costs: list[tuple[int, int, float, float]] = []
+
+    def _on_rollout_start(self) -> None:
+        ranks, logged = self.model.ranks, self.logger.name_to_value  # type: ignore[attr-defined]
+        if not ranks.is_alone and "train/cg_iterations" in logged:
+            counts = ranks.n_collectives, ranks.n_bytes
+            self.costs.append((*counts, logged["train/cg_iterations"], logged["train/line_search_steps"]))
 
     def _on_step(self) -> bool:
         ranks = self.model.ranks  # type: ignore[attr-defined]
@@ -91,6 +99,8 @@ def train(folder: Path, fault: Fault) -> dict[str, Any]:
         "n_observed": env.obs_rms.count,
         "episodes": [episode["r"] for episode in model.ep_info_buffer],
         "calls": count.n_calls,
+        "costs": fault.costs,
+        "parameters": [sum(p.numel() for p in model.policy.parameters()), SETTINGS["n_critic_updates"]],
         "logs": len(model.logger.output_formats) > 0,
         "why_reset": checkpoint.why_reset,
     }

@@ -144,7 +144,8 @@ def update(kind: str, ranks: Ranks = ALONE, size: int = 2) -> dict[str, Any]:
     logged = []
     for _ in range(2):
         model.train()
-        logged.append({name: value for name, value in log(model).items() if name.startswith("train/")})
+        # Returns of rewards alone are computed when a rollout is collected, and this one is handed over.
+        logged.append({k: v for k, v in log(model).items() if k.startswith("train/") and "return_" not in k})
     return {"before": before, "after": state(model), "logged": logged}
 
 

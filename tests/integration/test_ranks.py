@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,23 @@ def test_steps_and_statistics_count_those_of_all_ranks(trained: tuple[Path, list
     assert first["n_observed"] == pytest.approx(first["steps"] + n_envs + 1e-4)
     assert len(first["episodes"]) == n_envs * (first["steps"] // n_envs // 200)
     assert len(set(first["episodes"])) == len(first["episodes"])
+
+
+def test_an_iteration_has_as_many_sums_as_it_needs(trained: tuple[Path, list[Any]]) -> None:
+    """One for each quantity, whatever its size: a guard against one for each tensor."""
+    first = trained[1][0]
+    n_parameters, n_epochs = first["parameters"]
+    n_minibatches = n_epochs * SETTINGS["n_steps"] * 2 // SETTINGS["batch_size"]
+    # Advantages, gradient, entropy; three counts and the factors; F's curvature where digits are lost; the log's
+    # numbers, the agreement, the end of the rollout.
+    n_others = 11
+    costs = first["costs"]
+    assert len(costs) >= 3
+    for (sums, n_bytes, *_), (later_sums, later_bytes, n_products, n_tries) in pairwise(costs):
+        n_sums = later_sums - sums
+        assert n_minibatches < n_sums <= n_minibatches + n_others + n_products + n_tries
+        # Each sum has some of the parameters, or few numbers; the factors are about as large as four layers of 65.
+        assert later_bytes - n_bytes <= 4 * n_parameters * (n_minibatches + n_products + 2) + 8 * 4 * 65**2
 
 
 def test_callbacks_run_once_and_those_that_say_so_on_all_ranks(trained: tuple[Path, list[Any]]) -> None:
