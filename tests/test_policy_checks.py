@@ -46,6 +46,10 @@ def make(policy: str | type[ActorCriticPolicy] = "MlpPolicy", **policy_kwargs: A
     return TRPO(policy, "Pendulum-v1", n_steps=16, batch_size=16, policy_kwargs=policy_kwargs, device="cpu")
 
 
+def relu() -> nn.Module:
+    return nn.ReLU()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
@@ -107,7 +111,7 @@ def test_arguments_that_are_no_dictionary_are_named(policy_kwargs: Any) -> None:
         {"net_arch": {"pi": (8,), "vf": [8.0]}},
         {"net_arch": None},
         {"activation_fn": functools.partial(nn.LeakyReLU, 0.2)},
-        {"activation_fn": lambda: nn.ReLU()},
+        {"activation_fn": relu},
         *({"activation_fn": kind} for kind in (nn.Identity, nn.PReLU, nn.RReLU, nn.Dropout, nn.Softmax)),
         {"log_std_init": np.float32(-2)},
         {"log_std_init": -2},
@@ -118,7 +122,8 @@ def test_arguments_that_are_no_dictionary_are_named(policy_kwargs: Any) -> None:
         {"features_extractor_class": Extractor, "features_extractor_kwargs": {"size": "small"}},
         {"features_extractor_class": Extractor, "features_extractor_kwargs": {"activation_fn": "tanh"}},
     ],
-    ids=str,
+    # Without the addresses of functions, which differ from process to process.
+    ids=lambda kwargs: re.sub(" at 0x[0-9a-f]+", "", str(kwargs)),
 )
 def test_what_can_be_meant_is_taken(policy_kwargs: dict[str, Any]) -> None:
     make(**policy_kwargs).learn(16)
