@@ -86,10 +86,13 @@ def test_hyperparameters_with_schedules_make_a_model():
     assert [model.target_kl(progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([0.08, 0.05, 0.02])
 
 
-def test_tasks_without_an_entry_get_the_default():
-    gym.register("Unheard-v0", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=200)
+@pytest.mark.parametrize(
+    ("env", "target_kl"), [("cartpole:CartPoleEnv", TASKS["default"]["target_kl"]), ("pendulum:PendulumEnv", 0.03)]
+)
+def test_tasks_without_an_entry_get_the_rule_if_they_are_continuous_or_the_default(env, target_kl):
+    gym.register("Unheard-v0", f"gymnasium.envs.classic_control.{env}", max_episode_steps=200)
     try:
-        assert sb3_trpo.hyperparameters("Unheard-v0")["target_kl"] == TASKS["default"]["target_kl"]
+        assert sb3_trpo.hyperparameters("Unheard-v0")["target_kl"] == target_kl
     finally:
         del gym.registry["Unheard-v0"]
 

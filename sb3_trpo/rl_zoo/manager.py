@@ -95,13 +95,13 @@ class TrainingManager(RankedExperimentManager):
         """
         Make schedules of texts.
 
-        RL Zoo knows those of the learning rate that fall to 0. The algorithm reads the others itself.
+        RL Zoo knows one form, for a learning rate that falls to 0. The algorithm reads all other texts itself.
 
         :param hyperparams: the hyperparameters
         :return: the hyperparameters with schedules
         """
         rate = hyperparams.get("learning_rate")
-        if not isinstance(rate, str) or rate.count("_") < 2:
+        if not isinstance(rate, str) or rate.count("_") == 1:
             processed: dict[str, Any] = ExperimentManager._preprocess_schedules(hyperparams)
             return processed
         others = {name: value for name, value in hyperparams.items() if name != "learning_rate"}

@@ -218,7 +218,7 @@ def test_checkpointable_is_the_outermost_or_says_so():
     state = env.save_state()
     expected = play(env, N_AFTER, seed=1), random.random()
     assert isinstance(state, bytes)
-    assert other.restore_state(state) == ("", "")
+    assert other.restore_state(state) == ("", "", [])
     # With the random numbers of the process.
     assert (play(other, N_AFTER, seed=1), random.random()) == expected
     stranger = Checkpointable(make("CartPole-v1"))

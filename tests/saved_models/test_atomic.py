@@ -12,7 +12,9 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,10 +230,15 @@ def test_a_folder_that_can_not_be_synced(model, tmp_path, monkeypatch):
 NOBODY = 65534
 
 
+def pytest_folders(folder: Path) -> list[Path]:
+    """List the folders, from this one upwards, that pytest has made, and nobody else may enter."""
+    return [each for each in (folder, *folder.parents) if Path(tempfile.gettempdir()) in each.parents]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, whom modes bind")
 @pytest.mark.parametrize("mode", [0o555, 0o333])
 def test_folders_that_can_not_be_written_or_listed(mode, tmp_path):
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in pytest_folders(tmp_path):
         folder.chmod(0o755)
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -245,7 +252,7 @@ def test_folders_that_can_not_be_written_or_listed(mode, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, whom modes bind")
 def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path):
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in pytest_folders(tmp_path):
         folder.chmod(0o777)
     (tmp_path / "file.zip").write_bytes(b"old")
     (tmp_path / "file.zip").chmod(0o444)

@@ -22,6 +22,13 @@ N_STATES = 5
 WIDTH = 4
 
 
+def without_units(n_inputs: int, n_outputs: int) -> nn.Linear:
+    """Make a layer without weights; torch's own initialisation warns of that, and leaves none of the bias."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs)
+    nn.init.ones_(layer.bias)
+    return layer
+
+
 class Function(nn.Module):
     """
     A layer of a user's.
@@ -173,8 +180,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "no units": (
         lambda: Function(
             lambda s, x: x + s.out(s.into(x)),
-            into=nn.utils.skip_init(nn.Linear, 4, 0),
-            out=nn.utils.skip_init(nn.Linear, 0, 4),
+            into=without_units(4, 0),
+            out=without_units(0, 4),
         ),
         False,
     ),

@@ -151,7 +151,9 @@ def test_updates_without_finite_data_never_end_training() -> None:
     before = state(model)
     with pytest.warns(UserWarning, match="undone") as warnings:
         train(model, 2 * MAX_FAILURES)
-    assert len(warnings) == 1
+    # The first update is told, and later, once, that it goes on like this.
+    assert len([item for item in warnings if "was undone" in str(item.message)]) == 1
+    assert len(warnings) <= 2
     assert not changed(before, state(model))
 
 
