@@ -49,25 +49,32 @@ class OutputChecks:
         # SB3 replaces the arrays and never writes into them, so that references are enough.
         self._before = [(s, s.mean, s.var, s.count) for n in self._normalizers for s in statistics_of(n)]
 
-    def check_step(
-        self, obs: Observations, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
-    ) -> None:
+    def check_step(self, obs: Observations, rewards: np.ndarray) -> None:
         """
         Check what a step gave.
 
         :param obs: the observations, (n_envs, ...)
         :param rewards: the rewards, (n_envs,)
-        :param dones: whether episodes have ended, (n_envs,)
-        :param infos: the step's infos
         :raises UserError: if something is not finite or of another shape than the observation space says
         """
-        if not (self._are_statistics_finite() and is_finite(obs) and _are_storable(rewards)):
+        # The statistics that were remembered are those that the step has updated.
+        are_finite = all(_is_finite_variance(statistics.var) for statistics, *_ in self._before)
+        if not (are_finite and is_finite(obs) and _are_storable(rewards)):
             self._find_what_is_wrong(obs, rewards)
         if self._is_on:
             self.check_shape(obs)
-            if np.count_nonzero(dones):
-                for i in dones.nonzero()[0].tolist():
-                    self._check_last_observation(i, infos[i])
+
+    def check_ends(self, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """
+        Check the last observations of episodes that have ended.
+
+        :param dones: whether episodes have ended, (n_envs,)
+        :param infos: the step's infos
+        :raises UserError: if one is not finite or of another shape than the observation space says
+        """
+        if self._is_on:
+            for i in dones.nonzero()[0].tolist():
+                self._check_last_observation(i, infos[i])
 
     def check_reset(self, obs: Observations) -> None:
         """
@@ -83,13 +90,7 @@ class OutputChecks:
             self._check_observations(obs)
 
     def _are_statistics_finite(self) -> bool:
-        for normalizer in self._normalizers:
-            for statistics in statistics_of(normalizer):
-                # The sum of products is quicker than a test of every number; where it overflows, the test decides.
-                var = statistics.var
-                if not (math.isfinite(np.vdot(var, var)) or np.isfinite(var).all()):
-                    return False
-        return True
+        return all(_is_finite_variance(s.var) for normalizer in self._normalizers for s in statistics_of(normalizer))
 
     def _find_what_is_wrong(self, obs: Observations, rewards: np.ndarray) -> None:
         is_spoiled = not self._are_statistics_finite()
@@ -237,6 +238,19 @@ def is_finite(obs: Observations) -> bool:
         array.dtype.kind != "f" or math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
         for _, array in _parts(obs)
     )
+
+
+def _is_finite_variance(var: Any) -> bool:
+    """
+    Tell whether the variance of running statistics is finite.
+
+    :param var: an array, or a number for that of returns
+    :return: whether it is
+    """
+    if isinstance(var, float):
+        return math.isfinite(var)
+    # A product is quicker than a test of every number; where it overflows, the test decides.
+    return math.isfinite(np.vdot(var, var)) or bool(np.isfinite(var).all())
 
 
 def _are_storable(rewards: np.ndarray) -> bool:

@@ -92,8 +92,10 @@ class StepGuard(LoopEnv):
             self._failures.explain(error)
             raise
         self._watch.n_done += 1
-        self._checks.check_step(obs, rewards, dones, infos)
-        self.ends.note(rewards, dones, infos)
+        self._checks.check_step(obs, rewards)
+        if np.count_nonzero(dones):
+            self._checks.check_ends(dones, infos)
+            self.ends.note(self._watch.n_done - 1, rewards, dones, infos)
         self.is_stepping, self.is_acting = False, True
         return obs, rewards, dones, infos
 

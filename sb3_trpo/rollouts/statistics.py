@@ -25,24 +25,22 @@ class EpisodeEnds:
         self.n_truncated = 0
         # Step, environment and reward where an episode was truncated: the loop adds the value of what would follow.
         self.truncations: list[tuple[int, int, float]] = []
-        self._n_steps = 0
 
-    def note(self, rewards: np.ndarray, dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> None:
+    def note(self, step: int, rewards: np.ndarray, dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> None:
         """
-        Look at a step.
+        Look at a step in which an episode has ended.
 
+        :param step: the step's number
         :param rewards: the rewards, (n_envs,)
         :param dones: whether episodes have ended, (n_envs,)
         :param infos: the step's infos
         """
-        if np.count_nonzero(dones):
-            for i in np.nonzero(dones)[0].tolist():
-                if infos[i].get("TimeLimit.truncated", False):
-                    self.n_truncated += 1
-                    self.truncations.append((self._n_steps, i, float(rewards[i])))
-                else:
-                    self.n_terminated += 1
-        self._n_steps += 1
+        for i in np.nonzero(dones)[0].tolist():
+            if infos[i].get("TimeLimit.truncated", False):
+                self.n_truncated += 1
+                self.truncations.append((step, i, float(rewards[i])))
+            else:
+                self.n_terminated += 1
 
 
 def rollout_statistics(

@@ -347,7 +347,7 @@ def test_shapes_are_not_checked_where_checks_are_off() -> None:
         checks = OutputChecks(env, lambda: "now", can_handle=lambda _: False, is_on=is_on)
         for check in (
             checks.check_reset,
-            lambda obs, c=checks: c.check_step(obs, np.zeros(1), np.zeros(1, bool), [{}]),
+            lambda obs, c=checks: c.check_step(obs, np.zeros(1)),
         ):
             if is_on:
                 with pytest.raises(ValueError, match=r"shape \(7,\) now"):
@@ -379,8 +379,8 @@ def test_every_part_of_a_dictionary_is_checked() -> None:
 
     env = DummyVecEnv([Dictionaries, Dictionaries])
     checks = OutputChecks(env, lambda: "after 7 steps", can_handle=lambda _: False, is_on=True)
-    obs, rewards, dones = env.reset(), np.zeros(2), np.zeros(2, bool)
-    checks.check_step(obs, rewards, dones, [{}, {}])
+    obs, rewards = env.reset(), np.zeros(2)
+    checks.check_step(obs, rewards)
     obs["speed"][1] = np.nan
     with pytest.raises(ValueError, match="observation 'speed' of environment 1 is not finite after 7 steps"):
-        checks.check_step(obs, rewards, dones, [{}, {}])
+        checks.check_step(obs, rewards)

@@ -5,6 +5,7 @@ finds what SB3 would have shown.
 
 import contextlib
 import copy
+import dis
 import functools
 import pickle
 import sys
@@ -329,6 +330,17 @@ def test_switches_of_torch_are_as_they_were_after_trainings_in_threads() -> None
     assert (Distribution._validate_args, th.backends.cuda.flash_sdp_enabled(), th.backends.cudnn.enabled) == before
 
 
+def _leaves_block(frame: Any) -> bool:
+    """
+    Tell whether a frame is between a ``with`` block and its ``__exit__``.
+
+    A trace function is called there. A signal is not: Python looks for signals at calls and jumps.
+    """
+    code, at = frame.f_code.co_code, frame.f_lasti
+    is_none = dis.opname[code[at]] == "LOAD_CONST" and frame.f_code.co_consts[code[at + 1]] is None
+    return is_none and dis.opname[code[at + 2]] in ("LOAD_CONST", "DUP_TOP")
+
+
 class InterruptedAtLine:
     """
     Raises KeyboardInterrupt before a line of the package is run.
@@ -348,7 +360,7 @@ class InterruptedAtLine:
     def _trace(self, frame: Any, event: str, _: object) -> Any:
         if "sb3_trpo" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
             return None
-        if event == "line":
+        if event == "line" and not _leaves_block(frame):
             self.n -= 1
             if self.n == 0:
                 sys.settrace(None)
