@@ -38,6 +38,8 @@ SHIPPED = {
 
 def draw_curves(learning: Records, ablations: Records, variants: dict[str, str]) -> Figure:
     """
+    Draw the mean return against steps, with and without one thing.
+
     :param learning: the learning campaign, with what ships
     :param ablations: what was changed
     :param variants: their names in the picture
@@ -56,6 +58,8 @@ def draw_curves(learning: Records, ablations: Records, variants: dict[str, str])
 
 def draw_final(learning: Records, ablations: Records) -> Figure:
     """
+    Draw the returns of the final policies, with and without an average.
+
     :param learning: unused, for what ships has more than an average
     :param ablations: what was changed
     :return: a picture of the final returns with and without the average of policies, both without a growing horizon
@@ -72,6 +76,8 @@ def draw_final(learning: Records, ablations: Records) -> Figure:
 
 def draw_sensitivity(learning: Records, sensitivity: Records) -> Figure:
     """
+    Draw the final return against a hyperparameter's value.
+
     :param learning: the learning campaign, with what ships
     :param sensitivity: the runs with other values
     :return: a picture of the final return against each changed hyperparameter
@@ -97,6 +103,8 @@ def draw_sensitivity(learning: Records, sensitivity: Records) -> Figure:
 
 def draw_kl(values: dict[str, Any]) -> Figure:
     """
+    Draw the KL divergence of each update beside its bound.
+
     :param values: what kl_table.py has measured
     :return: a picture with a point for each update
     """
@@ -127,6 +135,8 @@ def _figure(label: str) -> tuple[Figure, Sequence[Axes]]:
 
 def _cell(learning: Records, changed: Records, task: str, variant: str) -> Cell:
     """
+    Select a variant's runs.
+
     :return: the variant's runs, on the seeds that the changed runs have
     """
     if variant != OURS:

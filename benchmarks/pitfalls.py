@@ -56,6 +56,8 @@ RANGES = (
 
 def published_record(values: Mapping[str, Any]) -> Record:
     """
+    Read the log of a published run.
+
     :param values: the JSON of a published run, whose log is averaged between evaluations
     :return: what the rules may know of it
     """
@@ -75,6 +77,8 @@ def published_record(values: Mapping[str, Any]) -> Record:
 @functools.cache
 def count_actions(task: str) -> int:
     """
+    Count a task's action dimensions.
+
     :param task: the id of a task
     :return: its action dimensions
     """
@@ -85,6 +89,8 @@ def count_actions(task: str) -> int:
 
 def ask_published() -> dict[str, list[str]]:
     """
+    Ask the rules about the published runs.
+
     :return: the names of the findings in each published run, by its path
     """
     paths = sorted(LEARNING.glob("*/sb3_trpo/seed-*.json"))
@@ -96,6 +102,8 @@ def ask_published() -> dict[str, list[str]]:
 
 def ask_shipped(task: str) -> dict[str, Any]:
     """
+    Train for a short time with the hyperparameters that ship, and ask the rules.
+
     :param task: to train for, with the hyperparameters that are shipped
     :return: what was found, and the range of each number in the log but for the first entries
     """
@@ -110,6 +118,8 @@ def ask_shipped(task: str) -> dict[str, Any]:
 
 def ask(run: Run) -> dict[str, Any]:
     """
+    Run a training, and ask the rules about it.
+
     :param run: to be diagnosed
     :return: what was found, with its evidence, and what was warned of
     """
@@ -127,6 +137,8 @@ def pitfalls_table(
     shipped: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """
+    Write the table of runs and rules.
+
     :param cases: the results of the runs
     :param published: findings in published runs
     :param shipped: findings in short runs of the same tasks
@@ -158,6 +170,8 @@ def pitfalls_table(
 
 def ask_cases(word: str | None) -> list[dict[str, Any]]:
     """
+    Run the cases one after the other.
+
     :param word: that the fault or the rule of a case has to have; None for all
     :return: what was found in each case
     """
@@ -182,6 +196,8 @@ def ask_cases(word: str | None) -> list[dict[str, Any]]:
 
 def write(measured: Mapping[str, Any]) -> None:
     """
+    Write the raw file.
+
     :param measured: to be the raw file
     """
     RESULTS.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")

@@ -151,6 +151,8 @@ TWINS = (
 
 def twin_sections(results: Path) -> list[str]:
     """
+    Write the sections on masks and memory.
+
     :param results: folder of all campaigns
     :return: a section for each comparison with the PPO twins
     """

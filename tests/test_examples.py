@@ -17,6 +17,8 @@ LINES_OF_A_SCREEN = 60
 
 def imported_modules(example: Path) -> set[str]:
     """
+    List what an example imports.
+
     :param example: a script
     :return: the top-level modules that it imports
     """

@@ -95,6 +95,8 @@ def wrapped() -> gym.Env:
 
 def resumed(make: Any, tmp_path: Path, vec_env_cls: type[VecEnv] = DummyVecEnv, other: Any = None) -> list[str]:
     """
+    Resume a training, and collect what is said.
+
     :return: what is said when a training in such environments goes on
     """
     others = {"wrapper_class": Checkpointable, "vec_env_kwargs": {"start_method": "fork"}}

@@ -16,6 +16,8 @@ from sb3_trpo.cli import main
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
+    Train for a moment.
+
     :return: the folder of a short run with hardly any noise
     """
     folder = tmp_path_factory.mktemp("run")

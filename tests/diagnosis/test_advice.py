@@ -24,6 +24,8 @@ from sb3_trpo.diagnosis.rules import find
 
 def warned(advice: Advice, run: Record) -> list[str]:
     """
+    Give a log to the rules row by row, and collect the warnings.
+
     :param advice: what looks at the run
     :param run: its log, given row by row
     :return: the warnings
@@ -134,6 +136,8 @@ def test_an_ordinary_run_warns_of_nothing() -> None:
 
 def update(model: Any, n_updates: int) -> None:
     """
+    Update a model several times.
+
     :param model: with a rollout
     :param n_updates: each with a rollout of its own
     """

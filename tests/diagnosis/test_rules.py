@@ -193,6 +193,8 @@ def test_errors_come_before_warnings() -> None:
 
 def findings_in_the_sources() -> set[str]:
     """
+    Collect the findings' names from the sources.
+
     :return: the names that the package gives to findings
     """
     calls = [

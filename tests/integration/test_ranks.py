@@ -31,6 +31,8 @@ QUICK = [kind for kind in KINDS if kind not in SLOW]
 
 def vector(state: dict[str, th.Tensor], prefix: str = "") -> th.Tensor:
     """
+    Put a part of a model's state into one vector.
+
     :param state: from ``updates.state``
     :param prefix: of the names to take; "" for all that are the policy's, and "optimizer." for those of the optimizer
     :return: all numbers, in double precision
@@ -41,6 +43,8 @@ def vector(state: dict[str, th.Tensor], prefix: str = "") -> th.Tensor:
 
 def check_exact(kind: str, folder: Path, size: int) -> None:
     """
+    Compare the step of several ranks with that of one process.
+
     :param kind: of the model
     :param folder: with the results of the ranks
     :param size: the number of ranks
@@ -65,6 +69,8 @@ def check_exact(kind: str, folder: Path, size: int) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
+    Let two ranks make an update of each kind.
+
     :return: the folder with all that two ranks have left
     """
     folder = tmp_path_factory.mktemp("two_ranks")
@@ -87,6 +93,8 @@ def test_any_number_of_ranks_takes_the_same_step(size: int, tmp_path: Path) -> N
 
 def read(folder: Path, name: str, size: int) -> list[Any]:
     """
+    Read what ranks have left.
+
     :param folder: with what ranks have left
     :param name: of the files
     :param size: the number of ranks
@@ -98,6 +106,8 @@ def read(folder: Path, name: str, size: int) -> list[Any]:
 @pytest.fixture(scope="module")
 def starts(two_ranks: Path) -> list[Any]:
     """
+    Let two ranks begin trainings that differ.
+
     :return: what two ranks have seen, by rank and case
     """
     return read(two_ranks, "seen", 2)
@@ -163,6 +173,8 @@ def test_one_rank_under_torchrun_is_plain_python_bit_for_bit(monkeypatch: pytest
 @pytest.fixture(scope="module")
 def trained(two_ranks: Path) -> tuple[Path, list[Any]]:
     """
+    Train on two ranks.
+
     :return: the folder of a training on two ranks, and what each has ended with
     """
     return two_ranks, read(two_ranks, "result", 2)
