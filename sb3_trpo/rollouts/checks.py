@@ -231,13 +231,14 @@ def is_finite(obs: Observations) -> bool:
     :param obs: an array, or a dictionary of arrays
     :return: whether they are
     """
+    if type(obs) is np.ndarray:
+        return _are_finite(obs)
+    return all(_are_finite(array) for _, array in _parts(obs))
+
+
+def _are_finite(numbers: np.ndarray) -> bool:
     # A product is quicker than a test of every number; where it overflows, the test decides.
-    if type(obs) is np.ndarray and obs.dtype.kind == "f" and math.isfinite(np.vdot(obs, obs)):
-        return True
-    return all(
-        array.dtype.kind != "f" or math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
-        for _, array in _parts(obs)
-    )
+    return numbers.dtype.kind != "f" or math.isfinite(np.vdot(numbers, numbers)) or bool(np.isfinite(numbers).all())
 
 
 def _is_finite_variance(var: Any) -> bool:
@@ -247,10 +248,7 @@ def _is_finite_variance(var: Any) -> bool:
     :param var: an array, or a number for that of returns
     :return: whether it is
     """
-    if isinstance(var, float):
-        return math.isfinite(var)
-    # A product is quicker than a test of every number; where it overflows, the test decides.
-    return math.isfinite(np.vdot(var, var)) or bool(np.isfinite(var).all())
+    return math.isfinite(var) if isinstance(var, float) else _are_finite(var)
 
 
 def _are_storable(rewards: np.ndarray) -> bool:
