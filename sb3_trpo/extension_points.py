@@ -33,12 +33,12 @@ from sb3_trpo.diagnosis.set_up_rules import actions_out_of_reach
 from sb3_trpo.policy_checks import check_policy_arguments
 from sb3_trpo.ranks.alone import ALONE
 from sb3_trpo.ranks.joining import join
-from sb3_trpo.ranks.normalization import PooledStatistics
 from sb3_trpo.ranks.start import check_start, describe, seed_by_rank, start_alike, warn_of_twins
 from sb3_trpo.rollouts.collect import RolloutCollector
 from sb3_trpo.rollouts.noise import check_noise
 from sb3_trpo.rollouts.on_ranks import RankedCallback
 from sb3_trpo.rollouts.orphans import end_workers_with_training
+from sb3_trpo.rollouts.pooled_statistics import PooledStatistics
 from sb3_trpo.saved_models.algorithm import SafelySaved
 from sb3_trpo.saved_models.portable import undo_portable
 from sb3_trpo.space_checks import SUPPORTED_SPACES, check_observation_encoding, check_spaces

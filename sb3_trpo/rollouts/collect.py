@@ -19,13 +19,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.ranks.alone import ALONE, Ranks
 from sb3_trpo.ranks.callbacks import callbacks_of_rank
-from sb3_trpo.ranks.normalization import PooledStatistics
 from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost
 from sb3_trpo.rollouts.failures import Failures, WaitingWatch, limit_waiting
 from sb3_trpo.rollouts.fast_rollout import FastRollout, why_not_fast
 from sb3_trpo.rollouts.guard import CopyingGuard, PausingCallback, StepGuard
 from sb3_trpo.rollouts.noise import keep_noise, noise_of_rollout, use_noise
 from sb3_trpo.rollouts.on_ranks import RankedCallback
+from sb3_trpo.rollouts.pooled_statistics import PooledStatistics
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
 from sb3_trpo.rollouts.statistics import MIB, EpisodeEnds, resident_memory, rollout_statistics
 from sb3_trpo.trust_region.families import keep_distribution

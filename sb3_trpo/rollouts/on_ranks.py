@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_trpo.ranks.alone import Ranks
-from sb3_trpo.ranks.normalization import PooledStatistics
+from sb3_trpo.rollouts.pooled_statistics import PooledStatistics
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
 
 # Buffers of the last episodes, over which SB3's log averages.

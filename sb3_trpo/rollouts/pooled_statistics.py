@@ -13,6 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_trpo.ranks.alone import Ranks
+from sb3_trpo.rollouts.steps import statistics_of
 
 # Mean, variance and count.
 Moments: TypeAlias = tuple[Any, Any, float]
@@ -26,10 +27,7 @@ def statistics_of_training(model: OnPolicyAlgorithm) -> list[RunningMeanStd]:
     :return: the statistics of observations and of returns; none without ``VecNormalize``
     """
     env = model.get_vec_normalize_env()
-    if env is None:
-        return []
-    of_obs = getattr(env, "obs_rms", None)
-    return [*(of_obs.values() if isinstance(of_obs, dict) else [of_obs] if of_obs is not None else []), env.ret_rms]
+    return [] if env is None else statistics_of(env)
 
 
 def copy_statistics(statistics: RunningMeanStd) -> Moments:
