@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_trpo.rollouts.steps import statistics_of
+from sb3_trpo.rollouts.normalization import statistics_of
 from sb3_trpo.validation import UserError
 
 Observations: TypeAlias = Any  # an array with a row for each environment, or a dictionary of such
@@ -57,9 +57,11 @@ class OutputChecks:
         :param rewards: the rewards, (n_envs,)
         :raises UserError: if something is not finite or of another shape than the observation space says
         """
+        are_finite = is_finite(obs) and _are_storable(rewards)
         # The statistics that were remembered are those that the step has updated.
-        are_finite = all(_is_finite_variance(statistics.var) for statistics, *_ in self._before)
-        if not (are_finite and is_finite(obs) and _are_storable(rewards)):
+        for statistics, *_ in self._before:
+            are_finite = are_finite and _is_finite_variance(statistics.var)
+        if not are_finite:
             self._find_what_is_wrong(obs, rewards)
         if self._is_on:
             self.check_shape(obs)

@@ -12,7 +12,6 @@ when they are read (``sb3_trpo.rollouts.shown_locals``).
 """
 
 import copy
-import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -36,7 +35,8 @@ from sb3_trpo.rollouts.checks import last_observation
 from sb3_trpo.rollouts.guard import StepGuard
 from sb3_trpo.rollouts.noise import CorrelatedNoise
 from sb3_trpo.rollouts.samplers import SAMPLERS, make_sampler
-from sb3_trpo.rollouts.shown_locals import Lazy, ShowingCallback, ShownLocals
+from sb3_trpo.rollouts.shown_locals import ShowingCallback, ShownLocals
+from sb3_trpo.rollouts.step_on_demand import StepOnDemand
 
 # Observations evaluated at a time: hidden layers of a long rollout would take more memory than the rollout itself.
 MAX_ROWS = 8192
@@ -114,9 +114,7 @@ class FastRollout:
         self.actions: list[th.Tensor] = []
         # Step, environment and last observation of truncated episodes.
         self.truncations: list[tuple[int, int, Observations]] = []
-        # What callbacks have read, by the step: the buffer gets the same.
-        self.read_values: dict[int, th.Tensor] = {}
-        self.read_log_probs: dict[int, th.Tensor] = {}
+        self.on_demand = StepOnDemand(self.policy)
         self.action_shape = (self.n_envs, *(algorithm.action_space.shape or ()))
 
     @th.no_grad()
@@ -133,7 +131,7 @@ class FastRollout:
             self.policy.reset_noise(self.n_envs)
         callback.on_rollout_start()
         to_env = _make_action_converter(algorithm.action_space, self.policy)
-        scope = self._scope()
+        scope, on_demand = self._scope(), self.on_demand
         obs: Observations = algorithm._last_obs
         dones = np.zeros(self.n_envs, dtype=bool)
         for n_steps in range(buffer.buffer_size):
@@ -144,24 +142,26 @@ class FastRollout:
             new_obs, rewards, dones, infos = guard.step(clipped_actions)
             algorithm.num_timesteps += self.n_envs
 
-            shown_infos = Lazy(functools.partial(copy.deepcopy, infos)) if guard.shares_infos else infos
+            on_demand.begin_step(n_steps, obs, self.actions[-1], infos)
             scope.show(
-                **self._lazy_tensors(n_steps, obs),
+                obs_tensor=on_demand.obs_tensor,
+                values=on_demand.values,
+                log_probs=on_demand.log_probs,
                 n_steps=n_steps,
                 actions=actions,
                 clipped_actions=clipped_actions,
                 new_obs=new_obs,
                 rewards=rewards,
                 dones=dones,
-                infos=shown_infos,
+                infos=on_demand.infos if guard.shares_infos else infos,
             )
             callback.update_locals(scope)
             if not callback.on_step():
                 self._fill_in(n_steps)
                 return False
-            if isinstance(shown_infos, Lazy) and shown_infos.is_read:
+            if on_demand.infos.is_read:
                 # A callback may have written into them.
-                infos = shown_infos.read()
+                infos = on_demand.infos.read()
             algorithm._update_info_buffer(infos, dones)
 
             self._store(n_steps, obs, actions, rewards)
@@ -215,30 +215,6 @@ class FastRollout:
             self.latents.append(latent.clone() if latent is features else latent)
         self.actions.append(actions)
         return actions.cpu().numpy().reshape(self.action_shape)
-
-    def _lazy_tensors(self, step: int, obs: Observations) -> dict[str, Lazy]:
-        """
-        Show a step's tensors by their names in SB3's loop.
-
-        :param step: the number of the step
-        :param obs: the observations, (n_envs, ...)
-        :return: the tensors, computed when they are read
-        """
-        # Not closures with a decorator: to make one takes longer than an environment's step.
-        obs_tensor = Lazy(functools.partial(obs_as_tensor, obs, self.algorithm.device))
-        values = Lazy(functools.partial(self._read_values, step, obs_tensor))
-        log_probs = Lazy(functools.partial(self._read_log_probs, step, obs_tensor, self.actions[-1]))
-        return {"obs_tensor": obs_tensor, "values": values, "log_probs": log_probs}
-
-    @th.no_grad()
-    def _read_values(self, step: int, obs: Lazy) -> th.Tensor:
-        self.read_values[step] = self.policy.predict_values(obs.read())
-        return self.read_values[step]
-
-    @th.no_grad()
-    def _read_log_probs(self, step: int, obs: Lazy, actions: th.Tensor) -> th.Tensor:
-        self.read_log_probs[step] = self.policy.get_distribution(obs.read()).log_prob(actions)
-        return self.read_log_probs[step]
 
     def _store(self, step: int, obs: Observations, actions: np.ndarray, rewards: np.ndarray) -> None:
         buffer = self.buffer
@@ -302,7 +278,10 @@ class FastRollout:
         log_probs = self._log_probs(n_steps)
         buffer.values[:n_steps] = self._values(_rows(buffer.observations, n_steps)).reshape(n_steps, -1)
         buffer.log_probs[:n_steps] = log_probs.cpu().numpy().reshape(n_steps, -1)
-        for rows, read in ((buffer.values, self.read_values), (buffer.log_probs, self.read_log_probs)):
+        for rows, read in (
+            (buffer.values, self.on_demand.read_values),
+            (buffer.log_probs, self.on_demand.read_log_probs),
+        ):
             for step, tensor in read.items():
                 rows[step] = tensor.cpu().numpy().flatten()
         if self.truncations:

@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_trpo.ranks.alone import Ranks
-from sb3_trpo.rollouts.steps import statistics_of
+from sb3_trpo.rollouts.normalization import statistics_of
 
 # Mean, variance and count.
 Moments: TypeAlias = tuple[Any, Any, float]

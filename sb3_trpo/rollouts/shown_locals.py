@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 class Lazy:
     """
-    A value that is computed when it is first read.
+    A value that is computed when it is first read, and kept until it is to be forgotten.
 
     :param compute: a function that gives the value
     """
@@ -35,6 +35,10 @@ class Lazy:
         if not self.is_read:
             self._value, self.is_read = self._compute(), True
         return self._value
+
+    def forget(self) -> None:
+        """Compute the value anew when it is next read."""
+        self._value, self.is_read = None, False
 
 
 class ShownLocals(dict[str, Any]):

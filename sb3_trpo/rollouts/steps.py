@@ -10,19 +10,16 @@ stepped by its own ``step``. As they step the environments one by one, they can 
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_trpo.networks.untouched import is_untouched
-
-Step = Callable[[np.ndarray], VecEnvStepReturn]
-Blame = Callable[[Exception, int], NoReturn]
+from sb3_trpo.rollouts.normalization import Blame, Step, has_known_statistics, step_normalized
 
 
 class Progress(Protocol):
@@ -45,32 +42,14 @@ def make_step(env: VecEnv, blame: Blame, progress: Progress) -> tuple[Step, bool
         return functools.partial(_step_dummy, env, blame), True
     if is_untouched(env, SubprocVecEnv):
         return functools.partial(_step_subproc, env, blame, progress), False
-    if is_untouched(env, VecNormalize) and _has_known_statistics(env):
+    if is_untouched(env, VecNormalize) and has_known_statistics(env):
         if is_untouched(env.venv, DummyVecEnv, SubprocVecEnv):
             inner, shares_infos = make_step(env.venv, blame, progress)
         else:
             # Not its ``step``: SB3's wrappers call the two halves.
             inner, shares_infos = functools.partial(_step_in_halves, env.venv), False
-        return functools.partial(_step_normalized, env, blame, inner), shares_infos
+        return functools.partial(step_normalized, env, blame, inner), shares_infos
     return env.step, False
-
-
-def _has_known_statistics(env: VecNormalize) -> bool:
-    return all(is_untouched(statistics, RunningMeanStd) for statistics in statistics_of(env))
-
-
-def statistics_of(env: VecNormalize) -> list[RunningMeanStd]:
-    """
-    Return the running statistics that a normalisation uses.
-
-    :param env: the normalised environments
-    :return: the observations' statistics, if observations are normalised, and those of the returns
-    """
-    if not env.norm_obs:
-        # There are none of observations.
-        return [env.ret_rms]
-    of_obs = env.obs_rms
-    return [*(of_obs.values() if isinstance(of_obs, dict) else [of_obs]), env.ret_rms]
 
 
 def _step_in_halves(env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
@@ -171,66 +150,3 @@ def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None
         given = " ".join(repr(numbers[first]).split())[:100]
         blame(TypeError(f"An environment gave {given} where a number or an array of numbers has to be."), first)
     return stacked
-
-
-def _step_normalized(env: VecNormalize, blame: Blame, inner: Step, actions: np.ndarray) -> VecEnvStepReturn:
-    """Do what ``VecNormalize.step`` does, without a copy of the observations before they are normalised."""
-    obs, rewards, dones, infos = inner(actions)
-    # By SB3's types, observations may be tuples here, and statistics be in a dictionary where observations are not.
-    env.old_obs = obs  # type: ignore[assignment]
-    env.old_reward = rewards
-    if env.training and env.norm_obs:
-        if isinstance(obs, dict):
-            for key, statistics in env.obs_rms.items():
-                _update(statistics, obs[key])
-        else:
-            _update(env.obs_rms, obs)  # type: ignore[arg-type]
-    if env.training:
-        env.returns = env.returns * env.gamma + rewards
-        _update(env.ret_rms, env.returns)
-    rewards = env.normalize_reward(rewards)
-    if np.count_nonzero(dones):
-        for i in dones.nonzero()[0]:
-            if "terminal_observation" in infos[i]:
-                try:
-                    infos[i]["terminal_observation"] = _normalized(env, infos[i]["terminal_observation"])
-                except Exception as error:
-                    blame(error, int(i))
-        env.returns[dones] = 0
-    return _normalized(env, obs), rewards, dones, infos
-
-
-def _normalized(env: VecNormalize, obs: Any) -> Any:
-    if not env.norm_obs:
-        # SB3 gives a copy.
-        return copy.deepcopy(obs)
-    if not isinstance(obs, dict):
-        # As SB3 does, whose types do not tell that there is one set of statistics for arrays.
-        return env._normalize_obs(obs, env.obs_rms).astype(np.float32)  # type: ignore[arg-type]
-    normalized = type(obs)()
-    for key, part in obs.items():
-        if key in (env.norm_obs_keys or ()):
-            normalized[key] = env._normalize_obs(part, env.obs_rms[key]).astype(np.float32)
-        else:
-            normalized[key] = copy.deepcopy(part)
-    return normalized
-
-
-def _update(statistics: RunningMeanStd, batch: np.ndarray) -> None:
-    """
-    Update running statistics as ``statistics.update(batch)`` does, bit for bit.
-
-    The additions are those of NumPy's ``mean`` and ``var``, in their order; for a few numbers NumPy's functions take
-    several times as long.
-
-    :param statistics: the running mean and variance
-    :param batch: the numbers, (n, ...)
-    """
-    if batch.dtype not in (np.float32, np.float64):
-        statistics.update(batch)
-        return
-    n = len(batch)
-    mean = np.add.reduce(batch, axis=0) / n
-    deviations = batch - mean
-    var = np.add.reduce(deviations * deviations, axis=0) / n
-    statistics.update_from_moments(mean, var, n)

@@ -4,6 +4,7 @@ and their own methods are called wherever somebody has replaced them.
 """
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -82,15 +83,18 @@ def assert_same_steps(make_env: Callable[[], VecEnv]) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    observations=arrays(np.float64, st.tuples(st.integers(1, 9), st.just(3)), elements=st.floats(-1e6, 1e6)),
+    numbers=arrays(np.float64, st.tuples(st.integers(1, 9), st.just(6)), elements=st.floats(-1e6, 1e6)),
+    shape=st.sampled_from([(), (3,), (3, 2)]),
     dtype=st.sampled_from([np.float16, np.float32, np.float64, np.int64]),
     options=st.sampled_from([{}, {"norm_obs": False}, {"norm_reward": False}, {"training": False}, {"gamma": 0.5}]),
     n_envs=st.integers(1, 3),
 )
-def test_normalised_steps_are_sb3s_bit_for_bit(observations: Any, dtype: Any, options: Any, n_envs: int) -> None:
+def test_normalised_steps_are_sb3s_bit_for_bit(
+    numbers: Any, shape: tuple[int, ...], dtype: Any, options: Any, n_envs: int
+) -> None:
     limit = 100 if dtype in (np.float16, np.int64) else 1e6
-    observations = observations.clip(-limit, limit).astype(dtype)
-    space = spaces.Box(-limit, limit, (3,), dtype)  # type: ignore[arg-type]
+    observations = numbers[:, : math.prod(shape)].reshape(-1, *shape).clip(-limit, limit).astype(dtype)
+    space = spaces.Box(-limit, limit, shape, dtype)
 
     def make_env() -> VecEnv:
         envs = [lambda i=i: Scripted(observations + np.asarray(i, dtype), space, 2 + i) for i in range(n_envs)]
