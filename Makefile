@@ -6,7 +6,7 @@ PYTHON = python3
 # make train ENV=Hopper-v5 STEPS=100000 SEED=1 ARGS='--save-freq 50000'
 ENV = HalfCheetah-v5
 SEED = 0
-# Environment steps; empty: what sb3_trpo/rl_zoo/hyperparams/trpo.yml says for the task (1M for MuJoCo's).
+# Environment steps; empty: what sb3_trpo/shipped/hyperparams/trpo.yml says for the task (1M for MuJoCo's).
 STEPS =
 # Small networks run fastest on one CPU thread.
 DEVICE = cpu

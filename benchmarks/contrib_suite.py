@@ -39,7 +39,7 @@ sb3_contrib.RecurrentPPO = sb3_contrib.ppo_recurrent.RecurrentPPO = RecurrentPPO
 
 def pytest_report_header():
     ours = [sb3_contrib.TRPO, *MaskablePPO.__bases__, *RecurrentPPO.__bases__]
-    names = ", ".join(f"{kind.__module__}.{kind.__name__}" for kind in ours)
+    names = ", ".join(kind.__name__ for kind in ours)
     return f"with {names}; sb3-contrib is {sb3_contrib.__file__}"
 """
 # Of the tests of the PPO twins, those that ask for what is PPO's.

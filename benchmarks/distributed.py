@@ -37,7 +37,7 @@ from sb3_trpo.ranks.joining import join
 # Numbers in a vector: a few, those of the critic on HalfCheetah-v5, and on Humanoid-v5.
 SIZES = (2, 5_400, 26_500)
 N_REPETITIONS = 300
-# What sb3_trpo/rl_zoo/hyperparams/trpo.yml says of sizes; the rest has no part in the time.
+# What sb3_trpo/shipped/hyperparams/trpo.yml says of sizes; the rest has no part in the time.
 TASKS: dict[str, dict[str, Any]] = {
     "HalfCheetah-v5": {"n_envs": 4, "n_steps": 512, "batch_size": 128, "n_critic_updates": 10},
     "Humanoid-v5": {"n_envs": 4, "n_steps": 512, "batch_size": 128, "n_critic_updates": 10},

@@ -5,7 +5,7 @@ Trust region policy optimization for Stable-Baselines3.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sb3_trpo.policies import (
+from sb3_trpo.policies.policies import (
     BetaCnnPolicy,
     BetaMultiInputPolicy,
     BetaPolicy,
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from sb3_trpo.diagnosis.diagnose import Diagnosis, diagnose
     from sb3_trpo.diagnosis.finding import Finding
     from sb3_trpo.envpool import make_envpool_vec_env
-    from sb3_trpo.masks import MaskableTRPO
-    from sb3_trpo.masks_and_memory import MaskableRecurrentTRPO
-    from sb3_trpo.memory import RecurrentTRPO
+    from sb3_trpo.masks_and_memory.maskable import MaskableTRPO
+    from sb3_trpo.masks_and_memory.maskable_recurrent import MaskableRecurrentTRPO
+    from sb3_trpo.masks_and_memory.recurrent import RecurrentTRPO
     from sb3_trpo.self_test import check_algorithm, check_task
-    from sb3_trpo.shipped import hyperparameters, make
+    from sb3_trpo.shipped.models import hyperparameters, make
     from sb3_trpo.trust_region.families import register_family
     from sb3_trpo.trust_region.kl import DistributionFamily
 
@@ -72,13 +72,13 @@ _LAZY = {
     "DistributionFamily": "sb3_trpo.trust_region.kl",
     "Finding": "sb3_trpo.diagnosis.finding",
     "GrowingHorizon": "sb3_trpo.callbacks.growing_horizon",
-    "MaskableRecurrentTRPO": "sb3_trpo.masks_and_memory",
-    "MaskableTRPO": "sb3_trpo.masks",
+    "MaskableRecurrentTRPO": "sb3_trpo.masks_and_memory.maskable_recurrent",
+    "MaskableTRPO": "sb3_trpo.masks_and_memory.maskable",
     "PolicyAverage": "sb3_trpo.callbacks.policy_average",
-    "RecurrentTRPO": "sb3_trpo.memory",
+    "RecurrentTRPO": "sb3_trpo.masks_and_memory.recurrent",
     "export_onnx": "sb3_trpo.deployment",
-    "hyperparameters": "sb3_trpo.shipped",
-    "make": "sb3_trpo.shipped",
+    "hyperparameters": "sb3_trpo.shipped.models",
+    "make": "sb3_trpo.shipped.models",
     "check_algorithm": "sb3_trpo.self_test",
     "check_task": "sb3_trpo.self_test",
     "diagnose": "sb3_trpo.diagnosis.diagnose",

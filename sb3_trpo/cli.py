@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
 from sb3_trpo import __version__
-from sb3_trpo.install import how_to_install
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_trpo.install import how_to_install
 from sb3_trpo.saved_models.atomic import atomic_write
 from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError
 
 Observations: TypeAlias = th.Tensor | dict[str, th.Tensor]
 Arrays: TypeAlias = np.ndarray | dict[str, np.ndarray]

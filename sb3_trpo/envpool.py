@@ -22,8 +22,8 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_trpo.install import how_to_install
-from sb3_trpo.validation import UserError, check_integer, suggest_names
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError, check_integer, suggest_names
 
 try:
     import envpool

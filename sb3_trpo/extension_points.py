@@ -30,7 +30,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.diagnosis.advice import Advice
 from sb3_trpo.diagnosis.set_up_rules import actions_out_of_reach
-from sb3_trpo.policy_checks import check_policy_arguments
 from sb3_trpo.ranks.alone import ALONE
 from sb3_trpo.ranks.joining import join
 from sb3_trpo.ranks.start import check_start, describe, seed_by_rank, start_alike, warn_of_twins
@@ -41,7 +40,6 @@ from sb3_trpo.rollouts.orphans import end_workers_with_training
 from sb3_trpo.rollouts.pooled_statistics import PooledStatistics
 from sb3_trpo.saved_models.algorithm import SafelySaved
 from sb3_trpo.saved_models.portable import undo_portable
-from sb3_trpo.space_checks import SUPPORTED_SPACES, check_observation_encoding, check_spaces
 from sb3_trpo.trust_region.families import check_family
 from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch
 from sb3_trpo.update.actor import Actor
@@ -49,6 +47,8 @@ from sb3_trpo.update.clipped_actions import log_prob_of_executed
 from sb3_trpo.update.critic import shuffle_rows
 from sb3_trpo.update.samples import chunks, n_rows, select, whole_rollout
 from sb3_trpo.update.transaction import check_before_rollout
+from sb3_trpo.validation.policies import check_policy_arguments
+from sb3_trpo.validation.spaces import SUPPORTED_SPACES, check_observation_encoding, check_spaces
 
 # What the rollout buffers give: named tuples of tensors with a row for each state.
 Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples

@@ -20,7 +20,7 @@ from sb3_trpo.diagnosis.policy_rules import small_batch
 from sb3_trpo.diagnosis.record import Record, Settings, action_dimensions
 from sb3_trpo.diagnosis.set_up_rules import fixed_statistics, held_parameters, no_preconditioner, undone_update
 from sb3_trpo.extension_points import ExtensibleTRPO, Samples
-from sb3_trpo.policies import (
+from sb3_trpo.policies.policies import (
     BetaCnnPolicy,
     BetaMultiInputPolicy,
     BetaPolicy,
@@ -47,7 +47,7 @@ from sb3_trpo.update.samples import chunk_size, n_rows
 from sb3_trpo.update.std_bounds import std_bounds
 from sb3_trpo.update.training_mode import find_fixed_statistics
 from sb3_trpo.update.transaction import NonFiniteError, Transaction
-from sb3_trpo.validation import (
+from sb3_trpo.validation.values import (
     UserError,
     check_environment,
     check_hyperparameters,

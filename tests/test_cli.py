@@ -27,9 +27,9 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_trpo import TRPO, __version__, diagnose
 from sb3_trpo.cli import COMMANDS, Command, main
-from sb3_trpo.install import how_to_install
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.rl_zoo.report import EVAL_SEED_OFFSET, N_EVAL_EPISODES, ReportingExperimentManager, draw_learning_curve
+from sb3_trpo.validation.install import how_to_install
 
 TASK = "MountainCarContinuous-v0"
 HYPERPARAMETERS = ALGORITHMS["trpo"].hyperparameters

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_trpo import TRPO, DeployedPolicy, export_onnx
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 N_STATES = 5
 

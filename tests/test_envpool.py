@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_trpo import TRPO, make_envpool_vec_env
 from sb3_trpo.envpool import EnvPoolVecEnv
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "CartPole-v1", "Pendulum-v1", "LunarLander-v3", "FrozenLake-v1", "Acrobot-v1"]
 

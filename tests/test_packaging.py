@@ -212,7 +212,7 @@ def package_files() -> set[str]:
     """
     files = (file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     names = {file.relative_to(REPOSITORY).as_posix() for file in files}
-    assert {"sb3_trpo/py.typed", "sb3_trpo/rl_zoo/hyperparams/trpo.yml"} <= names
+    assert {"sb3_trpo/py.typed", "sb3_trpo/shipped/hyperparams/trpo.yml"} <= names
     return names
 
 

@@ -1,7 +1,7 @@
 """
 The algorithms of the benchmarks, and where the hyperparameters of each come from.
 
-Ours are read from ``sb3_trpo/rl_zoo/hyperparams/trpo.yml``, the peers' from the files that RL Zoo ships: both in RL
+Ours are read from ``sb3_trpo/shipped/hyperparams/trpo.yml``, the peers' from the files that RL Zoo ships: both in RL
 Zoo's format. RL Zoo's MuJoCo entries carry ``-v4`` ids; an entry of an older version of a task stands in for a newer
 one, since the tasks differ in what they reward and report, not in what has to be learned.
 """
@@ -109,7 +109,7 @@ def allowed_keys(algo: str) -> set[str]:
 def _file(name: str) -> tuple[Path, str]:
     """Return the file, and what to call it on any machine."""
     if name == OWN_HYPERPARAMETERS:
-        return REPOSITORY / "sb3_trpo/rl_zoo/hyperparams/trpo.yml", "sb3_trpo/rl_zoo/hyperparams/trpo.yml"
+        return REPOSITORY / "sb3_trpo/shipped/hyperparams/trpo.yml", "sb3_trpo/shipped/hyperparams/trpo.yml"
     try:
         # The package itself imports every algorithm; its files are found without that.
         spec = importlib.util.find_spec("rl_zoo3")

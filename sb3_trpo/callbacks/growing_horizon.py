@@ -7,7 +7,7 @@ from typing import cast
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_trpo.validation import check_real
+from sb3_trpo.validation.values import check_real
 
 
 class GrowingHorizon(BaseCallback):

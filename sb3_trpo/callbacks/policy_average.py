@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_trpo.validation import UserError, check_real
+from sb3_trpo.validation.values import UserError, check_real
 
 
 class PolicyAverage(BaseCallback):

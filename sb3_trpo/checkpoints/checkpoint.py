@@ -25,7 +25,7 @@ from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.atomic import atomic_write, saved_path
 from sb3_trpo.saved_models.untrusted import TRAINING_STATE
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation import UserError, check_integer
+from sb3_trpo.validation.values import UserError, check_integer
 
 SUFFIX = "zip"
 

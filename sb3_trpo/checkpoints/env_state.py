@@ -23,7 +23,7 @@ from sb3_trpo.checkpoints.shared_state import find_changes
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.saved_models.refused import printable
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 # These hold the next layer, and the arguments that a layer was made with.
 NO_STATE = ("env", "_saved_kwargs")

@@ -8,7 +8,7 @@ from typing import Any
 from sb3_trpo.checkpoints.fit import is_number
 from sb3_trpo.checkpoints.tree import pack
 from sb3_trpo.checkpoints.tree_format import NotSavableError
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 
 def save_episodes(episodes: deque[Any] | None) -> deque[Any] | None:

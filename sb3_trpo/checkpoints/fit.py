@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError
 from sb3_trpo.checkpoints.vec_env_state import restore_vec_env, save_vec_env
 from sb3_trpo.saved_models.refused import printable
-from sb3_trpo.validation import MAX_SEED
+from sb3_trpo.validation.values import MAX_SEED
 
 # ``learn`` sets counters anew, and a model that is not trusted comes without observations.
 COUNTERS = ("num_timesteps", "_episode_num")

@@ -22,7 +22,7 @@ from typing import Any
 from sb3_trpo.checkpoints.tree_format import Codec, NotSavableError
 from sb3_trpo.checkpoints.tree_reader import Reader
 from sb3_trpo.checkpoints.tree_writer import Writer
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 HEADER = struct.Struct("<8sQ")
 MAGIC = b"sb3trpo2"

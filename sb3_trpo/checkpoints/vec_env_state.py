@@ -30,7 +30,7 @@ from sb3_trpo.checkpoints.offered_state import METHODS, offered_by, offers_state
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError, class_path
 from sb3_trpo.rollouts.checks import innermost
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 # The attributes that change in a wrapper; the others say how it was made.
 WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {

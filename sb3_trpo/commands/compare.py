@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from sb3_trpo.commands.runs import Run, find_runs, read_run
-from sb3_trpo.install import how_to_install
 from sb3_trpo.saved_models.refused import RefusedModelError, printable
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError
 
 CONFIDENCE = 0.95
 

@@ -16,7 +16,7 @@ from sb3_trpo.diagnosis.diagnose import describe, diagnose
 from sb3_trpo.diagnosis.finding import Finding
 from sb3_trpo.self_test import check_algorithm, check_task
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 # Enough for episodes to end in it, and for an update to take a moment.
 N_STEPS = 1024

@@ -18,14 +18,14 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.error import Error as GymnasiumError
 
-from sb3_trpo.install import how_to_install
 from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.contrib import averaged_dimensions, is_contribs_file, kl_factor, own_options
 from sb3_trpo.saved_models.objects import read_object
 from sb3_trpo.saved_models.origin import Origin, origin_of
 from sb3_trpo.saved_models.refused import RefusedModelError, printable
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError
 
 CONTRIBS_TARGET_KL = 0.01
 HEADER = "# Converted for sb3_trpo: target_kl bounds KL summed over action dimensions.\n"

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from sb3_trpo.install import how_to_install
 from sb3_trpo.saved_models.archive import read_archive
 from sb3_trpo.saved_models.origin import origin_of
 from sb3_trpo.saved_models.refused import RefusedModelError
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError
 
 # Of a file of settings and of one of evaluations, in bytes; of an array and of settings, in values; of a model's
 # attributes, in bytes.

@@ -11,7 +11,7 @@ import numpy as np
 
 from sb3_trpo.diagnosis.record import Record
 from sb3_trpo.diagnosis.run_files import STEPS
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 try:
     import matplotlib as mpl

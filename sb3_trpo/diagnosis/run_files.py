@@ -21,7 +21,7 @@ from sb3_trpo.diagnosis.record import Record, Settings, action_dimensions
 from sb3_trpo.saved_models.archive import read_archive
 from sb3_trpo.saved_models.objects import read_object
 from sb3_trpo.saved_models.refused import RefusedModelError
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 PROGRESS = "progress.csv"
 STEPS = "time/total_timesteps"

@@ -12,7 +12,7 @@ import torch as th
 import torch.distributed as dist
 
 from sb3_trpo.ranks.alone import ALONE, Ranks
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 if TYPE_CHECKING:
     from sb3_trpo.ranks.connected import ConnectedRanks

@@ -12,10 +12,10 @@ from typing import Any
 import optuna
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_trpo.masks import MaskableTRPO
-from sb3_trpo.memory import RecurrentTRPO
+from sb3_trpo.masks_and_memory.maskable import MaskableTRPO
+from sb3_trpo.masks_and_memory.recurrent import RecurrentTRPO
 from sb3_trpo.rl_zoo.sampler import convert_trpo_params, sample_trpo_params
-from sb3_trpo.shipped import HYPERPARAMETERS
+from sb3_trpo.shipped.models import HYPERPARAMETERS
 from sb3_trpo.trpo import TRPO
 
 

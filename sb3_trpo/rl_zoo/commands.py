@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]  # It has no types.
 from rl_zoo3.utils import get_model_path
 
-from sb3_trpo.mujoco_warnings import say_warnings_once
 from sb3_trpo.rl_zoo.masked_runs import play_with_masks
-from sb3_trpo.validation import UserError
+from sb3_trpo.shipped.mujoco_warnings import say_warnings_once
+from sb3_trpo.validation.values import UserError
 
 # RL Zoo's folder of published agents, from which it downloads what is missing.
 PUBLISHED = "rl-trained-agents"

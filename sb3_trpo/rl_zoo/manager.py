@@ -21,8 +21,8 @@ from sb3_trpo.rl_zoo.masked_runs import evaluate_with_masks
 from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
 from sb3_trpo.rl_zoo.progress_log import ProgressLog
 from sb3_trpo.rl_zoo.ranked import RankedExperimentManager
-from sb3_trpo.shipped import check_counts, check_names
-from sb3_trpo.validation import UserError
+from sb3_trpo.shipped.models import check_counts, check_names
+from sb3_trpo.validation.values import UserError
 
 
 class TrainingManager(RankedExperimentManager):

@@ -15,7 +15,7 @@ from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.masks import MaskableTRPO
+from sb3_trpo.masks_and_memory.maskable import MaskableTRPO
 from sb3_trpo.rl_zoo.names import use_names
 
 

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sb3_trpo.validation import check_integer
+from sb3_trpo.validation.values import check_integer
 
 ENVPOOL = "envpool"
 

@@ -13,7 +13,7 @@ from rl_zoo3.plots import plot_train as rl_zoo_plot_train
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
 from sb3_trpo.rl_zoo.commands import make_reader
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 COLUMNS = {"success": "is_success", "reward": "r", "length": "l"}
 

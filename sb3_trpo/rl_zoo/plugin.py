@@ -17,7 +17,7 @@ import functools
 import inspect
 from typing import Any
 
-from sb3_trpo.install import how_to_install
+from sb3_trpo.validation.install import how_to_install
 
 try:
     import rl_zoo3
@@ -28,7 +28,7 @@ except ImportError as error:
 
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.saved_models.contrib import own_options, warn_of_contribs_file
-from sb3_trpo.shipped import add_rule
+from sb3_trpo.shipped.models import add_rule
 
 
 def register() -> None:

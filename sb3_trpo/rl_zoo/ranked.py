@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from sb3_trpo.ranks.joining import join, launched_as
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 
 class RankedExperimentManager(ExperimentManager):

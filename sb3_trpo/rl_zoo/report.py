@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from sb3_trpo.diagnosis.diagnose import diagnose
 from sb3_trpo.rl_zoo.manager import TrainingManager
 from sb3_trpo.rl_zoo.masked_runs import takes_masks
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 N_EVAL_EPISODES = 20
 # The seeds of training and of EvalCallback's environments count up from the run's seed; these start far from both.

@@ -24,7 +24,7 @@ from sb3_trpo.rl_zoo.report import ReportingExperimentManager
 from sb3_trpo.rl_zoo.runs import CHECKPOINT, FINISHED, Run, describe_run, find_run, say, try_lock
 from sb3_trpo.rl_zoo.seal import add_seal
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 
 class SealedCheckpoint(Checkpoint):

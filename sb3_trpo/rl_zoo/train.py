@@ -12,7 +12,7 @@ from sb3_trpo.rl_zoo.names import use_names
 from sb3_trpo.rl_zoo.options import make_parser, take_options
 from sb3_trpo.rl_zoo.ranked import print_once
 from sb3_trpo.rl_zoo.resume import ResumableExperimentManager
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 
 def train() -> None:

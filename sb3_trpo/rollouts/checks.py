@@ -13,7 +13,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_trpo.rollouts.normalization import statistics_of
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 Observations: TypeAlias = Any  # an array with a row for each environment, or a dictionary of such
 # The largest number that a rollout buffer can hold.

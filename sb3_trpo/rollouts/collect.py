@@ -29,7 +29,7 @@ from sb3_trpo.rollouts.pooled_statistics import PooledStatistics
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
 from sb3_trpo.rollouts.statistics import MIB, EpisodeEnds, resident_memory, rollout_statistics
 from sb3_trpo.trust_region.families import keep_distribution
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 
 class RolloutCollector(OnPolicyAlgorithm):

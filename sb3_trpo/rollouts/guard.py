@@ -19,7 +19,7 @@ from sb3_trpo.rollouts.loop_env import LoopEnv
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
 from sb3_trpo.rollouts.statistics import EpisodeEnds
 from sb3_trpo.rollouts.steps import make_step
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 
 class StepGuard(LoopEnv):

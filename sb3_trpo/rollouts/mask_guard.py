@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from sb3_trpo.rollouts.loop_env import LoopEnv
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 # The environments' method, as sb3-contrib has it.
 METHOD = "action_masks"

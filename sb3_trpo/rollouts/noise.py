@@ -13,7 +13,7 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 
 def check_noise(

@@ -20,7 +20,7 @@ from sb3_trpo.saved_models.origin import ModelPath, Origin, origin_of, read_data
 from sb3_trpo.saved_models.parameters import fit_parameters, read_parameters
 from sb3_trpo.saved_models.portable import make_portable
 from sb3_trpo.saved_models.untrusted import Attributes, given_schedules, read_untrusted
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SafelySaved")
 

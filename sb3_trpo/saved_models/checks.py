@@ -19,7 +19,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 from sb3_trpo.saved_models.budget import check_integer_size
 from sb3_trpo.saved_models.refused import RefusedModelError
 from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
-from sb3_trpo.validation import check_real
+from sb3_trpo.validation.values import check_real
 
 REQUIRED = ("policy_class", "policy_kwargs", "observation_space", "action_space", "lr_schedule", "n_steps", "n_envs")
 INTEGERS = ("verbose", "num_timesteps", "n_steps", "n_envs", "_n_updates", "_stats_window_size", "_episode_num")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_trpo.saved_models.origin import Origin, origin_of, policy_module
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 # Attributes of PPO and A2C that a TRPO has no place for.
 LEFT_OVER = ("clip_range", "clip_range_vf", "n_epochs")

@@ -17,7 +17,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trpo.policies import (
+from sb3_trpo.policies.policies import (
     BetaCnnPolicy,
     BetaMultiInputPolicy,
     BetaPolicy,

@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 
 from sb3_trpo.saved_models.origin import ModelPath
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 Parameters = dict[str, Any]
 # Before SB3 1.7 the features extractor had the same name in actor and critic.

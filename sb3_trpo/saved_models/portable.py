@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 
-from sb3_trpo.policies import CnnPolicy, MultiInputPolicy
+from sb3_trpo.policies.policies import CnnPolicy, MultiInputPolicy
 
 AnyAlgorithm = TypeVar("AnyAlgorithm", bound=OnPolicyAlgorithm)
 

@@ -2,7 +2,7 @@
 Refusals of files, in words that a terminal prints and does not obey.
 """
 
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 # The most characters of a file's text that a message repeats.
 MAX_CHARACTERS = 1000

@@ -38,7 +38,7 @@ from sb3_trpo.trust_region.kl import (
     GaussianFamily,
 )
 from sb3_trpo.trust_region.torch_family import BetaFamily, LaplaceFamily, TorchFamily
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 MakeFamily = Callable[[Any], DistributionFamily[Any]]
 # States that a policy is tried on: a number that no action space is likely to have for its size.

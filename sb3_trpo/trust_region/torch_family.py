@@ -15,7 +15,7 @@ from torch.distributions import Beta, Laplace, constraints, kl_divergence
 from torch.distributions import Distribution as TorchDistribution
 
 from sb3_trpo.trust_region.kl import DistributionFamily, DistributionParameters, DistributionT, in_float64
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 # Of the arguments that say the same, the one that any change leaves valid stands first.
 _ALTERNATIVES = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))

@@ -31,7 +31,7 @@ from sb3_trpo.checkpoints import Checkpoint, Checkpointable
 from sb3_trpo.checkpoints.checkpoint import read_note
 from sb3_trpo.checkpoints.offered_state import offers_state
 from sb3_trpo.checkpoints.tree import pack, unpack
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 N_ENVS, N_STEPS = 2, 64
 ROLLOUT = N_ENVS * N_STEPS

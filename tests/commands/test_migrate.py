@@ -15,7 +15,7 @@ from small_models import ACTION_SPACES, VECTOR, SpacesEnv
 
 from sb3_trpo import TRPO
 from sb3_trpo.commands.migrate import main
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "batch_size": 64, "device": "cpu"}
 FILE = """\

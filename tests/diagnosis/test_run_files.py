@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_trpo import TRPO, diagnose
 from sb3_trpo.diagnosis import run_files
 from sb3_trpo.diagnosis.run_files import read_run
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 ROWS = "time/total_timesteps,train/value_loss\n128,\n256,0.5\n384,0.25\n"
 

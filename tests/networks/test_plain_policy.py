@@ -31,7 +31,7 @@ from sb3_trpo.networks.plain_policy import (
     why_features_change,
     why_not_plain,
 )
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.policies.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 
 class Unchanged(ActorCriticPolicy):

@@ -14,7 +14,7 @@ from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_trpo import TRPO
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu"}
 SMALL: dict[str, Any] = {"net_arch": [8]}

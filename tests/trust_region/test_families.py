@@ -28,7 +28,7 @@ from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.kl import CategoricalFamily, DistributionFamily, DistributionParameters, GaussianFamily
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.preconditioner import kronecker_preconditioner
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 N_STATES = 4
 

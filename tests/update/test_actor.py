@@ -25,7 +25,7 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.policies import MultiInputPolicy
+from sb3_trpo.policies.policies import MultiInputPolicy
 from sb3_trpo.trust_region.families import family_and_z
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.graph_linearization import GraphLinearization

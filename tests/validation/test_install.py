@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from sb3_trpo.install import how_to_install
+from sb3_trpo.validation.install import how_to_install
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from stable_baselines3 import PPO
 from torch.distributions import Beta, kl_divergence
 
 from sb3_trpo import TRPO, BetaCnnPolicy, BetaMultiInputPolicy, BetaPolicy
-from sb3_trpo.distributions import BetaDistribution
-from sb3_trpo.validation import UserError
+from sb3_trpo.policies.distributions import BetaDistribution
+from sb3_trpo.validation.values import UserError
 
 BOUNDS = spaces.Box(np.array([-1.0, 5.0], np.float32), np.array([3.0, 6.0], np.float32))
 

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.values import UserError
 
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 FLATTEN = "gymnasium.wrappers.FlattenObservation makes it a vector"

@@ -18,7 +18,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.install import how_to_install
 from sb3_trpo.networks.plain_policy import extract_features
 from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.trpo import TRPO
@@ -31,7 +30,8 @@ from sb3_trpo.update.sequences import (
     sequence_chunks,
     shuffle_sequences,
 )
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError
 
 try:
     from sb3_contrib import RecurrentPPO
@@ -39,7 +39,7 @@ try:
     from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
     from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
-    from sb3_trpo.lstm_policies import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy
+    from sb3_trpo.masks_and_memory.lstm_policies import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"RecurrentTRPO needs sb3-contrib ({error}): install it with {how_to_install('contrib')}.",

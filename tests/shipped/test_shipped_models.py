@@ -21,8 +21,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 import sb3_trpo
 from sb3_trpo import TRPO, PolicyAverage
 from sb3_trpo.cli import main
-from sb3_trpo.shipped import HYPERPARAMETERS
-from sb3_trpo.validation import UserError
+from sb3_trpo.shipped.models import HYPERPARAMETERS
+from sb3_trpo.validation.values import UserError
 
 TASKS = yaml.safe_load((HYPERPARAMETERS / "trpo.yml").read_text())
 

@@ -18,7 +18,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_trpo import TRPO, GrowingHorizon, PolicyAverage
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
-from sb3_trpo.rule import DEFAULT_STEP, Task, hyperparameters_by_rule, read_task
+from sb3_trpo.shipped.rule import DEFAULT_STEP, Task, hyperparameters_by_rule, read_task
 
 ENTRIES = yaml.safe_load(ALGORITHMS["trpo"].hyperparameters.read_text())
 # Swimmer has values of its own.

@@ -15,7 +15,15 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 
-from sb3_trpo.validation import MAX_INTEGER, UserError, as_integer, check_choice, check_real, short, suggest_names
+from sb3_trpo.validation.values import (
+    MAX_INTEGER,
+    UserError,
+    as_integer,
+    check_choice,
+    check_real,
+    short,
+    suggest_names,
+)
 
 PACKAGES = ("stable_baselines3.", "sb3_contrib.", "sb3_trpo.")
 # What the algorithm gives its policy besides ``policy_kwargs``.

@@ -19,13 +19,13 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.install import how_to_install
 from sb3_trpo.rollouts.mask_guard import MaskGuard, mask_sizes
 from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.samples import whole_rollout
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError
 
 try:
     from sb3_contrib import MaskablePPO

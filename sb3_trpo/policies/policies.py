@@ -24,8 +24,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb3_trpo.distributions import BetaDistribution
-from sb3_trpo.validation import UserError
+from sb3_trpo.policies.distributions import BetaDistribution
+from sb3_trpo.validation.values import UserError
 
 MlpPolicy = ActorCriticPolicy
 

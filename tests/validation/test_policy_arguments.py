@@ -16,8 +16,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_trpo import TRPO
-from sb3_trpo.policies import BetaPolicy, CnnPolicy
-from sb3_trpo.validation import UserError
+from sb3_trpo.policies.policies import BetaPolicy, CnnPolicy
+from sb3_trpo.validation.values import UserError
 
 
 class Extractor(BaseFeaturesExtractor):

@@ -19,19 +19,19 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.install import how_to_install
-from sb3_trpo.masks import MaskableTRPO, mask_logits
-from sb3_trpo.memory import RecurrentTRPO
+from sb3_trpo.masks_and_memory.maskable import MaskableTRPO, mask_logits
+from sb3_trpo.masks_and_memory.recurrent import RecurrentTRPO
 from sb3_trpo.rollouts.mask_guard import METHOD, MaskGuard, mask_sizes
 from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.sequences import SequenceSamples
-from sb3_trpo.validation import UserError
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError
 
 try:
     from sb3_contrib import RecurrentPPO
 
-    from sb3_trpo.lstm_policies import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy
+    from sb3_trpo.masks_and_memory.lstm_policies import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"MaskableRecurrentTRPO needs sb3-contrib ({error}): install it with {how_to_install('contrib')}.",

@@ -8,7 +8,7 @@ from small_models import ACTION_SPACES, OBSERVATION_SPACES, SpacesEnv, policy_fo
 from updates import action_distributions, actor_state, changed, log, mean_kl, observations, pendulum
 
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from sb3_trpo.policies.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 
 KINDS = {"image": CnnPolicy, "Dict": MultiInputPolicy}
 

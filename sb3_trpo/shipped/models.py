@@ -20,18 +20,18 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_trpo.install import how_to_install
-from sb3_trpo.mujoco_warnings import say_warnings_once
-from sb3_trpo.rule import describe, hyperparameters_by_rule, read_task
+from sb3_trpo.shipped.mujoco_warnings import say_warnings_once
+from sb3_trpo.shipped.rule import describe, hyperparameters_by_rule, read_task
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation import UserError, as_integer, short, suggest_names
+from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.values import UserError, as_integer, short, suggest_names
 
 if TYPE_CHECKING:
     from rl_zoo3.exp_manager import ExperimentManager
 
 SelfShipped = TypeVar("SelfShipped", bound="ShippedTRPO")
 
-HYPERPARAMETERS = Path(__file__).parent / "rl_zoo" / "hyperparams"
+HYPERPARAMETERS = Path(__file__).parent / "hyperparams"
 # Names that RL Zoo takes out of the hyperparameters before it makes the algorithm.
 RL_ZOO_NAMES = (
     "callback",

@@ -1,0 +1,3 @@
+"""
+TRPO with action masks, with memory, and with both.
+"""

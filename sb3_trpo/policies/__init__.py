@@ -1,0 +1,3 @@
+"""
+Policies and action distributions that SB3 lacks, and those it has with their defaults.
+"""

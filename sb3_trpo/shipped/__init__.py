@@ -1,0 +1,3 @@
+"""
+The hyperparameters that ship, by entry or by rule, and models made with them.
+"""

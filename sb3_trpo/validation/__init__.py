@@ -1,0 +1,3 @@
+"""
+What the user gave may be: arguments, policies, spaces, installed packages.
+"""
