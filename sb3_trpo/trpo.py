@@ -47,16 +47,14 @@ from sb3_trpo.update.samples import chunk_size, n_rows
 from sb3_trpo.update.std_bounds import std_bounds
 from sb3_trpo.update.training_mode import find_fixed_statistics
 from sb3_trpo.update.transaction import NonFiniteError, Transaction
-from sb3_trpo.validation.values import (
-    UserError,
+from sb3_trpo.validation.algorithm import (
     check_environment,
     check_hyperparameters,
-    check_integer,
     check_policy_and_env,
     check_ready_to_train,
-    check_real,
     explain_unknown_arguments,
 )
+from sb3_trpo.validation.values import UserError, check_integer, check_real
 
 # Adaptive KL: δ changes by this factor, and stays within this factor's fourth power of target_kl.
 KL_ADAPTATION = 1.5

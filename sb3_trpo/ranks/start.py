@@ -18,7 +18,8 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_trpo.ranks.alone import Ranks
-from sb3_trpo.validation.values import MAX_SEED, Hyperparameters, UserError
+from sb3_trpo.validation.algorithm import Hyperparameters
+from sb3_trpo.validation.values import MAX_SEED, UserError
 
 # A schedule is known by its values there.
 PROGRESS = (1.0, 0.5, 0.0)

@@ -16,7 +16,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from updates import collect, pendulum, state
 
 from sb3_trpo import TRPO
-from sb3_trpo.validation.values import SCHEDULED, read_schedule
+from sb3_trpo.validation.algorithm import SCHEDULED
+from sb3_trpo.validation.values import read_schedule
 
 # For each argument, what is not allowed, and words of the message that say what is.
 NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
