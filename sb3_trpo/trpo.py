@@ -40,7 +40,7 @@ from sb3_trpo.trust_region.preconditioner import PreconditionerError, kronecker_
 from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.trust_region.surrogate import PolicyBatch, Surrogate, normalize_advantages
 from sb3_trpo.update.actor import Actor
-from sb3_trpo.update.critic import CriticFit, CriticSettings, TrustRegion, fit_critic
+from sb3_trpo.update.critic import CriticFit, CriticSettings, Regression, TrustRegion, fit_critic
 from sb3_trpo.update.diagnostics import PolicyStep, describe_update
 from sb3_trpo.update.pooled_numbers import pool_numbers
 from sb3_trpo.update.samples import chunk_size, n_rows
@@ -456,17 +456,17 @@ class TRPO(ExtensibleTRPO):
         :param step: what the policy step has done
         :return: what was done
         """
-        fit = fit_critic(
+        regression = Regression(
             self.policy,
             self._values,
             samples,
-            step.parameters,
             CriticSettings(self.n_critic_updates, self.batch_size, self.max_grad_norm or None),
             self._is_builtin("_values"),
             self._draw_minibatches,
             TrustRegion(lambda: step.surrogate.evaluate()[0], self._max_kl()),
             self.ranks,
         )
+        fit = fit_critic(regression, step.parameters)
         # What normalisers of the critic have learned, each from its rank's samples.
         self.ranks.copy_first_(list(self.policy.buffers()))
         return fit

@@ -13,7 +13,7 @@ import numpy as np
 from sb3_trpo.diagnosis.finding import Finding
 from sb3_trpo.diagnosis.record import Record
 from sb3_trpo.diagnosis.rules import RULES, find
-from sb3_trpo.diagnosis.run_files import STEPS, read_run
+from sb3_trpo.diagnosis.run_files import STEPS, read_record
 from sb3_trpo.saved_models.refused import printable
 
 
@@ -91,5 +91,5 @@ def diagnose(path: str | os.PathLike[str]) -> Diagnosis:
     """
     run = Path(path)
     with np.errstate(all="ignore"):
-        record = read_run(run)
+        record = read_record(run)
         return Diagnosis(printable(str(run), max_characters=300), record, find(record))

@@ -36,7 +36,7 @@ LARGEST = 1e100
 Table = dict[str, np.ndarray]
 
 
-def read_run(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """
     Read what is known of a run.
 

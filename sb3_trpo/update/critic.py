@@ -99,17 +99,28 @@ class TrustRegion:
 
 
 @dataclass(frozen=True)
-class _Regression(Generic[RolloutT]):
-    """What the critic is fitted to, and how: the arguments of ``fit_critic`` of the same names."""
+class Regression(Generic[RolloutT]):
+    """
+    What the critic is fitted to, and how.
+
+    :param policy: the policy with the critic, in evaluation mode
+    :param predict_values: a function that gives the values of samples, (N, 1)
+    :param samples: the rollout: N states, as ``predict_values`` takes them, and their returns R, (N,)
+    :param settings: the settings of the fit
+    :param is_builtin: whether ``predict_values`` is nothing but the policy's own method
+    :param draw_rows: a function that draws the minibatches of an epoch
+    :param trust_region: the bound on the policy's change; None leaves it unmeasured
+    :param ranks: the ranks that have a part of each minibatch
+    """
 
     policy: ActorCriticPolicy
     predict_values: Callable[[RolloutT], th.Tensor]
     samples: RolloutT
     settings: CriticSettings
     is_builtin: bool
-    draw_rows: DrawRows[RolloutT]
-    trust_region: TrustRegion | None
-    ranks: Ranks
+    draw_rows: DrawRows[RolloutT] = shuffle_rows
+    trust_region: TrustRegion | None = None
+    ranks: Ranks = ALONE
 
     def epochs(self) -> Iterator[Sequence[th.Tensor]]:
         """
@@ -131,37 +142,20 @@ class _Regression(Generic[RolloutT]):
                 yield select(self.samples, rows)
 
 
-def fit_critic(
-    policy: ActorCriticPolicy,
-    predict_values: Callable[[RolloutT], th.Tensor],
-    samples: RolloutT,
-    actor_parameters: Iterable[nn.Parameter],
-    settings: CriticSettings,
-    is_builtin: bool,
-    draw_rows: DrawRows[RolloutT] = shuffle_rows,
-    trust_region: TrustRegion | None = None,
-    ranks: Ranks = ALONE,
-) -> CriticFit:
+def fit_critic(regression: Regression[RolloutT], actor_parameters: Iterable[nn.Parameter]) -> CriticFit:
     """
     Minimise E[(V(s) − R)²] over the critic's own parameters by minibatches, with the policy's optimizer.
 
     A parameter may move the policy without a gradient that tells (an encoder whose output the actor detaches). If the
     policy has left the trust region after the fit, the fit is done again without such parameters.
 
-    :param policy: the policy with the critic, in evaluation mode
-    :param predict_values: a function that gives the values of samples, (N, 1)
-    :param samples: the rollout: N states, as ``predict_values`` takes them, and their returns R, (N,)
+    :param regression: what the critic is fitted to, and how
     :param actor_parameters: the parameters that stay as they are
-    :param settings: the settings of the fit
-    :param is_builtin: whether ``predict_values`` is nothing but the policy's own method
-    :param draw_rows: a function that draws the minibatches of an epoch
-    :param trust_region: the bound on the policy's change; None leaves it unmeasured
-    :param ranks: the ranks that have a part of each minibatch
     :return: the losses, and the parameters that were left out
     """
+    policy, trust_region = regression.policy, regression.trust_region
     fixed = {id(parameter) for parameter in actor_parameters}
     free = [p for p in policy.parameters() if p.requires_grad and id(p) not in fixed]
-    regression = _Regression(policy, predict_values, samples, settings, is_builtin, draw_rows, trust_region, ranks)
     if trust_region is None or not _may_move_policy(policy, free):
         return _fit(regression, free)
     return _fit_within(regression, trust_region, free)
@@ -186,9 +180,7 @@ class _OutsideError(Exception):
     """The policy has left the trust region while the critic was fitted."""
 
 
-def _fit_within(
-    regression: "_Regression[RolloutT]", trust_region: TrustRegion, free: Sequence[nn.Parameter]
-) -> CriticFit:
+def _fit_within(regression: Regression[RolloutT], trust_region: TrustRegion, free: Sequence[nn.Parameter]) -> CriticFit:
     """
     Fit the critic with as many of its parameters as leave the policy in its trust region.
 
@@ -242,7 +234,7 @@ def _acting_parameters(
     return acting
 
 
-def _fit(regression: "_Regression[RolloutT]", free: Sequence[nn.Parameter], in_training_mode: bool = True) -> CriticFit:
+def _fit(regression: Regression[RolloutT], free: Sequence[nn.Parameter], in_training_mode: bool = True) -> CriticFit:
     """
     Fit the critic, by the fastest way that its network and optimizer allow.
 
@@ -262,7 +254,7 @@ def _fit(regression: "_Regression[RolloutT]", free: Sequence[nn.Parameter], in_t
         return _fit_by_autograd(regression, free)
 
 
-def _fit_by_autograd(regression: "_Regression[RolloutT]", parameters: Sequence[nn.Parameter]) -> CriticFit:
+def _fit_by_autograd(regression: Regression[RolloutT], parameters: Sequence[nn.Parameter]) -> CriticFit:
     optimizer, max_grad_norm = regression.policy.optimizer, regression.settings.max_grad_norm
     losses: list[th.Tensor] = []
     for minibatch in regression.minibatches():
@@ -347,7 +339,7 @@ def _shuffled(columns: th.Tensor, epoch: Sequence[th.Tensor]) -> Iterator[th.Ten
 
 
 @th.no_grad()
-def _fit_plain(regression: "_Regression[RolloutT]", network: PlainMlp) -> CriticFit:
+def _fit_plain(regression: Regression[RolloutT], network: PlainMlp) -> CriticFit:
     """
     Do what ``_fit_by_autograd`` does with the backward pass written out, on features that do not change.
 

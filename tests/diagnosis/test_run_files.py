@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trpo import TRPO, diagnose
 from sb3_trpo.diagnosis import run_files
-from sb3_trpo.diagnosis.run_files import read_run
+from sb3_trpo.diagnosis.run_files import read_record
 from sb3_trpo.validation.values import UserError
 
 ROWS = "time/total_timesteps,train/value_loss\n128,\n256,0.5\n384,0.25\n"
@@ -33,7 +33,7 @@ def test_a_run_is_read_as_it_was_trained(tmp_path: Path) -> None:
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(5 * 128)
     model.save(tmp_path / "model")
-    run = read_run(tmp_path)
+    run = read_record(tmp_path)
     live = model._advice.log
     (loss,) = run.complete("train/value_loss")
     # SB3 writes an update's numbers after the next rollout.
@@ -51,17 +51,17 @@ def test_a_model_that_was_stopped_says_how_far_it_came(tmp_path: Path) -> None:
     model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=128, device="cpu").learn(128)
     model._total_timesteps = 1024
     model.save(tmp_path / "checkpoint")
-    assert read_run(write(tmp_path, ROWS)).progress == 384 / 1024
+    assert read_record(write(tmp_path, ROWS)).progress == 384 / 1024
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip file", pickle.dumps({"n_steps": 2})])
 def test_a_model_that_can_not_be_read_leaves_settings_open(tmp_path: Path, content: bytes) -> None:
-    run = read_run(write(write(tmp_path, content, "model.zip"), ROWS))
+    run = read_record(write(write(tmp_path, content, "model.zip"), ROWS))
     assert run.settings == run_files.Settings()
 
 
 def test_a_log_whose_last_line_was_cut(tmp_path: Path) -> None:
-    run = read_run(write(tmp_path, ROWS + "512,0.1"))
+    run = read_record(write(tmp_path, ROWS + "512,0.1"))
     np.testing.assert_equal(run.column("train/value_loss"), [math.nan, 0.5, 0.25])
 
 
@@ -69,7 +69,7 @@ def test_the_parts_of_a_resumed_run_follow_each_other(tmp_path: Path) -> None:
     """The first went on for a while after the checkpoint that the second began from."""
     write(tmp_path, ROWS, "until_1.progress.csv")
     write(tmp_path, "time/total_timesteps,train/std\n384,0.9\n512,0.8\n")
-    run = read_run(tmp_path)
+    run = read_record(tmp_path)
     np.testing.assert_equal(run.column("time/total_timesteps"), [128, 256, 384, 512])
     np.testing.assert_equal(run.column("train/value_loss"), [math.nan, 0.5, math.nan, math.nan])
     np.testing.assert_equal(run.column("train/std"), [math.nan, math.nan, 0.9, 0.8])
@@ -86,7 +86,7 @@ def test_the_parts_of_a_resumed_run_follow_each_other(tmp_path: Path) -> None:
 )
 def test_what_is_no_log_is_told(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        read_run(write(tmp_path, text))
+        read_record(write(tmp_path, text))
 
 
 def test_a_folder_without_a_log_is_told(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "progress.csv").open("wb") as file:
         file.truncate(run_files.MAX_BYTES + 1)
     with pytest.raises(UserError, match="larger than 64 MiB"):
-        read_run(tmp_path)
+        read_record(tmp_path)
 
 
 def test_no_text_of_a_file_is_kept(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.nn.functional import mse_loss
 from updates import action_distributions, actor_state, changed, log, mean_kl, observations, pendulum, state
 
 from sb3_trpo.update import critic, samples
-from sb3_trpo.update.critic import CriticFit, CriticSettings, DrawRows, fit_critic, shuffle_rows
+from sb3_trpo.update.critic import CriticFit, CriticSettings, DrawRows, Regression, fit_critic, shuffle_rows
 
 SETTINGS = CriticSettings(n_epochs=3, batch_size=100, max_grad_norm=None)
 
@@ -73,7 +73,7 @@ def fit(model: Any, settings: CriticSettings, is_builtin: bool, draw_rows: DrawR
 
     th.manual_seed(0)
     fixed = actor_parameters(policy)
-    return fit_critic(policy, predict_values, rollout(model), fixed, settings, is_builtin, draw_rows)
+    return fit_critic(Regression(policy, predict_values, rollout(model), settings, is_builtin, draw_rows), fixed)
 
 
 def rollout(model: Any) -> Any:
