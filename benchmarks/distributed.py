@@ -12,6 +12,7 @@ machine must do nothing else; the load is in the result. The last line is JSON.
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch as th
@@ -82,7 +84,7 @@ def iterate(task: str, n_iterations: int) -> dict[str, Any]:
 
     :param task: one of ``TASKS``
     :param n_iterations: the number of iterations; the first is not counted
-    :return: medians per iteration: milliseconds, sums and bytes
+    :return: medians per iteration: milliseconds, sums and bytes; a hash of the parameters at the end
     """
     settings = dict(TASKS[task])
     env = VecNormalize(make_vec_env(task, settings.pop("n_envs")))
@@ -95,7 +97,18 @@ def iterate(task: str, n_iterations: int) -> dict[str, Any]:
         "milliseconds": 1e3 * statistics.median(seconds),
         "sums": statistics.median(differences(clock.sums)[1:]),
         "bytes": statistics.median(differences(clock.bytes)[1:]),
+        "parameters": hash_of(model.policy.state_dict()),
     }
+
+
+def hash_of(tensors: Mapping[str, th.Tensor]) -> str:
+    """
+    Compute a hash of tensors.
+
+    :param tensors: the tensors, by name
+    :return: the hash
+    """
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors.values())).hexdigest()
 
 
 def measure_latency() -> dict[str, Any]:
