@@ -139,8 +139,8 @@ clean:
 	@touch $@
 
 .venv/slow.stamp: .venv/dev.stamp
-	@echo 'Installing the Atari games and OpenCV into .venv ...'
-	@$(PIP_INSTALL) -e '.[atari]'
+	@echo 'Installing the Atari games, OpenCV and Ray into .venv ...'
+	@$(PIP_INSTALL) -e '.[atari,ray]'
 	@touch $@
 
 .venv/release.stamp: .venv/dev.stamp
