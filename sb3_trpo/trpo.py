@@ -274,7 +274,13 @@ class TRPO(ExtensibleTRPO):
         """
         self._begin_update()
         try:
-            with skip_distribution_checks(), keep_distribution(self.policy), Transaction(self.policy) as transaction:
+            with (
+                # Whatever the caller has switched off.
+                th.enable_grad(),
+                skip_distribution_checks(),
+                keep_distribution(self.policy),
+                Transaction(self.policy) as transaction,
+            ):
                 samples = self._rollout_samples()
                 policy_step = self._improve_policy(samples)
                 critic_fit = self._fit_critic(samples, policy_step)

@@ -117,10 +117,11 @@ class FastRollout:
         self.on_demand = StepOnDemand(self.policy)
         self.action_shape = (self.n_envs, *(algorithm.action_space.shape or ()))
 
-    @th.no_grad()
     def collect(self) -> bool:
         """
         Collect the rollout.
+
+        Only the policy works without gradients: environments and callbacks may compute some of their own.
 
         :return: whether it is complete, rather than ended by the callback
         """
@@ -128,7 +129,7 @@ class FastRollout:
         self.policy.set_training_mode(False)
         buffer.reset()
         if algorithm.use_sde:
-            self.policy.reset_noise(self.n_envs)
+            self._reset_noise()
         callback.on_rollout_start()
         to_env = _make_action_converter(algorithm.action_space, self.policy)
         scope, on_demand = self._scope(), self.on_demand
@@ -136,7 +137,7 @@ class FastRollout:
         dones = np.zeros(self.n_envs, dtype=bool)
         for n_steps in range(buffer.buffer_size):
             if algorithm.use_sde and algorithm.sde_sample_freq > 0 and n_steps % algorithm.sde_sample_freq == 0:
-                self.policy.reset_noise(self.n_envs)
+                self._reset_noise()
             actions = self._act(obs)
             clipped_actions = to_env(actions)
             new_obs, rewards, dones, infos = guard.step(clipped_actions)
@@ -174,6 +175,10 @@ class FastRollout:
         self._finish(scope, obs, dones)
         return True
 
+    @th.no_grad()
+    def _reset_noise(self) -> None:
+        self.policy.reset_noise(self.n_envs)
+
     def _scope(self) -> ShownLocals:
         """Return the dictionary in which callbacks find the local variables."""
         known = self.callback.locals
@@ -188,6 +193,7 @@ class FastRollout:
         )
         return scope
 
+    @th.no_grad()
     def _act(self, obs: Observations) -> np.ndarray:
         """
         Sample actions, and keep them with the network's outputs.
@@ -248,7 +254,8 @@ class FastRollout:
         log_probs, obs_tensor = scope["log_probs"], scope["obs_tensor"]
         buffer, callback = self.buffer, self.callback
         self._fill_in(buffer.buffer_size)
-        values = self.policy.predict_values(obs_as_tensor(last_obs, self.algorithm.device))
+        with th.no_grad():
+            values = self.policy.predict_values(obs_as_tensor(last_obs, self.algorithm.device))
         compute_returns_and_advantage(buffer, values, dones)
         actions = scope["actions"]
         if isinstance(self.algorithm.action_space, spaces.Discrete):
@@ -264,6 +271,7 @@ class FastRollout:
         callback.update_locals(scope)
         callback.on_rollout_end()
 
+    @th.no_grad()
     def _fill_in(self, n_steps: int) -> None:
         """
         Compute what was left out during the steps.

@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Iterator
 from typing import cast
 
+from sb3_trpo.saved_models.termination import unwind_when_terminated
+
 # Temporary files of writers that were killed are removed by the next one, if they are so old that nobody writes them.
 ABANDONED_AFTER_SECONDS = 3600.0
 # As many characters of the name are in that of the temporary file: file systems allow 255 bytes, a character can take
@@ -44,6 +46,9 @@ def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[io.BufferedI
     folder where no other can be made. There, too, an exception in the block leaves the old file, but the death of the
     process while the bytes are copied does not. Pipes and devices are written directly.
 
+    A SIGTERM in the block, as of a job that is over its time, leaves the old file and nothing else before it ends the
+    process.
+
     :param path: the path of the file
     :param suffix: the ending for a path that has none, without its dot
     :return: the file, open for writing
@@ -63,13 +68,14 @@ def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[io.BufferedI
         # An error here is that of ``open``; nothing is written.
         target.open("ab").close()
     _remove_abandoned(target)
-    file, temporary = _open_temporary(target)
-    with _name_in_errors(target), file:
+    with unwind_when_terminated(), _name_in_errors(target):
+        file, temporary = _open_temporary(target)
         try:
-            yield file
-            file.flush()
-            if temporary is None or not _replace(target, file, temporary):
-                _copy(file, target)
+            with file:
+                yield file
+                file.flush()
+                if temporary is None or not _replace(target, file, temporary):
+                    _copy(file, target)
         finally:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import ParamSpec, Protocol
 
 import gymnasium as gym
+import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -189,8 +190,10 @@ def check_ready_to_train(algorithm: OnPolicyAlgorithm) -> None:
     Check that an algorithm has what ``train`` needs, for a training loop of the user's own may not provide it.
 
     :param algorithm: the algorithm
-    :raises UserError: if it has no logger, or its rollout buffer is not full
+    :raises UserError: if it has no logger, its rollout buffer is not full, or torch is told to keep no gradients
     """
+    if th.is_inference_mode_enabled():
+        raise UserError("train() was called in torch.inference_mode(), where nothing can be learned: call it outside.")
     # SB3 has no public way to ask whether there is one.
     if getattr(algorithm, "_logger", None) is None:
         raise UserError(

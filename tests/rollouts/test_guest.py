@@ -30,6 +30,7 @@ from updates import changed, state
 
 from sb3_trpo import TRPO
 from sb3_trpo.rollouts import failures
+from sb3_trpo.validation.values import UserError
 
 N_STEPS = 16
 SETTINGS: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 32, "n_critic_updates": 1, "seed": 0, "device": "cpu"}
@@ -162,6 +163,67 @@ def test_a_callback_finds_the_buffer_where_it_is(path: str) -> None:
 
     model_in(make_vec_env("Pendulum-v1", 2), **PATHS[path]).learn(2 * 2 * N_STEPS, Calls(look))
     assert positions == 2 * list(range(N_STEPS))
+
+
+class Differentiable(gym.Wrapper):
+    """Computes a gradient in each step, as a simulator written in torch or a learned reward does."""
+
+    def step(self, action: Any) -> Any:
+        obs, _, *rest = self.env.step(action)
+        force = th.as_tensor(np.asarray(action, np.float32)).requires_grad_()
+        force.square().sum().backward()
+        assert force.grad is not None
+        return obs, float(force.grad.sum()), *rest
+
+
+class Learner(BaseCallback):
+    """Trains a network of its own wherever callbacks are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = th.nn.Linear(3, 1)
+        self.calls: list[str] = []
+
+    def _train(self, when: str) -> None:
+        self.network(th.ones(1, 3)).sum().backward()
+        self.calls.append(when)
+
+    def _on_rollout_start(self) -> None:
+        self._train("start")
+
+    def _on_step(self) -> bool:
+        self._train("step")
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._train("end")
+
+
+@paths
+def test_environments_and_callbacks_may_compute_gradients(path: str) -> None:
+    learner = Learner()
+    env = make_vec_env("Pendulum-v1", 2, wrapper_class=Differentiable)
+    model_in(env, **PATHS[path]).learn(2 * N_STEPS, learner)
+    assert learner.calls == ["start", *["step"] * N_STEPS, "end"]
+
+
+@paths
+def test_what_the_policy_has_computed_holds_no_graph(path: str) -> None:
+    def look(callback: BaseCallback) -> None:
+        tensors = (callback.locals["values"], callback.locals["log_probs"])
+        assert not any(tensor.requires_grad for tensor in tensors)
+
+    model_in(make_vec_env("Pendulum-v1", 2), **PATHS[path]).learn(2 * N_STEPS, Calls(look))
+
+
+def test_who_switches_gradients_off_around_a_training_learns_all_the_same() -> None:
+    with th.no_grad():
+        model = model_in(make_vec_env("Pendulum-v1", 2, seed=0)).learn(4 * N_STEPS)
+    other = model_in(make_vec_env("Pendulum-v1", 2, seed=0)).learn(4 * N_STEPS)
+    assert not changed(state(model), state(other))
+    model = model_in(make_vec_env("Pendulum-v1", 2))
+    with th.inference_mode(), pytest.raises(UserError, match="inference_mode"):
+        model.learn(2 * N_STEPS)
 
 
 @paths

@@ -13,6 +13,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,61 @@ def test_an_error_leaves_the_old_file_and_nothing_else(error, tmp_path):
         write_and_fail()
     assert files_in(tmp_path) == ["file.zip"]
     assert (tmp_path / "file.zip").read_bytes() == b"old"
+
+
+def end_of_fork(do: Any) -> int:
+    """Run a function in a fork, and tell by which signal it ended (negative), or with which code."""
+    child = os.fork()
+    if child == 0:
+        try:
+            do()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["before a byte", "half written", "twice", "in another thread's time"])
+@pytest.mark.parametrize("names", [["file.zip"], ["file.zip", "latest.zip"]])
+def test_a_signal_leaves_the_old_file_and_nothing_else_and_ends_the_process(names, moment, number, tmp_path):
+    (tmp_path / "file.zip").write_bytes(b"old")
+    for name in names[1:]:
+        os.link(tmp_path / "file.zip", tmp_path / name)
+
+    def write() -> None:
+        with atomic_write(tmp_path / "file", "zip") as file:
+            if moment != "before a byte":
+                file.write(b"new" * 10_000)
+            if moment == "in another thread's time":
+                threading.Thread(target=os.kill, args=(os.getpid(), number)).start()
+                time.sleep(10.0)
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                if moment == "twice":
+                    os.kill(os.getpid(), number)
+
+    assert end_of_fork(write) == -number
+    assert files_in(tmp_path) == names
+    assert {(tmp_path / name).read_bytes() for name in names} == {b"old"}
+
+
+def test_a_users_own_handler_is_called_and_the_file_is_written(tmp_path):
+    def write() -> None:
+        signal.signal(signal.SIGTERM, lambda *_: (tmp_path / "called").touch())
+        with atomic_write(tmp_path / "file", "zip") as file:
+            os.kill(os.getpid(), signal.SIGTERM)
+            file.write(b"new")
+
+    assert end_of_fork(write) == 0
+    assert files_in(tmp_path) == ["called", "file.zip"]
+
+
+def test_handlers_are_what_they_were_after_a_file_is_written(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with atomic_write(tmp_path / "file", "zip"):
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
 @pytest.mark.parametrize("names", [["model.zip"], ["latest.zip", "model.zip"]])
