@@ -173,7 +173,11 @@ class Writer:
             return [type(value).__name__, pairs]
         if type(value) is np.ndarray:
             return self._laid_out(value, where)
-        return ["bytearray", *self._bytes(bytes(value))] if type(value) is bytearray else None
+        if type(value) is bytearray:
+            if id(value) in self._owners:
+                raise NotSavableError(f"{where or 'it'} shares its memory with something else")
+            return ["bytearray", *self._bytes(bytes(value))]
+        return None
 
     def _number(self, value: object) -> None:
         # A tuple that holds itself gets several numbers.
@@ -331,6 +335,7 @@ def _owner(array: np.ndarray) -> object | None:
     :return: the array or bytes that own the memory; None if something else does, a simulation for example
     """
     owner: object = array
-    while isinstance(owner, np.ndarray) and owner.base is not None:
-        owner = owner.base
-    return owner if isinstance(owner, (np.ndarray, bytes)) else None
+    # What pickle has read stands in bytes behind a memoryview.
+    while isinstance(owner, memoryview) or (isinstance(owner, np.ndarray) and owner.base is not None):
+        owner = owner.obj if isinstance(owner, memoryview) else owner.base
+    return owner if isinstance(owner, (np.ndarray, bytes, bytearray)) else None

@@ -117,6 +117,20 @@ def test_memory_that_is_shared_is_refused(is_view_first):
     assert unpack(pack([whole[:2]]))[0].tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("is_array_first", [True, False])
+def test_an_array_and_the_bytes_below_it_are_refused(is_array_first):
+    content = bytearray(16)
+    pair = [np.frombuffer(memoryview(content)), content]
+    with pytest.raises(NotSavableError, match="shares its memory"):
+        pack(pair if is_array_first else pair[::-1])
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_that_pickle_has_read_are_written(protocol):
+    array = pickle.loads(pickle.dumps(np.arange(3.0), protocol=protocol))
+    assert unpack(pack([array]))[0].tolist() == [0.0, 1.0, 2.0]
+
+
 class Device:
     """Something that holds a state of which nothing is known."""
 

@@ -171,7 +171,7 @@ def test_a_rule_that_lacks_a_number_is_silent(name: str) -> None:
     assert names(Record({}, Settings())) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_no_log_breaks_a_rule(data: st.DataObject) -> None:
     n = data.draw(st.integers(0, 50))

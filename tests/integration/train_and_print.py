@@ -48,10 +48,10 @@ def train_all() -> dict[str, str]:
     for name, (observations, actions, kwargs) in KINDS.items():
         policy, policy_kwargs = policy_for(OBSERVATION_SPACES[observations])
         env = SpacesEnv(OBSERVATION_SPACES[observations], ACTION_SPACES[actions])
-        model = TRPO(policy, env, policy_kwargs=policy_kwargs, **settings, **kwargs).learn(192)
+        model = TRPO(policy, env, policy_kwargs=policy_kwargs, **settings, **kwargs).learn(128)
         digests[name] = digest(model)
     env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=3))
-    digests["Pendulum"] = digest(TRPO("MlpPolicy", env, **settings).learn(384))
+    digests["Pendulum"] = digest(TRPO("MlpPolicy", env, **settings).learn(256))
     return digests
 
 

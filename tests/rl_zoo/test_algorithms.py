@@ -3,8 +3,7 @@ Every algorithm that RL Zoo gets to know has hyperparameters that its constructo
 """
 
 import inspect
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +13,7 @@ pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
 import rl_zoo3
 
 from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
+from sb3_trpo.cli import main
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 
 # What RL Zoo itself takes out of an entry before it calls the algorithm's constructor.
@@ -37,9 +37,9 @@ def test_hyperparameters_are_arguments_and_policies_are_known(name: str) -> None
         assert entry["policy"] in algorithm.algorithm_class.policy_aliases
 
 
-def test_memory_trains_by_its_name(tmp_path: object) -> None:
-    command = ["train", "--algo", "trpo_lstm", "--env", "CartPoleNoVel-v1", "-n", "2048", "--eval-freq", "-1"]
-    code = f"import sys; from sb3_trpo.cli import main; sys.argv = ['sb3-trpo', *{command!r}]; sys.exit(main())"
-    result = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "Final policy" in result.stdout
+def test_memory_trains_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--algo", "trpo_lstm", "--env", "CartPoleNoVel-v1", "-n", "1024", "--eval-freq", "-1"])
+    assert "Final policy" in capsys.readouterr().out

@@ -2,13 +2,13 @@
 Masks go with ``trpo_mask`` wherever RL Zoo runs a policy: the environment ends with an error at a forbidden choice.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
+
+from sb3_trpo.cli import main
 
 GAME = """
 import gymnasium as gym
@@ -44,25 +44,25 @@ gym.register("MaskedGame-v0", Game, max_episode_steps=30)
 OPTIONS = ["--algo", "trpo_mask", "--env", "MaskedGame-v0", "--gym-packages", "masked_game"]
 
 
-def sb3_trpo(folder: Path, *arguments: str) -> str:
-    (folder / "masked_game.py").write_text(GAME)
-    code = f"import sys; from sb3_trpo.cli import main; sys.argv = ['sb3-trpo', *{list(arguments)!r}]; sys.exit(main())"
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture(autouse=True)
+def _beside_the_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "masked_game.py").write_text(GAME)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_evaluations_and_enjoy_ask_for_masks(tmp_path: Path) -> None:
-    out = sb3_trpo(tmp_path, "train", *OPTIONS, "-n", "2048", "--eval-freq", "1024", "-params", "n_steps:64")
-    assert "Final policy" in out
-    assert list(tmp_path.glob("logs/trpo_mask/*/evaluations.npz"))
-    out = sb3_trpo(tmp_path, "enjoy", *OPTIONS, "-f", "logs", "--no-render", "-n", "200")
-    assert "Mean reward" in out
+def test_evaluations_and_enjoy_ask_for_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", *OPTIONS, "-n", "2048", "--eval-freq", "1024", "-params", "n_steps:64"])
+    assert "Final policy" in capsys.readouterr().out
+    assert list(Path("logs").glob("trpo_mask/*/evaluations.npz"))
+    main(["enjoy", *OPTIONS, "-f", "logs", "--no-render", "-n", "200"])
+    assert "Mean reward" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_trials_ask_for_masks(tmp_path: Path) -> None:
+def test_trials_ask_for_masks(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--optimize", "--n-trials", "1", "--n-startup-trials", "0", "--n-evaluations", "2", "--n-jobs", "1"]
-    out = sb3_trpo(tmp_path, "train", *OPTIONS, "-n", "1024", *options)
+    main(["train", *OPTIONS, "-n", "1024", *options])
+    out = capsys.readouterr().out
     assert "Number of finished trials:  1" in out
     assert "nan" not in out

@@ -58,7 +58,7 @@ def killed(command: list[str], n_steps: int) -> bool:
 @pytest.mark.parametrize(
     ("task", "kills", "others"),
     [
-        ("Pendulum-v1", [700, 5000], ["-n", "8192", "--eval-freq", "2048", "--eval-episodes", "2"]),
+        ("Pendulum-v1", [700, 2500], ["-n", "4096", "--eval-freq", "1024", "--eval-episodes", "1"]),
         pytest.param(
             "HalfCheetah-v5",
             [1000, 9000, 33000, 34000, 70000],
@@ -67,6 +67,7 @@ def killed(command: list[str], n_steps: int) -> bool:
         ),
     ],
 )
+@pytest.mark.filterwarnings("error:Training does not go on exactly")
 def test_killed_runs_end_like_others(task, kills, others):
     others = [*others, "-params", "callback:'kill_at.KillAt'"]
     runs = [Path(folder, "trpo", f"{task}_1") for folder in ("left_alone", "killed")]
@@ -90,7 +91,7 @@ def test_killed_runs_end_like_others(task, kills, others):
     for path in runs[0].glob("*.monitor.csv"):
         rows = [[line.split(",")[:2] for line in (run / path.name).read_text().splitlines()[2:]] for run in runs]
         assert rows[0] == rows[1]
-        assert len(rows[0]) > 3
+        assert len(rows[0]) > 1
     statistics = [run / task / "vecnormalize.pkl" for run in runs]
     assert statistics[0].exists() == statistics[1].exists()
     # One run, in one folder, that has come to its end.
@@ -146,6 +147,7 @@ def test_each_command_goes_on_with_its_own_run():
     assert (another / CHECKPOINT).exists()
 
 
+@pytest.mark.filterwarnings("error:Training does not go on exactly")
 def test_more_steps_go_on_with_a_run_and_fewer_begin_another(capsys):
     run = interrupted("logs", "--seed", "1", "-n", "96")
     train("logs", "--seed", "1", "-n", "64")
