@@ -109,12 +109,11 @@ def test_a_line_search_that_keeps_failing() -> None:
     assert len(caught) == 1
 
 
-@pytest.mark.parametrize("parameter", ["weight", "bias"])
-def test_a_critic_that_has_diverged(parameter: str) -> None:
+def test_a_critic_that_has_diverged() -> None:
     # Returns that hardly depend on the values.
     model = pendulum(learning_rate=0.0, gae_lambda=1.0, gamma=0.5)
     with th.no_grad():
-        getattr(model.policy.value_net, parameter).add_(1.0).mul_(1e4)
+        model.policy.value_net.bias.add_(1.0).mul_(1e4)
     with pytest.warns(UserWarning, match=r"lower learning_rate .*max_grad_norm.*VecNormalize") as caught:
         update(model, 2 * FEWEST + 1)
     assert len([w for w in caught if "critic diverges" in str(w.message)]) == 1

@@ -115,8 +115,11 @@ def assert_same_fit(model: Any, reference: Any, fitted: CriticFit, losses: th.Te
         assert ours[name].dtype == tensor.dtype
 
 
-@pytest.mark.parametrize("is_builtin", [True, False], ids=["plain", "general"])
-@pytest.mark.parametrize("max_grad_norm", [None, 0.5], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize(
+    ("is_builtin", "max_grad_norm"),
+    [(True, None), (True, 0.5), (False, 0.5)],
+    ids=["plain-unclipped", "plain-clipped", "general-clipped"],
+)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_fit_is_that_of_a_loop_in_torch(optimizer: str, max_grad_norm: float | None, is_builtin: bool) -> None:
     optimizer_class, optimizer_kwargs = OPTIMIZERS[optimizer]
@@ -131,7 +134,7 @@ def test_a_fit_is_that_of_a_loop_in_torch(optimizer: str, max_grad_norm: float |
 
 
 @pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.SiLU, nn.PReLU])
-@pytest.mark.parametrize("batch_size", [1, 64, 256, 1000])
+@pytest.mark.parametrize("batch_size", [7, 256, 1000])
 def test_the_same_holds_for_other_networks_and_batch_sizes(activation_fn: type[nn.Module], batch_size: int) -> None:
     kwargs = {"activation_fn": activation_fn, "net_arch": {"pi": [4], "vf": [8, 20, 8]}}
     settings = CriticSettings(n_epochs=1, batch_size=batch_size, max_grad_norm=None)
