@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import gymnasium as gym
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
@@ -28,6 +29,7 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.base_checks import check_learn_arguments
 from sb3_trpo.diagnosis.advice import Advice
 from sb3_trpo.diagnosis.set_up_rules import actions_out_of_reach
 from sb3_trpo.policy_checks import check_policy_arguments
@@ -243,8 +245,10 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :param reset_num_timesteps: whether to count steps from 0, rather than go on
         :param progress_bar: whether to show a progress bar
         :return: the algorithm
-        :raises UserError: if it has no environment, or environments give what can't be learned from
+        :raises UserError: if an argument is not allowed, there is no environment, or one gives what can't be learned
+            from
         """
+        check_learn_arguments(total_timesteps, callback, log_interval)
         with end_workers_with_training(self.env), self._join_ranks(total_timesteps):
             return super().learn(
                 total_timesteps,
@@ -254,6 +258,29 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
                 reset_num_timesteps,
                 progress_bar,
             )
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose actions, as in SB3; choices come in the type that the action space has.
+
+        :param observation: the observations, one or several
+        :param args: the arguments of SB3's ``predict``
+        :param kwargs: the arguments of SB3's ``predict``
+        :return: the actions, and the policy's memory, if it has one
+        """
+        actions, state = super().predict(observation, *args, **kwargs)
+        return self._as_in_space(actions), state
+
+    def _as_in_space(self, actions: np.ndarray) -> np.ndarray:
+        """
+        Give choices, which SB3's policies have as int64, the type that the action space has.
+
+        :param actions: actions, one or several
+        :return: the actions that the space contains
+        """
+        if isinstance(self.action_space, (spaces.Discrete, spaces.MultiDiscrete)):
+            return actions.astype(self.action_space.dtype, copy=False)
+        return actions
 
     @contextlib.contextmanager
     def _join_ranks(self, total_timesteps: int) -> Iterator[None]:

@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import safe_mean
 
+from sb3_trpo.base_checks import check_base_arguments
 from sb3_trpo.diagnosis.advice import Advice
 from sb3_trpo.diagnosis.policy_rules import small_batch
 from sb3_trpo.diagnosis.record import Record, Settings, action_dimensions
@@ -212,6 +213,7 @@ class TRPO(ExtensibleTRPO):
         self.env_timeout = env_timeout
         self.check_env_outputs = check_env_outputs
         self.distributed = distributed
+        check_base_arguments(device, tensorboard_log, rollout_buffer_class, rollout_buffer_kwargs)
         if distributed:
             # Of what the base class prints, once is enough.
             verbose = verbose if launched_as()[0] == 0 else 0
@@ -498,8 +500,8 @@ class TRPO(ExtensibleTRPO):
         """
         try:
             number = value(self._current_progress_remaining) if callable(value) else value
-        except (TypeError, ValueError) as error:
-            # SB3 makes a float of what the user's schedule gives.
+        except Exception as error:
+            # The schedule is the user's function, of which SB3 makes a float.
             raise UserError(f"{name} is a schedule that gives no number: {error}.") from error
         check_real(name, number, "at least 0 throughout training", lambda x: x >= 0)
         return float(number)
