@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import gymnasium as gym
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
@@ -47,6 +48,7 @@ from sb3_trpo.update.clipped_actions import log_prob_of_executed
 from sb3_trpo.update.critic import shuffle_rows
 from sb3_trpo.update.samples import chunks, n_rows, select, whole_rollout
 from sb3_trpo.update.transaction import check_before_rollout
+from sb3_trpo.validation.base_arguments import check_learn_arguments
 from sb3_trpo.validation.policies import check_policy_arguments
 from sb3_trpo.validation.spaces import SUPPORTED_SPACES, check_observation_encoding, check_spaces
 
@@ -243,8 +245,10 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :param reset_num_timesteps: whether to count steps from 0, rather than go on
         :param progress_bar: whether to show a progress bar
         :return: the algorithm
-        :raises UserError: if it has no environment, or environments give what can't be learned from
+        :raises UserError: if an argument is not allowed, there is no environment, or one gives what can't be learned
+            from
         """
+        check_learn_arguments(total_timesteps, callback, log_interval)
         with end_workers_with_training(self.env), self._join_ranks(total_timesteps):
             return super().learn(
                 total_timesteps,
@@ -254,6 +258,29 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
                 reset_num_timesteps,
                 progress_bar,
             )
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose actions, as in SB3; choices come in the type that the action space has.
+
+        :param observation: the observations, one or several
+        :param args: the arguments of SB3's ``predict``
+        :param kwargs: the arguments of SB3's ``predict``
+        :return: the actions, and the policy's memory, if it has one
+        """
+        actions, state = super().predict(observation, *args, **kwargs)
+        return self._as_in_space(actions), state
+
+    def _as_in_space(self, actions: np.ndarray) -> np.ndarray:
+        """
+        Give choices, which SB3's policies have as int64, the type that the action space has.
+
+        :param actions: actions, one or several
+        :return: the actions that the space contains
+        """
+        if isinstance(self.action_space, (spaces.Discrete, spaces.MultiDiscrete)):
+            return actions.astype(self.action_space.dtype, copy=False)
+        return actions
 
     @contextlib.contextmanager
     def _join_ranks(self, total_timesteps: int) -> Iterator[None]:

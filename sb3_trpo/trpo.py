@@ -54,6 +54,7 @@ from sb3_trpo.validation.algorithm import (
     check_ready_to_train,
     explain_unknown_arguments,
 )
+from sb3_trpo.validation.base_arguments import check_base_arguments
 from sb3_trpo.validation.values import UserError, check_integer, check_real
 
 # Adaptive KL: δ changes by this factor, and stays within this factor's fourth power of target_kl.
@@ -210,6 +211,7 @@ class TRPO(ExtensibleTRPO):
         self.env_timeout = env_timeout
         self.check_env_outputs = check_env_outputs
         self.distributed = distributed
+        check_base_arguments(device, tensorboard_log, rollout_buffer_class, rollout_buffer_kwargs)
         if distributed:
             # Of what the base class prints, once is enough.
             verbose = verbose if launched_as()[0] == 0 else 0
@@ -496,8 +498,8 @@ class TRPO(ExtensibleTRPO):
         """
         try:
             number = value(self._current_progress_remaining) if callable(value) else value
-        except (TypeError, ValueError) as error:
-            # SB3 makes a float of what the user's schedule gives.
+        except Exception as error:
+            # The schedule is the user's function, of which SB3 makes a float.
             raise UserError(f"{name} is a schedule that gives no number: {error}.") from error
         check_real(name, number, "at least 0 throughout training", lambda x: x >= 0)
         return float(number)

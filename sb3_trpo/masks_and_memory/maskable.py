@@ -6,6 +6,7 @@ A masked action has probability 0, so that KL, F and the surrogate are those of 
 
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -19,7 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.rollouts.mask_guard import MaskGuard, mask_sizes
+from sb3_trpo.rollouts.mask_guard import MaskGuard, check_masks, mask_sizes
 from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.update.actor import Actor
@@ -99,8 +100,32 @@ class MaskableTRPO(TRPO):
         self._use_masking = use_masking
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
-    # As MaskablePPO's, which passes the masks on to the policy.
-    predict = MaskablePPO.predict
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose actions, as ``MaskablePPO.predict`` does.
+
+        :param observation: the observations, one or several
+        :param state: the policy's memory, if it has one
+        :param episode_start: whether episodes begin, for a policy with memory
+        :param deterministic: whether to take the most probable action
+        :param action_masks: the allowed choices of each action; None allows all
+        :return: the actions, and the policy's memory
+        :raises UserError: if the masks are of the wrong shape or type, or leave no choice
+        """
+        if action_masks is not None:
+            obs, _ = self.policy.obs_to_tensor(observation)
+            n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+            action_masks = check_masks(action_masks, mask_sizes(self.action_space), n, "The masks given to predict()")
+        predict: Any = MaskablePPO.predict
+        actions, state = predict(self, observation, state, episode_start, deterministic, action_masks)
+        return self._as_in_space(actions), state
 
     def collect_rollouts(
         self,

@@ -65,6 +65,33 @@ class RecurrentTRPO(TRPO):
     # What the LSTMs remember, before the next step of the training environments.
     _last_lstm_states: RNNStates | None = None
 
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose actions, as ``RecurrentPPO.predict`` does.
+
+        :param observation: the observations, one or several
+        :param args: ``state``, from the last call, ``episode_start``, and ``deterministic``
+        :param kwargs: the same by name
+        :return: the actions, and the state for the next call
+        :raises UserError: if state or episode starts are not those of so many observations
+        """
+        given = dict(zip(("state", "episode_start"), args, strict=False), **kwargs)
+        state, starts = given.get("state"), given.get("episode_start")
+        if state is not None or starts is not None:
+            obs, _ = self.policy.obs_to_tensor(observation)
+            n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+            layers, _, hidden_units = self._recurrent_policy.lstm_hidden_state_shape
+            shapes = [np.shape(part) for part in state] if isinstance(state, (tuple, list)) else None
+            if state is not None and (shapes is None or shapes != 2 * [(layers, n, hidden_units)]):
+                what = type(state).__name__ if shapes is None else f"a {type(state).__name__} of shapes {shapes}"
+                raise UserError(
+                    f"state is {what}, but must be what predict() gave last, two arrays of shape (layers, "
+                    f"observations, units) = {(layers, n, hidden_units)}, or None where episodes begin."
+                )
+            if starts is not None and np.size(starts) != n:
+                raise UserError(f"episode_start has {np.size(starts)} values, but must have {n}: one per observation.")
+        return super().predict(observation, *args, **kwargs)
+
     def get_checkpoint_state(self) -> dict[str, Any]:
         """
         Give what TRPO gives, and what the LSTMs remember.
@@ -184,6 +211,12 @@ class RecurrentTRPO(TRPO):
                 f"policy is {type(policy).__name__}, but must be 'MlpLstmPolicy', 'CnnLstmPolicy', "
                 "'MultiInputLstmPolicy', or a subclass of sb3_contrib's RecurrentActorCriticPolicy."
             )
+        for name in ("bidirectional", "batch_first", "proj_size"):
+            if getattr(policy.lstm_actor, name, False):
+                raise UserError(
+                    f"policy_kwargs['lstm_kwargs'] has {name!r}, but sb3_contrib's policies feed one step after the "
+                    "other into an LSTM without it."
+                )
         return policy
 
     def _make_rollout_buffer(self) -> RolloutBuffer:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -54,6 +55,10 @@ class StepGuard(LoopEnv):
         self._watch = WaitingWatch(innermost(env), self._in_this_step, said)
         self._checks = OutputChecks(env, self._after_steps, can_handle, checks_outputs)
         self._step, self.shares_infos = make_step(env, self._failures.blame, self._watch)
+        # SB3's policies give choices as int64; a space of another type does not contain them.
+        space = env.action_space
+        has_choices = isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
+        self._type_of_choices = space.dtype if has_choices and space.dtype != np.int64 else None
 
     def _after_steps(self) -> str:
         return f"after {self._count_steps() + (self.num_envs if self.is_stepping else 0)} steps"
@@ -83,6 +88,8 @@ class StepGuard(LoopEnv):
         """
         if actions.dtype.kind == "f" and not math.isfinite(np.vdot(actions, actions)):
             self._check_actions(actions)
+        elif self._type_of_choices is not None:
+            actions = actions.astype(self._type_of_choices)
         self._checks.remember_statistics()
         self.is_stepping, self.is_acting = True, False
         self._watch.n_begun += 1

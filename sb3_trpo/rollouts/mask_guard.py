@@ -10,8 +10,10 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from sb3_trpo.rollouts.checks import innermost
+from sb3_trpo.rollouts.failures import Failures
 from sb3_trpo.rollouts.loop_env import LoopEnv
-from sb3_trpo.validation.values import UserError
+from sb3_trpo.validation.values import UserError, short
 
 # The environments' method, as sb3-contrib has it.
 METHOD = "action_masks"
@@ -64,37 +66,51 @@ class MaskGuard(LoopEnv):
         :return: the method's results; masks are checked, and come as rows of booleans
         :raises UserError: if an environment's masks are of the wrong shape, or leave no choice
         """
-        results = self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
         if method_name != METHOD:
-            return results
+            return self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
+        try:
+            results = self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
+        except Exception as error:
+            Failures(innermost(self.venv), self._when).explain(error)
+            raise
         # SB3 has no public way to read what stands for environments.
         numbers = self.venv._get_indices(indices)
         return [self._checked(i, masks) for i, masks in zip(numbers, results, strict=True)]
 
     def _checked(self, index: int, masks: Any) -> np.ndarray:
-        """
-        Check the masks of an environment.
+        whose = f"The action masks of environment {index} of {self.num_envs} {self._when()}"
+        return check_masks(masks, self._sizes, 1, whose).reshape(-1)
 
-        :param index: the environment's number
-        :param masks: the masks as it gave them
-        :return: the masks, (number of choices,), boolean
-        :raises UserError: if they are of the wrong shape or type, or leave no choice
-        """
+
+def check_masks(masks: Any, sizes: Sequence[int], n: int, whose: str) -> np.ndarray:
+    """
+    Check masks.
+
+    :param masks: the masks of n actions
+    :param sizes: the number of choices of each sub-action, from ``mask_sizes``
+    :param n: the number of actions
+    :param whose: whose they are, as the beginning of a sentence
+    :return: the masks, (n, number of choices), boolean
+    :raises UserError: if they are of the wrong shape or type, or leave no choice
+    """
+    try:
         array = np.asarray(masks)
-        if array.size != sum(self._sizes) or array.dtype.kind not in "biuf":
-            what = f"of shape {array.shape} and type {array.dtype}"
-            self._refuse(index, f"{what}, but must be {sum(self._sizes)} booleans, one for each choice of an action")
-        row = array.reshape(-1)
-        if row.dtype != np.bool_ and not ((row == 0) | (row == 1)).all():
-            self._refuse(index, f"{_short(row)}, but must be booleans, or 0 and 1")
-        row = row.astype(np.bool_)
-        if not np.logical_or.reduceat(row, np.cumsum([0, *self._sizes[:-1]])).all():
-            part = "" if len(self._sizes) == 1 else " of a sub-action"
-            self._refuse(index, f"all false: every choice{part} is forbidden, but one at least must be allowed")
-        return row
-
-    def _refuse(self, index: int, what: str) -> None:
-        raise UserError(f"The action masks of environment {index} of {self.num_envs} {self._when()} are {what}.")
+    except ValueError:
+        # Lists of different lengths, as one for each sub-action.
+        raise UserError(f"{whose} are {short(masks)}, but must be one row of booleans: np.concatenate them.") from None
+    if array.size != n * sum(sizes) or array.dtype.kind not in "biuf":
+        what = f"of shape {array.shape} and type {array.dtype}"
+        each = "one for each choice of an action"
+        raise UserError(f"{whose} are {what}, but must be {n * sum(sizes)} booleans, {each}.")
+    rows = array.reshape(n, -1)
+    if rows.dtype != np.bool_ and not ((rows == 0) | (rows == 1)).all():
+        shown = np.array2string(rows.reshape(-1), threshold=8, max_line_width=10_000)
+        raise UserError(f"{whose} are {shown}, but must be booleans, or 0 and 1.")
+    rows = rows.astype(np.bool_)
+    if not np.logical_or.reduceat(rows, np.cumsum([0, *sizes[:-1]]), axis=1).all():
+        part = "" if len(sizes) == 1 else " of a sub-action"
+        raise UserError(f"{whose} are all false: every choice{part} is forbidden, but one at least must be allowed.")
+    return rows
 
 
 def mask_sizes(action_space: spaces.Space[Any]) -> Sequence[int]:
@@ -110,7 +126,3 @@ def mask_sizes(action_space: spaces.Space[Any]) -> Sequence[int]:
         return [int(n) for n in action_space.nvec]
     assert isinstance(action_space, spaces.MultiBinary)
     return [2] * int(np.prod(action_space.shape))
-
-
-def _short(row: np.ndarray) -> str:
-    return np.array2string(row, threshold=8, max_line_width=10_000)

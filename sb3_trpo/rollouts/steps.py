@@ -9,6 +9,7 @@ stepped by its own ``step``. As they step the environments one by one, they can 
 
 import copy
 import functools
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -64,8 +65,13 @@ def _step_dummy(env: DummyVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvSt
     i = 0
     try:
         for i, single in enumerate(env.envs):
-            obs, rewards[i], terminated, truncated, info = single.step(actions[i])
-            info["TimeLimit.truncated"] = truncated and not terminated
+            result = single.step(actions[i])
+            try:
+                obs, rewards[i], terminated, truncated, info = result
+                info["TimeLimit.truncated"] = truncated and not terminated
+            except Exception as error:
+                _explain_result(result)
+                raise error
             infos[i] = info
             dones[i] = done = terminated or truncated
             if done:
@@ -79,13 +85,75 @@ def _step_dummy(env: DummyVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvSt
     return _copied(env.buf_obs), rewards.copy(), dones.copy(), infos.copy()
 
 
+def _explain_result(result: Any) -> None:
+    """
+    Say what of a step's result is not as Gymnasium has it.
+
+    :param result: what an environment's ``step`` gave
+    :raises ValueError: if something is not
+    """
+    if not isinstance(result, (tuple, list)) or len(result) != 5:
+        raise ValueError(
+            f"A step gave {_short(result)}, but must give five things: observation, reward, terminated, truncated, "
+            "info (Gym's old interface has four)."
+        )
+    _, reward, terminated, truncated, info = result
+    if np.ndim(reward) > 0 or isinstance(reward, dict):
+        raise ValueError(f"A reward is {_short(reward)}, but must be a number (reward.item(), if it is an array).")
+    for name, value in (("terminated", terminated), ("truncated", truncated)):
+        if np.size(value) != 1:
+            raise ValueError(f"{name} is {_short(value)}, but must be true or false.")
+    if not isinstance(info, dict):
+        raise ValueError(f"An info is {_short(info)}, but must be a dictionary.")
+
+
 def _write(buffers: dict[Any, np.ndarray], i: int, obs: Any) -> None:
     if None in buffers:
         # An array's key.
-        buffers[None][i] = obs
+        _write_row(buffers[None], i, obs)
     else:
         for key, buffer in buffers.items():
-            buffer[i] = obs[key]
+            _write_row(buffer, i, obs[key])
+
+
+def _write_row(buffer: np.ndarray, i: int, obs: Any) -> None:
+    """
+    Write an observation into its row; NumPy would spread a number, or a few, over all of a row.
+
+    :param buffer: the observations of all environments
+    :param i: the environment's number
+    :param obs: its observation
+    :raises ValueError: if it has another number of elements
+    """
+    shape = buffer.shape[1:]
+    if (obs.shape if type(obs) is np.ndarray else _shape(obs)) != shape:
+        given = _shape(obs)
+        if given is None or math.prod(given) != math.prod(shape):
+            raise _misfit(obs, shape)
+    buffer[i] = obs
+
+
+def _misfit(numbers: Any, shape: tuple[int, ...]) -> ValueError:
+    wanted = f"all have the same shape {shape}" if shape else "a number has to be"
+    return ValueError(f"An environment gave {_short(numbers)} (of shape {_shape(numbers)}) where {wanted}.")
+
+
+def _shape(numbers: Any) -> tuple[int, ...] | None:
+    """
+    Tell the shape of numbers.
+
+    :param numbers: anything
+    :return: the shape; None if it makes no array
+    """
+    try:
+        return tuple(np.asarray(numbers).shape)
+    except Exception:
+        # Lists of different lengths; tensors that have a gradient.
+        return None
+
+
+def _short(value: Any) -> str:
+    return " ".join(repr(value).split())[:100]
 
 
 def _copied(buffers: dict[Any, np.ndarray]) -> VecEnvObs:
@@ -118,8 +186,8 @@ def _step_subproc(env: SubprocVecEnv, blame: Blame, progress: Progress, actions:
     env.reset_infos = reset_infos  # type: ignore[assignment]
     return (
         _stacked_obs(obs, env.observation_space, blame),
-        _stacked(rewards, blame),
-        np.stack(dones),
+        _stacked(rewards, blame, ()),
+        _stacked(dones, blame, ()),
         infos,  # type: ignore[return-value]
     )
 
@@ -130,23 +198,24 @@ def _stacked_obs(obs: Sequence[Any], space: spaces.Space[Any], blame: Blame) -> 
     return _stacked(obs, blame, space.shape)
 
 
-def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None) -> np.ndarray:
     """
     Stack what the environments gave, one row each.
 
     :param numbers: an array or a number from each environment
     :param blame: a function that is called with the number of the first environment whose numbers do not fit
-    :param shape: the shape that each should have; None for that of the first
+    :param shape: the shape that each should have
     :return: the array, (n_envs, ...)
     """
     try:
         stacked = np.stack(numbers)
     except Exception as error:
-        expected = np.shape(numbers[0]) if shape is None else shape
-        wrong = [i for i, one in enumerate(numbers) if np.shape(one) != expected]
-        blame(error, wrong[0] if wrong else 0)
+        wrong = [i for i, one in enumerate(numbers) if _shape(one) != shape]
+        blame(_misfit(numbers[wrong[0]], shape) if wrong else error, wrong[0] if wrong else 0)
+    if shape == () and stacked.ndim > 1:
+        blame(_misfit(numbers[0], ()), 0)
     if stacked.dtype.kind not in "biuf":
         (first, *_) = [i for i, one in enumerate(numbers) if np.asarray(one).dtype.kind not in "biuf"]
-        given = " ".join(repr(numbers[first]).split())[:100]
+        given = _short(numbers[first])
         blame(TypeError(f"An environment gave {given} where a number or an array of numbers has to be."), first)
     return stacked

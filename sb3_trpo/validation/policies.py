@@ -81,6 +81,19 @@ def _parameters(policy_class: type) -> Parameters:
     return {}
 
 
+def default_of(policy_class: type[BasePolicy], name: str) -> Any:
+    """
+    Look up what a known policy takes for an argument that it is not given.
+
+    :param policy_class: the class of the policy
+    :param name: the argument's name
+    :return: the default; None if there is none, or the constructor is another package's
+    """
+    parameters = _parameters(policy_class)
+    default = parameters[name].default if name in parameters else None
+    return None if default is inspect.Parameter.empty else default
+
+
 def _parameters_of(function: Callable[..., Any]) -> Parameters:
     try:
         return dict(inspect.signature(function).parameters)

@@ -9,13 +9,19 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 
+from sb3_trpo.validation.policies import default_of
 from sb3_trpo.validation.values import UserError
 
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 FLATTEN = "gymnasium.wrappers.FlattenObservation makes it a vector"
 RESHAPE = "gymnasium.wrappers.TransformAction can reshape it"
 SHIFT = "gymnasium.wrappers.TransformAction can shift it"
+BOUND = "gymnasium.wrappers.TransformAction can make larger actions of those in Box(-1, 1)"
+# What three convolutions of NatureCNN leave a pixel of, in height and in width.
+SMALLEST_IMAGE = 36
 ROUND = "let gymnasium.wrappers.TransformAction round the actions of a Box of floats"
 
 
@@ -36,16 +42,25 @@ def check_spaces(
     _check_dimensions("action space", action_space, RESHAPE)
     if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) > 1:
         _refuse("action space", action_space, f"must have one dimension: {RESHAPE}")
+    if isinstance(action_space, spaces.MultiBinary) and not isinstance(action_space.n, int):
+        _refuse("action space", action_space, f"must be made with a number, as in MultiBinary({action_space.n[0]})")
+    if isinstance(action_space, spaces.Box) and not (action_space.is_bounded() or _is_integer(action_space)):
+        _refuse("action space", action_space, f"must have bounds that are finite: {BOUND}")
     # SB3's policies count actions from 0, and give floats for a Box.
     if np.any(getattr(action_space, "start", 0)):
         _refuse("action space", action_space, f"must start at 0: {SHIFT}")
-    if isinstance(action_space, spaces.Box) and not np.issubdtype(action_space.dtype, np.floating):
+    if isinstance(action_space, spaces.Box) and _is_integer(action_space):
         _refuse("action space", action_space, f"must not be of integers: take MultiDiscrete, or {ROUND}")
     if isinstance(action_space, spaces.Box) and not np.can_cast(np.float32, action_space.dtype):
         _refuse("action space", action_space, "must have the type float32, which actions have, or float64")
     for what, space in _parts(observation_space):
         _check_kind(what, space, SUPPORTED_SPACES)
         _check_dimensions(what, space, FLATTEN)
+    for what, space in (("action space", action_space), *_parts(observation_space)):
+        if not (space.dtype is None or space.dtype.isnative):
+            _refuse(
+                what, space, f"must have numbers in this machine's byte order, such as {space.dtype.newbyteorder()}"
+            )
 
 
 class HasPolicyClass(Protocol):
@@ -79,11 +94,45 @@ def check_observation_encoding(algorithm: HasPolicyClass) -> None:
         _refuse("observation space", algorithm.observation_space, "MultiInputPolicy takes a Dict: use 'MlpPolicy'")
     if is_default and isinstance(algorithm.observation_space, spaces.Dict):
         _check_names(algorithm.observation_space)
+    _check_images(algorithm)
     for what, space in _parts(algorithm.observation_space):
         if np.any(getattr(space, "start", 0)):
             _refuse(what, space, f"must start at 0: {FLATTEN}")
         if space.shape == () and isinstance(space, spaces.Box) and is_default:
             _refuse(what, space, f"must have at least one dimension: {FLATTEN}")
+
+
+def _check_images(algorithm: HasPolicyClass) -> None:
+    """
+    Check that SB3's convolutions, where the policy has them, get images that are large enough.
+
+    :param algorithm: the algorithm
+    :raises UserError: if they do not
+    """
+    kwargs, policy_class = algorithm.policy_kwargs, algorithm.policy_class
+    is_scaled = bool(kwargs.get("normalize_images", default_of(policy_class, "normalize_images")))
+    extractor = kwargs.get("features_extractor_class", default_of(policy_class, "features_extractor_class"))
+    is_cnn = extractor is NatureCNN
+    # CombinedExtractor has one for each part that is an image.
+    has_cnn = is_cnn or extractor is CombinedExtractor
+    for what, space in _parts(algorithm.observation_space):
+        is_image = is_image_space(space, check_channels=False, normalized_image=not is_scaled)
+        if is_cnn and not is_image:
+            if isinstance(space, spaces.Box) and len(space.shape) == 3 and is_scaled:
+                kind = "numbers of 8 bits from 0 to 255 (others with policy_kwargs={'normalize_images': False})"
+                _refuse(what, space, f"the policy's NatureCNN takes images of {kind}")
+            _refuse(
+                what,
+                space,
+                "the policy's NatureCNN takes images, a Box of three dimensions: use 'MlpPolicy' or the like",
+            )
+        if is_image and min((space.shape or ())[1:] or (0,)) < SMALLEST_IMAGE and has_cnn:
+            size = f"{SMALLEST_IMAGE} pixels in height and width, and its channels first"
+            _refuse(what, space, f"an image for SB3's NatureCNN must have at least {size}; {FLATTEN}")
+
+
+def _is_integer(space: spaces.Box) -> bool:
+    return not np.issubdtype(space.dtype, np.floating)
 
 
 def _parts(observation_space: spaces.Space[Any]) -> Iterator[tuple[str, spaces.Space[Any]]]:

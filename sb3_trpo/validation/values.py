@@ -131,7 +131,14 @@ def check_schedule(name: str, value: Any, allowed: str, is_allowed: Callable[[fl
     :raises UserError: if it is not allowed
     """
     if callable(value):
-        check_real(f"{name} at the start of training", value(1.0), f"a number {allowed}", is_allowed)
+        try:
+            number = value(1.0)
+        except Exception as error:
+            raise UserError(
+                f"{name} is {short(value)}, which fails at the start of training ({type(error).__name__}: {error}), "
+                "but must be a number, or a function of the remaining progress, which goes from 1 to 0."
+            ) from error
+        check_real(f"{name} at the start of training", number, f"a number {allowed}", is_allowed)
     else:
         check_real(name, value, f"a number {allowed}, or a schedule", is_allowed)
 

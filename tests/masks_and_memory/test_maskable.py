@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import re
 import subprocess
 import sys
 from typing import Any
@@ -23,12 +24,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO, MaskableTRPO
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.trust_region.mlp_linearization import MlpLinearization
+from sb3_trpo.validation.values import UserError
 
 DICT = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Discrete(2)})
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
@@ -293,8 +295,9 @@ def test_masks_come_from_a_wrapper_and_from_other_processes() -> None:
         (np.array([np.nan, 1, 1, 1, 1]), "must be booleans, or 0 and 1"),
         (np.array(["yes"] * 5), "of shape"),
         (None, "of shape"),
+        ([[True, True], [True, False, True]], "must be one row of booleans: np.concatenate them"),
     ],
-    ids=["shape", "all false", "fraction", "nan", "words", "none"],
+    ids=["shape", "all false", "fraction", "nan", "words", "none", "nested"],
 )
 def test_masks_that_are_none_say_where(masks: Any, said: str) -> None:
     class Broken(MaskedGame):
@@ -306,6 +309,47 @@ def test_masks_that_are_none_say_where(masks: Any, said: str) -> None:
     model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=64, device="cpu")
     with pytest.raises(ValueError, match=rf"environment 1 of 2 after 6 steps are .*{said}"):
         model.learn(64)
+
+
+class Failing(MaskedGame):
+    """Raises when it is asked for masks, at one moment of an episode."""
+
+    def action_masks(self) -> Any:
+        if self.steps_left == 7:
+            raise KeyError("no rules")
+        return super().action_masks()
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
+def test_an_environment_that_raises_when_it_is_asked_for_masks_is_named(kind: Any) -> None:
+    model = MaskableTRPO("MlpPolicy", kind([MaskedGame, Failing]), n_steps=32, batch_size=64, device="cpu")
+    with pytest.raises((KeyError, RuntimeError)) as error:
+        model.learn(64)
+    told = " ".join([str(error.value), *getattr(error.value, "__notes__", [])])
+    assert re.search("[Ee]nvironment 1 of 2.* after 6 steps", told)
+    model.env.close()
+
+
+def test_masks_as_an_attribute_are_named() -> None:
+    class Attribute(MaskedGame):
+        action_masks = np.ones(5, dtype=bool)
+
+    with pytest.raises(TypeError) as error:
+        MaskableTRPO("MlpPolicy", Attribute(), n_steps=32, batch_size=32, device="cpu").learn(32)
+    assert "environment 0 of 1" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("n", [None, 1, 2])
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [(np.ones((3, 5)), "must be"), ([1], "must be"), ("all", "must be"), ("none", "all false"), (7 * [0.5], "must be")],
+)
+def test_masks_that_predict_can_not_take_are_named(masks: Any, said: str, n: int | None) -> None:
+    model = MaskableTRPO("MlpPolicy", MaskedGame(), n_steps=32, batch_size=32, device="cpu")
+    obs = np.zeros((3,) if n is None else (n, 3), np.float32)
+    masks = np.zeros(5 * (n or 1)) if isinstance(masks, str) and masks == "none" else masks
+    with pytest.raises(UserError, match=rf"^The masks given to predict\(\) are .*{said}"):
+        model.predict(obs, action_masks=masks)
 
 
 def test_a_sub_action_without_a_choice_is_refused() -> None:

@@ -24,6 +24,7 @@ from sb3_trpo.checkpoints import Checkpoint
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearizations
 from sb3_trpo.update.sequences import SequenceSamples, every_sequence, run_lstm, sequence_chunks, shuffle_sequences
+from sb3_trpo.validation.values import UserError
 
 SMALL = {"lstm_hidden_size": 4, "net_arch": [5]}
 ACTIONS = [spaces.Box(-1, 1, (2,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)]
@@ -318,6 +319,25 @@ def test_gsde_and_correlated_noise() -> None:
     for kwargs in ({"use_sde": True, "sde_sample_freq": 4}, {"noise_correlation": 0.5}):
         model = make(env=env, **kwargs).learn(128)
         assert 0 < model.logger.name_to_value["train/kl_divergence_loss"] <= 0.01 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("argument", [{"bidirectional": True}, {"batch_first": True}, {"proj_size": 4}])
+def test_forms_of_lstm_that_have_no_place_are_named(argument: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"^policy_kwargs\\['lstm_kwargs'\\] has '{next(iter(argument))}'"):
+        RecurrentTRPO("MlpLstmPolicy", "Pendulum-v1", policy_kwargs={"lstm_kwargs": argument}, device="cpu")
+
+
+def test_states_and_starts_that_do_not_fit_are_named() -> None:
+    model = RecurrentTRPO("MlpLstmPolicy", "Pendulum-v1", policy_kwargs={"lstm_hidden_size": 8}, device="cpu")
+    obs, right = np.zeros((2, 3), np.float32), np.zeros((1, 2, 8), np.float32)
+    for wrong in (right, (right,), (right[:, :1], right[:, :1]), (right, right[..., :3]), "state", 5, (), 3 * (right,)):
+        with pytest.raises(UserError, match=r"^state is .* two arrays of shape .* \(1, 2, 8\)"):
+            model.predict(obs, wrong)
+    for starts in (np.zeros(1), np.zeros(3), True):
+        with pytest.raises(UserError, match=r"^episode_start has \d values, but must have 2"):
+            model.predict(obs, episode_start=starts)
+    assert model.predict(obs, (right, right), [False, True])[0].shape == (2, 1)
+    assert model.predict(obs[0], None, np.ones(1))[0].shape == (1,)
 
 
 def test_predict_takes_and_gives_states() -> None:

@@ -4,8 +4,10 @@ and their own methods are called wherever somebody has replaced them.
 """
 
 import copy
+import functools
 import math
 import pickle
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -18,8 +20,8 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from rollout_envs import WRAPPERS, cart_poles
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from rollout_envs import PATHS, WRAPPERS, cart_poles, paths
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_trpo import TRPO
 from sb3_trpo.rollouts.steps import make_step
@@ -170,3 +172,111 @@ def test_a_subclass_of_vec_normalize_is_asked() -> None:
 
     model = model_of(Constant(cart_poles("gaussian", 3))).learn(N_STEPS * 3)
     assert th.equal(th.as_tensor(model.rollout_buffer.observations), th.full((N_STEPS * 3, 4), 0.25))
+
+
+class Spoiled(gym.Wrapper):
+    """
+    Gives something else in its fifth step.
+
+    :param env: the environment
+    :param spoil: a function of what a step gives
+    """
+
+    def __init__(self, env: gym.Env, spoil: Callable[..., Any]) -> None:
+        super().__init__(env)
+        self.spoil, self.n_steps = spoil, 0
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        result = self.env.step(action)
+        return self.spoil(*result) if self.n_steps == 5 else result
+
+
+FORKED = functools.partial(SubprocVecEnv, start_method="fork")
+NO_NUMBERS = {
+    "an array as a reward": (lambda o, r, *rest: (o, np.array([1.0]), *rest), r"array\(\[1\.\]\).* a number"),
+    "a list as a reward": (lambda o, r, *rest: (o, [1.0], *rest), r"\[1\.0\].* a number"),
+    "a dictionary as a reward": (lambda o, r, *rest: (o, {}, *rest), r"\{\}.* a number"),
+    "a vector that is too short": (lambda o, *rest: (o[:2], *rest), r"\(2,\).* same shape \(3,\)"),
+    "a number for a vector": (lambda o, *rest: (0.5, *rest), r"0\.5 .* same shape \(3,\)"),
+    "one element for a vector": (lambda o, *rest: (o[:1], *rest), r"\(1,\).* same shape \(3,\)"),
+    "nothing for a vector": (lambda o, *rest: (None, *rest), r"None .* same shape \(3,\)"),
+    "lists of different lengths": (lambda o, *rest: ([[1.0], [1.0, 2.0], []], *rest), r"same shape \(3,\)"),
+    "an observation and its info": (lambda o, *rest: ((o, {}), *rest), r"same shape \(3,\)"),
+}
+NO_RESULTS = {
+    "nothing": (lambda *_: None, "None, but must give five things"),
+    "Gym's four": (lambda o, r, done, _, info: (o, r, done, info), "but must give five things: .*Gym's old interface"),
+    "several ends": (lambda o, r, *_: (o, r, np.zeros(2), np.ones(2), {}), "terminated is .* true or false"),
+    "no info": (lambda *four_and_info: (*four_and_info[:4], None), "An info is None, but must be a dictionary"),
+}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize("kind", [DummyVecEnv, FORKED])
+@pytest.mark.parametrize("fault", NO_NUMBERS)
+def test_what_is_no_number_or_of_another_size_is_shown_with_its_environment(fault: str, kind: Any) -> None:
+    spoil, said = NO_NUMBERS[fault]
+    assert_told(kind, spoil, said)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize("fault", NO_RESULTS)
+def test_a_step_that_gives_something_else_is_shown_with_its_environment(fault: str) -> None:
+    spoil, said = NO_RESULTS[fault]
+    assert_told(DummyVecEnv, spoil, said)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize(
+    "spoil", [lambda *x: (*x[:2], np.array([True]), *x[3:]), lambda o, r, *x: (o, th.tensor(r, requires_grad=True), *x)]
+)
+def test_what_another_process_gives_is_shown_with_its_environment(spoil: Any) -> None:
+    assert_told(FORKED, spoil, "where a number has to be")
+
+
+def assert_told(kind: Any, spoil: Callable[..., Any], said: str) -> None:
+    def make(is_spoiled: bool) -> gym.Env:
+        env = gym.make("Pendulum-v1")
+        return Spoiled(env, spoil) if is_spoiled else env
+
+    env = kind([functools.partial(make, False), functools.partial(make, True)])
+    model = TRPO("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu")
+    try:
+        with pytest.raises((ValueError, TypeError), match=said) as caught:
+            model.learn(32)
+    finally:
+        env.close()
+    assert caught.value.__notes__ == ["This happened in environment 1 of 2, after 10 steps."]
+
+
+def test_rewards_that_are_arrays_everywhere_are_shown() -> None:
+    env = FORKED(2 * [lambda: Spoiled(gym.make("Pendulum-v1"), NO_NUMBERS["an array as a reward"][0])])
+    with pytest.raises(ValueError, match="where a number has to be"):
+        TRPO("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu").learn(32)
+    env.close()
+
+
+def test_an_axis_of_one_is_left_out_as_sb3_does() -> None:
+    env = DummyVecEnv([lambda: Spoiled(gym.make("Pendulum-v1"), lambda o, *rest: (o[None], *rest))])
+    model = TRPO("MlpPolicy", env, n_steps=16, batch_size=16, device="cpu").learn(16)
+    assert np.isfinite(model.rollout_buffer.observations).all()
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.MultiDiscrete([2, 3], dtype=np.uint8), spaces.MultiDiscrete([2, 3], dtype=np.int32)]
+)
+@paths
+def test_environments_get_choices_of_their_spaces_type(path: str, space: spaces.Space) -> None:
+    class Strict(gym.Env):
+        observation_space, action_space = spaces.Box(-1, 1, (3,)), space
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros(3, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            assert self.action_space.contains(action)
+            return np.zeros(3, np.float32), 0.0, False, False, {}
+
+    model = TRPO("MlpPolicy", Strict(), n_steps=16, batch_size=16, device="cpu", **PATHS[path]).learn(32)
+    assert space.contains(model.predict(np.zeros(3, np.float32))[0])

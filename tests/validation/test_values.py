@@ -10,14 +10,16 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from small_models import VECTOR, SpacesEnv
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import LinearSchedule
 from updates import collect, pendulum, state
 
 from sb3_trpo import TRPO
 from sb3_trpo.validation.algorithm import SCHEDULED
-from sb3_trpo.validation.values import read_schedule
+from sb3_trpo.validation.values import UserError, read_schedule
 
 # For each argument, what is not allowed, and words of the message that say what is.
 NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
@@ -46,6 +48,10 @@ NOT_ALLOWED: dict[str, tuple[list[Any], str]] = {
     "env_timeout": ([0, -1.0, math.nan, math.inf, "long"], "seconds above 0, or None"),
     "seed": (["3", -1, 3.5, math.nan], "an integer of at least 0"),
     "stats_window_size": (["5", -1, 2.5], "an integer of at least 0"),
+    "device": (["gpu0", None, 1.5, []], "'auto', 'cpu', 'cuda'"),
+    "tensorboard_log": ([5, True, b"runs"], "the path of a folder, or None"),
+    "rollout_buffer_class": (["RolloutBuffer", int, ReplayBuffer, 1], "a class of rollout buffers"),
+    "rollout_buffer_kwargs": (["x", 1, [1]], "a dictionary, or None"),
     "normalize_advantage": (["false", [], np.array([1, 0]), th.tensor([1, 0])], "one of True, False"),
 }
 CASES = [(name, value, allowed) for name, (values, allowed) in NOT_ALLOWED.items() for value in values]
@@ -64,13 +70,57 @@ class NeverStepped(gym.Env):
         raise AssertionError("the environment was stepped")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("gamma", "which the algorithm gives"), ("lambda", "no such argument"), ("x", "similar name")],
+)
+def test_arguments_of_the_rollout_buffer_that_it_has_not_are_named(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^rollout_buffer_kwargs has '{name}', .*{said}"):
+        TRPO("MlpPolicy", NeverStepped(), rollout_buffer_kwargs={name: 1})
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+@pytest.mark.parametrize("schedule", [lambda: 1.0, lambda _, __: 1.0, lambda p: 1.0 / (p - 1.0)])
+def test_schedules_that_fail_are_named(name: str, schedule: Any) -> None:
+    with pytest.raises(UserError, match=f"^{name} is .* but must be a number, or a function of the remaining progress"):
+        TRPO("MlpPolicy", NeverStepped(), **{name: schedule})
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_schedules_that_fail_later_are_named(name: str) -> None:
+    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=64, batch_size=32, device="cpu", **{name: lambda p: 1.0 / p})
+    with pytest.raises(UserError, match=f"^{name} is a schedule that gives no number: .*division by zero"):
+        model.learn(64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("1000",), "total_timesteps is '1000', but must be a number of steps"),
+        ((None,), "total_timesteps is None, but must be a number of steps"),
+        ((math.nan,), "total_timesteps is nan, but must be a number of steps"),
+        ((64, 5), "callback is 5, but must be a callback, a list of callbacks"),
+        ((64, (None,)), "callback is (None,), but must be a callback, a list of callbacks"),
+        ((64, [5]), "callback is [5], but must be a callback, a list of callbacks"),
+        ((64, CheckpointCallback), "callback is the class CheckpointCallback, but must be an object of it"),
+        ((64, [CheckpointCallback]), "callback is the class CheckpointCallback, but must be an object of it"),
+        ((64, None, 0), "log_interval is 0, but must be"),
+        ((64, None, "1"), "log_interval is '1', but must be"),
+    ],
+)
+def test_arguments_of_learn_that_are_not_allowed_are_named(arguments: tuple[Any, ...], said: str) -> None:
+    model = TRPO("MlpPolicy", NeverStepped(), n_steps=64, batch_size=32, device="cpu")
+    with pytest.raises(UserError, match=re.escape(said)):
+        model.learn(*arguments)
+
+
 @pytest.mark.parametrize(("name", "value", "allowed"), CASES)
 def test_what_is_not_allowed_is_named_with_its_value(name: str, value: Any, allowed: str) -> None:
     with pytest.raises(ValueError, match=re.escape(allowed)) as error:
         TRPO("MlpPolicy", NeverStepped(), **{name: value})
     message = str(error.value)
     assert message.startswith(name)
-    assert repr(value(1.0) if callable(value) else value) in message
+    assert repr(value(1.0) if callable(value) and not isinstance(value, type) else value) in message
     assert message.count(".\n") == 0, "one sentence"
 
 
@@ -178,6 +228,10 @@ ACTION_SPACES_REFUSED = [
     (spaces.MultiDiscrete(MATRIX), "must have one dimension"),
     (spaces.MultiBinary([2, 2]), "must have one dimension"),
     (spaces.Box(-1, 1, (0,)), "must have at least one element"),
+    (spaces.MultiBinary([2]), "must be made with a number, as in MultiBinary(2)"),
+    (spaces.Box(-np.inf, np.inf, (2,)), "must have bounds that are finite"),
+    (spaces.Box(np.float32([0, -np.inf]), np.float32([np.inf, 0])), "must have bounds that are finite"),
+    (spaces.Box(-1, 1, (2,), np.dtype(">f4")), "must have numbers in this machine's byte order, such as float32"),
     (spaces.Box(-1, 1, (2,), np.float16), "must have the type float32, which actions have, or float64"),
 ]
 OBSERVATION_SPACES_REFUSED = [
@@ -193,6 +247,7 @@ OBSERVATION_SPACES_REFUSED = [
     (spaces.Discrete(3, start=1), "must start at 0"),
     (spaces.MultiDiscrete([3, 2], start=[0, 1]), "must start at 0"),
     (spaces.Dict(a=BOX, b=spaces.Discrete(3, start=-1)), "must start at 0"),
+    (spaces.Box(-1, 1, (2,), np.dtype(">f8")), "must have numbers in this machine's byte order, such as float64"),
     *((spaces.Dict({name: BOX}), "must have a name that torch.nn.ModuleDict takes") for name in ("a.b", "", "type", 3)),
 ]
 
@@ -220,9 +275,53 @@ def test_observation_spaces_that_cannot_work_are_named(space: spaces.Space, requ
     assert "\n" not in message
 
 
+IMAGE = spaces.Box(0, 255, (3, 40, 40), np.uint8)
+SMALL_IMAGE = spaces.Box(0, 255, (3, 20, 40), np.uint8)
+NO_IMAGES = [
+    ("CnnPolicy", BOX, {}, "takes images, a Box of three dimensions: use 'MlpPolicy'"),
+    ("BetaCnnPolicy", BOX, {}, "takes images, a Box of three dimensions: use 'MlpPolicy'"),
+    ("CnnPolicy", spaces.Discrete(3), {}, "takes images, a Box of three dimensions: use 'MlpPolicy'"),
+    ("CnnPolicy", spaces.Box(0, 255, (40, 40), np.uint8), {}, "takes images, a Box of three dimensions"),
+    ("CnnPolicy", spaces.Box(0, 1, (3, 40, 40)), {}, "others with policy_kwargs={'normalize_images': False}"),
+    ("CnnPolicy", SMALL_IMAGE, {}, "must have at least 36 pixels in height and width"),
+    ("CnnPolicy", spaces.Box(0, 1, (40, 40, 3)), {"normalize_images": False}, "must have at least 36 pixels"),
+    ("MultiInputPolicy", spaces.Dict(a=BOX, b=SMALL_IMAGE), {}, "must have at least 36 pixels in height and width"),
+    ("MlpPolicy", BOX, {"features_extractor_class": NatureCNN}, "takes images, a Box of three dimensions"),
+]
+
+
+@pytest.mark.parametrize(("policy", "space", "policy_kwargs", "requirement"), NO_IMAGES)
+def test_observations_that_convolutions_cannot_take_are_named(policy, space, policy_kwargs, requirement) -> None:
+    env = NeverStepped()
+    env.observation_space, env.action_space = space, BOX
+    with pytest.raises(UserError) as error:
+        TRPO(policy, env, policy_kwargs=policy_kwargs)
+    assert str(error.value).startswith("The observation space ")
+    assert requirement in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("policy", "space", "policy_kwargs"),
+    [
+        ("CnnPolicy", IMAGE, {}),
+        ("CnnPolicy", spaces.Box(0, 1, (3, 40, 40)), {"normalize_images": False}),
+        ("CnnPolicy", BOX, {"features_extractor_class": FlattenExtractor}),
+        ("MlpPolicy", SMALL_IMAGE, {}),
+        ("MultiInputPolicy", spaces.Dict(a=IMAGE, b=BOX, c=spaces.Box(0, 255, (9, 9), np.uint8)), {}),
+    ],
+)
+def test_observations_that_convolutions_can_take_are_taken(policy, space, policy_kwargs) -> None:
+    TRPO(policy, SpacesEnv(space, BOX), policy_kwargs=policy_kwargs, device="cpu")
+
+
 @pytest.mark.parametrize(
     "space",
-    [space for space, words in OBSERVATION_SPACES_REFUSED if space != spaces.Dict() and space.shape != (0,)],
+    [
+        space
+        for space, words in OBSERVATION_SPACES_REFUSED
+        if space != spaces.Dict() and space.shape != (0,) and "byte order" not in words
+    ],
     ids=str,
 )
 def test_flattened_observations_work_as_the_error_says(space: spaces.Space) -> None:
