@@ -344,7 +344,8 @@ def test_warnings_name_the_users_line() -> None:
 
 
 def test_warnings_name_the_users_line_through_saving_loading_and_learning(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning) as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, device="cpu").save(tmp_path / "ppo")
         model = TRPO.load(tmp_path / "ppo", make_vec_env("Pendulum-v1"), device="cpu", batch_size=16)
         model.learn(6 * 16)
