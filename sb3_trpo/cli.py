@@ -132,9 +132,8 @@ def _run(name: str, arguments: list[str]) -> None:
     try:
         command.run()
     except DependencyNotInstalled as error:
-        sys.exit(
-            f"sb3-trpo {name}: {error} (or the matching extra of sb3-trpo, mujoco or box2d: {how_to_install('mujoco')})"
-        )
+        extra = next((extra for extra in ("mujoco", "box2d") if extra in str(error).lower()), "extra")
+        sys.exit(f"sb3-trpo {name}: {error} (or {how_to_install(extra)})")
     except (UserError, UnregisteredEnv) as error:
         sys.exit(f"sb3-trpo {name}: {error}")
     except OSError as error:
