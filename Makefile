@@ -31,7 +31,7 @@ help:
 	@echo 'make test-gpu                                                         run the tests on a GPU'
 	@echo 'make test-contrib                                                     run the tests of sb3-contrib on this TRPO'
 	@echo 'make test-versions                                                    run the tests on Python 3.10, 3.12 and 3.13, where they are installed'
-	@echo 'make lint                                                             ruff and mypy'
+	@echo 'make lint                                                             ruff, codespell and mypy'
 	@echo 'make format                                                           let ruff format and fix the sources'
 	@echo 'make audit                                                            look up known vulnerabilities of all that constraints.txt pins'
 	@echo 'make dist                                                             build wheel and source distribution, twice, and compare'
@@ -70,6 +70,7 @@ test-versions: .venv/release.stamp
 lint: .venv/dev.stamp
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 
 format: .venv/dev.stamp

@@ -138,7 +138,7 @@ def test_files_that_mean_harm_are_passed_over(name, content, reason, tmp_path, c
     main(["compare", str(good), str(bad)])
     output = capsys.readouterr()
     assert reason in output.err
-    assert "1 runs" in output.out
+    assert "1 run " in output.out
 
 
 def test_python_objects_in_settings_are_not_made(tmp_path, capsys):
