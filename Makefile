@@ -21,7 +21,7 @@ BIN = .venv/bin
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sb3_trpo/__init__.py)
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help train test test-slow test-gpu test-contrib test-versions lint format audit dist docs release bench-speed campaign soak kill-campaign report clean
+.PHONY: help train test test-slow test-gpu test-contrib test-versions lint format audit dist docs release-ready release bench-speed campaign soak kill-campaign report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,7 +31,7 @@ help:
 	@echo 'make test-gpu                                                         run the tests on a GPU'
 	@echo 'make test-contrib                                                     run the tests of sb3-contrib on this TRPO'
 	@echo 'make test-versions                                                    run the tests on Python 3.10, 3.12 and 3.13, where they are installed'
-	@echo 'make lint                                                             ruff and mypy'
+	@echo 'make lint                                                             ruff, codespell and mypy'
 	@echo 'make format                                                           let ruff format and fix the sources'
 	@echo 'make audit                                                            look up known vulnerabilities of all that constraints.txt pins'
 	@echo 'make dist                                                             build wheel and source distribution, twice, and compare'
@@ -70,6 +70,7 @@ test-versions: .venv/release.stamp
 lint: .venv/dev.stamp
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 
 format: .venv/dev.stamp
@@ -94,13 +95,16 @@ docs: .venv/docs.stamp
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs $(ARGS)
 	@echo 'build/docs/index.html'
 
-# Tags the commit that it has checked. Pushing the tag and uploading dist/ are left to a person.
-release: .venv/release.stamp .venv/slow.stamp .venv/docs.stamp
+# What needs no tools comes first, so that a refusal comes at once.
+release-ready:
 	@test -z "$$(git status --porcelain)" || { echo 'There are changes that are not committed.'; exit 1; }
 	@! grep -q '^REPOSITORY = ""' setup.py || { echo 'setup.py: set REPOSITORY to the address of the repository.'; exit 1; }
 	@grep -q "^## $(VERSION) (20" CHANGELOG.md || { echo 'CHANGELOG.md: give $(VERSION) its date.'; exit 1; }
 	@grep -q "^version: $(VERSION)$$" CITATION.cff || { echo 'CITATION.cff: set the version to $(VERSION).'; exit 1; }
 	@! git rev-parse -q --verify refs/tags/v$(VERSION) > /dev/null || { echo 'v$(VERSION) is tagged already.'; exit 1; }
+
+# Tags the commit that it has checked. Pushing the tag and uploading dist/ are left to a person.
+release: release-ready .venv/release.stamp .venv/slow.stamp .venv/docs.stamp
 	@$(MAKE) lint test test-slow test-contrib test-versions audit docs dist
 	@$(BIN)/python -m twine check --strict dist/*
 	@git tag -a v$(VERSION) -m 'sb3_trpo $(VERSION)'

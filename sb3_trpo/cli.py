@@ -12,6 +12,7 @@ Our own commands import nothing of RL Zoo, nor anything else that reads the curr
 import errno
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,6 +90,8 @@ COMMANDS: dict[str, Command] = {
     "push-to-hub": RLZooCommand("upload a trained policy", "sb3_trpo.rl_zoo.hub", "push_to_hub", loads_run=True),
 }
 
+_pythons_format = warnings.formatwarning
+
 # The system's answers where a file has no place.
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 USAGE = "usage: sb3-trpo COMMAND [OPTION ...]\n\n{commands}\n\n`sb3-trpo COMMAND --help` lists the options of one."
@@ -122,15 +125,15 @@ def _run(name: str, arguments: list[str]) -> None:
     :param arguments: the user's arguments
     """
     command = COMMANDS[name]
-    callers_argv = sys.argv
+    callers_argv, callers_format = sys.argv, warnings.formatwarning
+    warnings.formatwarning = _format_warning
     # The commands' parsers read sys.argv.
     sys.argv = [f"sb3-trpo {name}", *command.defaults, *arguments]
     try:
         command.run()
     except DependencyNotInstalled as error:
-        sys.exit(
-            f"sb3-trpo {name}: {error} (or the matching extra of sb3-trpo, mujoco or box2d: {how_to_install('mujoco')})"
-        )
+        extra = next((extra for extra in ("mujoco", "box2d") if extra in str(error).lower()), "extra")
+        sys.exit(f"sb3-trpo {name}: {error} (or {how_to_install(extra)})")
     except (UserError, UnregisteredEnv) as error:
         sys.exit(f"sb3-trpo {name}: {error}")
     except OSError as error:
@@ -138,4 +141,22 @@ def _run(name: str, arguments: list[str]) -> None:
             raise
         sys.exit(f"sb3-trpo {name}: {error}")
     finally:
-        sys.argv = callers_argv
+        sys.argv, warnings.formatwarning = callers_argv, callers_format
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """
+    Format a warning: the line that it points at is left out if it is the program's, which is not the user's.
+
+    :param message: the warning
+    :param category: its class
+    :param filename: the file that it points at
+    :param lineno: the number of the line
+    :param line: the line
+    :return: what is printed
+    """
+    if filename == getattr(sys.modules["__main__"], "__file__", None):
+        return f"Warning: {message}\n"
+    return _pythons_format(message, category, filename, lineno, line)

@@ -2,9 +2,13 @@
 Policies that leave Stable-Baselines3: one module from raw observations to actions, and its file in ONNX's format.
 """
 
+import contextlib
 import copy
 import inspect
+import logging
 import pathlib
+import warnings
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +23,7 @@ from torch import nn
 from sb3_trpo.saved_models.atomic import atomic_write
 from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.validation.install import how_to_install
-from sb3_trpo.validation.values import UserError
+from sb3_trpo.validation.values import UserError, warn_user
 
 Observations: TypeAlias = th.Tensor | dict[str, th.Tensor]
 Arrays: TypeAlias = np.ndarray | dict[str, np.ndarray]
@@ -50,6 +54,11 @@ class DeployedPolicy(nn.Module):
     def __init__(self, model: OnPolicyAlgorithm, normalization: VecNormalize | None = None) -> None:
         super().__init__()
         _check_policy(model)
+        if normalization is None and model.get_env() is None:
+            warn_user(
+                "The model has no environments, and so no VecNormalize. If it was trained in one, give it: "
+                "normalization=VecNormalize.load(path, env). If not, load the model with its environments: env=..."
+            )
         normalization = normalization or model.get_vec_normalize_env()
         # Of what the environments give, before it is normalised.
         self.observation_space = _raw_space(model.observation_space, normalization)
@@ -61,6 +70,7 @@ class DeployedPolicy(nn.Module):
         if isinstance(space, spaces.Box):
             self.register_buffer("low", th.as_tensor(space.low))
             self.register_buffer("high", th.as_tensor(space.high))
+        self.eval()
 
     def forward(self, observations: Observations) -> th.Tensor:
         """
@@ -156,18 +166,36 @@ def _to_onnx(policy: DeployedPolicy) -> bytes:
         names = list(example)
     else:
         observations, shapes, names = th.as_tensor(example), batch, ["observation"]
-    program = th.onnx.export(
-        policy,
-        kwargs={"observations": observations},
-        input_names=names,
-        output_names=["action"],
-        dynamic_shapes={"observations": shapes},
-        dynamo=True,
-        verbose=False,
-    )
+    with _hush_exporter():
+        program = th.onnx.export(
+            policy,
+            kwargs={"observations": observations},
+            input_names=names,
+            output_names=["action"],
+            dynamic_shapes={"observations": shapes},
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     content: bytes = program.model_proto.SerializeToString()
     return content
+
+
+@contextlib.contextmanager
+def _hush_exporter() -> Iterator[None]:
+    """Leave out what PyTorch's exporter says of its own code, and of torchvision, which it does without."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        logger.addFilter(_is_error)
+        try:
+            yield
+        finally:
+            logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _check_actions(

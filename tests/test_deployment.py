@@ -2,6 +2,8 @@
 Deployed policies act as ``predict`` does, from raw observations, in torch's own formats and in ONNX Runtime.
 """
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -115,6 +117,23 @@ def test_normalization_may_be_given_to_a_loaded_model(tmp_path: Any) -> None:
     raw = th.as_tensor(draw(DeployedPolicy(model).observation_space))
     assert th.equal(DeployedPolicy(loaded, model.get_vec_normalize_env())(raw), DeployedPolicy(model)(raw))
     assert not th.equal(DeployedPolicy(loaded)(raw), DeployedPolicy(model)(raw))
+
+
+def test_a_loaded_model_without_environments_is_warned_of(tmp_path: Any) -> None:
+    trained("float32").save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="no VecNormalize") as caught:
+        DeployedPolicy(TRPO.load(tmp_path / "model", device="cpu"))
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_export_says_nothing(tmp_path: Any) -> None:
+    """In a process of its own, for torch says some of it once."""
+    code = (
+        "from sb3_trpo import TRPO, export_onnx\n"
+        f"export_onnx(TRPO('MlpPolicy', 'Pendulum-v1', device='cpu'), {str(tmp_path / 'policy.onnx')!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_ppo_can_be_deployed_too() -> None:

@@ -5,7 +5,6 @@ The callback that writes checkpoints, and goes on from one.
 import io
 import os
 import pathlib
-import warnings
 import zipfile
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.atomic import atomic_write, saved_path
 from sb3_trpo.saved_models.untrusted import TRAINING_STATE
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation.values import UserError, check_integer
+from sb3_trpo.validation.values import UserError, check_integer, warn_user
 
 SUFFIX = "zip"
 
@@ -116,10 +115,9 @@ class Checkpoint(BaseCallback):
                 f"{self.path} is the checkpoint of another training: go on from it (Checkpoint.load), or remove it."
             )
         if not is_state_known(self.model):
-            warnings.warn(
+            warn_user(
                 f"{kind} does not say what its state is (it has no {METHODS}): a training that goes on from a "
-                "checkpoint may end otherwise than without a crash.",
-                stacklevel=2,
+                "checkpoint may end otherwise than without a crash."
             )
         self._root: BaseCallback = self.locals["callback"]
 
@@ -131,11 +129,9 @@ class Checkpoint(BaseCallback):
             self._pending, self._is_own = [], True
             self.why_reset = resumed.why_reset
             if self.why_reset:
-                warnings.warn(
-                    f"Training goes on with new episodes, not where they were: {self.why_reset}.", stacklevel=2
-                )
+                warn_user(f"Training goes on with new episodes, not where they were: {self.why_reset}.")
             for doubt in resumed.doubts:
-                warnings.warn(f"Training does not go on exactly where it was: {doubt}.", stacklevel=2)
+                warn_user(f"Training does not go on exactly where it was: {doubt}.")
         elif self.model._n_updates % self.every == 0:
             self._write(self.model)
 
@@ -145,7 +141,7 @@ class Checkpoint(BaseCallback):
             states = save_ranks(model, self._root)
         except NotSavableError as error:
             # A training that goes on without a checkpoint is better than none.
-            warnings.warn(f"No checkpoint was written after {model.num_timesteps} steps: {error}.", stacklevel=2)
+            warn_user(f"No checkpoint was written after {model.num_timesteps} steps: {error}.")
             return
         if not ranks_of(model).is_first:
             self._is_own = True
@@ -161,7 +157,7 @@ class Checkpoint(BaseCallback):
             # Where none can be written, the user learns it at once. Later, on a full disk, the last one is still there.
             if not self._is_own:
                 raise
-            warnings.warn(f"No checkpoint was written after {model.num_timesteps} steps: {error}.", stacklevel=2)
+            warn_user(f"No checkpoint was written after {model.num_timesteps} steps: {error}.")
             return
         self._is_own = True
         if self.verbose > 0:

@@ -34,7 +34,7 @@ def main() -> None:
     runs = _read_all(args.runs)
     for task in sorted({run.task for run in runs}):
         rows = group([run for run in runs if run.task == task])
-        print(f"\n{printable(task)}: return of the last evaluation, mean over seeds with its 95% interval")
+        print(f"\n{printable(task)}: return of the last evaluation in training, mean over seeds with its 95% interval")
         print("\n".join(describe(rows)))
     if args.output is not None:
         draw(runs, args.output)
@@ -82,7 +82,7 @@ def describe(rows: Sequence[Sequence[Run]]) -> list[str]:
             ", ".join(f"{name}={row[0].settings.get(name, 'not given')}" for name in names) or "the same settings"
         )
         seeds = ", ".join(run.seed for run in row)
-        lines.append(f"  {_mean_and_interval(scores):32} {len(row):3} runs   {printable(settings)}")
+        lines.append(f"  {_mean_and_interval(scores):32} {_count(row):>8}   {printable(settings)}")
         lines.append(f"  {'':32} seeds {printable(seeds)}")
         if len({run.seed for run in row}) < len(row):
             lines.append(f"  {'':32} a seed comes twice: these runs are no independent samples")
@@ -112,9 +112,13 @@ def describe_settings(row: Sequence[Run], names: Sequence[str]) -> str:
     return ", ".join(f"{name}={row[0].settings.get(name, 'not given')}" for name in names)
 
 
+def _count(row: Sequence[Run]) -> str:
+    return f"{len(row)} run{'s' if len(row) > 1 else ''}"
+
+
 def _mean_and_interval(scores: np.ndarray) -> str:
     if len(scores) < 2:
-        return f"{scores.mean():.1f} (one run)"
+        return f"{scores.mean():.1f}"
     low, high = interval(scores)
     return f"{scores.mean():.1f} [{low:.1f}, {high:.1f}]"
 
@@ -177,7 +181,7 @@ def draw(runs: Sequence[Run], picture: pathlib.Path) -> None:
             label = describe_settings(row, names) or "return"
             steps, curves = _common_curve(row)
             ends = np.array([interval(column) for column in curves.T]) if len(row) > 1 else None
-            (line,) = axes.plot(steps, curves.mean(axis=0), marker=".", label=f"{_plain(label)} ({len(row)} runs)")
+            (line,) = axes.plot(steps, curves.mean(axis=0), marker=".", label=f"{_plain(label)} ({_count(row)})")
             if ends is not None:
                 axes.fill_between(steps, ends[:, 0], ends[:, 1], color=line.get_color(), alpha=0.2)
         axes.grid(alpha=0.3)

@@ -3,7 +3,6 @@ Warnings during training, by the same rules that a finished run is diagnosed by.
 """
 
 import math
-import warnings
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 from sb3_trpo.diagnosis.finding import Finding
 from sb3_trpo.diagnosis.record import FEWEST, Record, Settings
 from sb3_trpo.diagnosis.rules import RULES
+from sb3_trpo.validation.values import warn_user
 
 # The rules are asked every so many updates.
 INTERVAL = FEWEST
@@ -96,4 +96,4 @@ class Advice:
             if self.is_quiet:
                 return
             text = f"TRPO: {finding.sentence()} See {finding.page}. (This is said once.)"
-            warnings.warn(text, UserWarning, stacklevel=2)
+            warn_user(text)

@@ -24,6 +24,8 @@ UNEXPLAINED = 0.4
 # of the returns and is off by this share of their deviation.
 UNLEARNED = 0.5
 UNEXPLAINED_VARIANCE = 0.1
+# It learns, however, if its error falls to this share within the window.
+FALLING = 0.5
 # Returns of these sizes are within an ordinary critic's reach.
 RETURNS = (0.01, 100.0)
 OBS_STD = 5.0
@@ -144,7 +146,8 @@ def reward_scale(record: Record) -> Finding | None:
     # Explained variance alone would not tell: it is low where returns hardly differ, as in a task that is solved.
     is_off = (explained < UNEXPLAINED_VARIANCE) & (np.abs(mean) > UNLEARNED * std)
     n_unlearned = int((is_off | (loss > UNLEARNED * largest)).sum())
-    if n_unlearned < len(loss) / 2:
+    is_learning = np.median(loss[-FEWEST:]) < FALLING * np.median(loss[:FEWEST])
+    if n_unlearned < len(loss) / 2 or is_learning:
         return None
     return Finding(
         "reward-scale",

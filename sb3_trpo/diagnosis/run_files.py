@@ -20,7 +20,7 @@ import numpy as np
 from sb3_trpo.diagnosis.record import Record, Settings, action_dimensions
 from sb3_trpo.saved_models.archive import read_archive
 from sb3_trpo.saved_models.objects import read_object
-from sb3_trpo.saved_models.refused import RefusedModelError
+from sb3_trpo.saved_models.refused import RefusedModelError, printable
 from sb3_trpo.validation.values import UserError
 
 PROGRESS = "progress.csv"
@@ -47,6 +47,11 @@ def read_record(path: Path) -> Record:
     folder = path if path.is_dir() else path.parent
     newest = path / PROGRESS if path.is_dir() else path
     if not newest.is_file():
+        # A log folder of `sb3-trpo train` holds a folder for each algorithm, which hold the runs.
+        runs = sorted(file.parent for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{PROGRESS}"))
+        if runs:
+            example = printable(str(runs[-1]), max_characters=300)
+            raise UserError(f"{path} is no run, but holds {len(runs)}: name one, such as {example}.")
         raise UserError(
             f"{path} has no {PROGRESS}, which `sb3-trpo train` writes; in Python, "
             'model.set_logger(stable_baselines3.common.logger.configure(folder, ["csv"])) does.'

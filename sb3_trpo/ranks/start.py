@@ -6,7 +6,6 @@ import copy
 import hashlib
 import io
 import platform
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,7 +18,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_trpo.ranks.alone import Ranks
 from sb3_trpo.validation.algorithm import Hyperparameters
-from sb3_trpo.validation.values import MAX_SEED, UserError
+from sb3_trpo.validation.values import MAX_SEED, UserError, warn_user
 
 # A schedule is known by its values there.
 PROGRESS = (1.0, 0.5, 0.0)
@@ -124,11 +123,10 @@ def warn_of_twins(obs: Any, ranks: Ranks) -> None:
     digests = ranks.gather(_digest(obs))
     twins = [rank for rank, digest in enumerate(digests) if digest == digests[0]]
     if ranks.is_first and len(twins) > 1:
-        warnings.warn(
+        warn_user(
             f"Ranks {', '.join(map(str, twins))} begin with the same observations, so that they may have the same "
             "random numbers, and see the same episodes. Give the seed to the algorithm (seed=...), which adds to it "
-            "for each rank, rather than to make_vec_env.",
-            stacklevel=2,
+            "for each rank, rather than to make_vec_env."
         )
 
 

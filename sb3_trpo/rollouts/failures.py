@@ -17,6 +17,8 @@ from typing import NoReturn
 
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from sb3_trpo.validation.values import warn_user
+
 # A pipe is closed a little before its process is seen to have ended.
 SECONDS_TO_END = 5.0
 # A wait for environments is looked at as often as this.
@@ -183,7 +185,7 @@ class WaitingWatch:
                 warnings.warn(
                     f"{self._who()} not answered for {SECONDS_TO_A_WARNING:g} seconds, {self._when()}. Training waits; "
                     "env_timeout=SECONDS would end it with an error. (This is said once.)",
-                    stacklevel=1,
+                    stacklevel=1,  # A thread of its own has no line of the user's above it.
                 )
 
     def _who(self) -> str:
@@ -288,4 +290,4 @@ def _add_note(error: Exception, note: str) -> None:
     if hasattr(error, "add_note"):
         error.add_note(note)
     else:  # Python 3.10
-        warnings.warn(f"{type(error).__name__}: {note}", stacklevel=2)
+        warn_user(f"{type(error).__name__}: {note}")

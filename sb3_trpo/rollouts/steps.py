@@ -133,7 +133,7 @@ def _write_row(buffer: np.ndarray, i: int, obs: Any) -> None:
     buffer[i] = obs
 
 
-def _misfit(numbers: Any, shape: tuple[int, ...]) -> ValueError:
+def _misfit(numbers: Any, shape: tuple[int, ...] | None) -> ValueError:
     wanted = f"all have the same shape {shape}" if shape else "a number has to be"
     return ValueError(f"An environment gave {_short(numbers)} (of shape {_shape(numbers)}) where {wanted}.")
 

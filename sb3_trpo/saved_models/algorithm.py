@@ -5,7 +5,6 @@ Saving and loading of an algorithm: files that no crash breaks, that sb3-contrib
 import contextlib
 import io
 import pathlib
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from sb3_trpo.saved_models.origin import ModelPath, Origin, origin_of, read_data
 from sb3_trpo.saved_models.parameters import fit_parameters, read_parameters
 from sb3_trpo.saved_models.portable import make_portable
 from sb3_trpo.saved_models.untrusted import Attributes, given_schedules, read_untrusted
-from sb3_trpo.validation.values import UserError
+from sb3_trpo.validation.values import UserError, warn_user
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SafelySaved")
 
@@ -94,11 +93,11 @@ class SafelySaved(OnPolicyAlgorithm):
             model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
         if origin is Origin.CONTRIB:
             saved = target_kl if isinstance(target_kl, (int, float)) else model.target_kl
-            warn_of_smaller_steps(saved, given.get("target_kl"), model.action_space, stacklevel=2)
+            warn_of_smaller_steps(saved, given.get("target_kl"), model.action_space)
         elif origin in (Origin.PPO, Origin.A2C):
             for name in LEFT_OVER:
                 vars(model).pop(name, None)
-            warnings.warn(explain_take_over(origin), UserWarning, stacklevel=2)
+            warn_user(explain_take_over(origin))
         return model
 
     def set_parameters(

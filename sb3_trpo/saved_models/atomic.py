@@ -15,11 +15,11 @@ import secrets
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from typing import cast
 
 from sb3_trpo.saved_models.termination import unwind_when_terminated
+from sb3_trpo.validation.values import warn_user
 
 # Temporary files of writers that were killed are removed by the next one, if they are so old that nobody writes them.
 ABANDONED_AFTER_SECONDS = 3600.0
@@ -56,9 +56,9 @@ def atomic_write(path: str | pathlib.Path, suffix: str) -> Iterator[io.BufferedI
     """
     target = saved_path(path, suffix)
     if target != _with_suffix(pathlib.Path(path), suffix).resolve():
-        warnings.warn(f"Path '{path}' is a folder. Will save instead to {target}", stacklevel=3)
+        warn_user(f"Path '{path}' is a folder. Will save instead to {target}")
     if not target.parent.exists():
-        warnings.warn(f"Path '{target.parent}' does not exist. Will create it.", stacklevel=3)
+        warn_user(f"Path '{target.parent}' does not exist. Will create it.")
         target.parent.mkdir(exist_ok=True, parents=True)
     if target.exists() and not target.is_file():
         with target.open("wb") as device:

@@ -5,11 +5,12 @@ What users of sb3-contrib's TRPO bring with them: values of ``target_kl``, and s
 import contextlib
 import inspect
 import pathlib
-import warnings
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from gymnasium import spaces
+
+from sb3_trpo.validation.values import warn_user
 
 # The limit of the factor between the two meanings of target_kl, for many action dimensions.
 LARGEST_FACTOR = 7.0
@@ -64,7 +65,7 @@ def explain_kl(source: str, target_kl: object, n: int) -> str:
     )
 
 
-def warn_of_smaller_steps(saved: object, given: object, action_space: spaces.Space[Any], stacklevel: int) -> None:
+def warn_of_smaller_steps(saved: object, given: object, action_space: spaces.Space[Any]) -> None:
     """
     Warn that ``target_kl`` means something else in a model of sb3-contrib's.
 
@@ -73,7 +74,6 @@ def warn_of_smaller_steps(saved: object, given: object, action_space: spaces.Spa
     :param saved: the ``target_kl`` of the file
     :param given: the value that the user gave in its place; None if there is none
     :param action_space: the action space of the model
-    :param stacklevel: the level of the caller's caller, counted from here
     """
     n = averaged_dimensions(action_space)
     if n == 1:
@@ -84,7 +84,7 @@ def warn_of_smaller_steps(saved: object, given: object, action_space: spaces.Spa
             return
         message += f" What is used is the given {given}."
     message += " Predictions are not affected. `sb3-trpo migrate` writes a converted file."
-    warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
+    warn_user(message)
 
 
 def _is_adapted(saved: float, given: float, n: int) -> bool:
@@ -130,13 +130,11 @@ def warn_of_contribs_file(path: str, own_options: Collection[str]) -> None:
     ):
         return
     factors = ", ".join(f"{kl_factor(n):.1f} for {n}" for n in (3, 6, 17))
-    warnings.warn(
+    warn_user(
         f"{path} seems to be written for sb3-contrib's TRPO, whose target_kl bounds the mean KL divergence of the "
         f"action dimensions; here it bounds their sum. For steps of about the same length multiply target_kl by "
         f"{factors} dimensions, as `sb3-trpo migrate {path}` does; a comment with `sb3_trpo` in the file says that its "
-        f"values are meant.",
-        UserWarning,
-        stacklevel=3,
+        f"values are meant."
     )
 
 
@@ -152,12 +150,9 @@ def warn_of_methods_not_called(algorithm_class: type, base: type) -> None:
     parents = [parent for parent in algorithm_class.__mro__[1:] if issubclass(parent, base)]
     for name, instead in NOT_CALLED.items():
         if hasattr(algorithm_class, name) and not any(hasattr(parent, name) for parent in parents):
-            warnings.warn(
+            warn_user(
                 f"{algorithm_class.__name__} has sb3-contrib's method {name}, which this TRPO never calls: override "
-                f"{instead} instead.",
-                UserWarning,
-                # SB3's classes are made by abc, which stands between.
-                stacklevel=4,
+                f"{instead} instead."
             )
 
 

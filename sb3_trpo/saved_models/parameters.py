@@ -2,7 +2,6 @@
 Weights that go from one model into another: all are compared before the first is written.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch as th
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 
 from sb3_trpo.saved_models.origin import ModelPath
-from sb3_trpo.validation.values import UserError
+from sb3_trpo.validation.values import UserError, warn_user
 
 Parameters = dict[str, Any]
 # Before SB3 1.7 the features extractor had the same name in actor and critic.
@@ -108,10 +107,8 @@ def _fit_optimizer(name: str, optimizer: th.optim.Optimizer, given: Mapping[str,
     )
     if fits:
         return given
-    warnings.warn(
+    warn_user(
         f"The parameters of {name!r} are of another kind of optimizer, or of a policy that shares other layers: its "
-        f"state begins anew. All weights are taken over.",
-        UserWarning,
-        stacklevel=4,
+        f"state begins anew. All weights are taken over."
     )
     return {"state": {}, "param_groups": own["param_groups"]}

@@ -18,8 +18,8 @@ class UserError(ValueError):
     """Something that the user gave is not allowed; the message is one sentence that says what is."""
 
 
-# Between a warning of ours and the line of the user's that it is about.
-LIBRARIES = ("sb3_trpo", "stable_baselines3", "sb3_contrib", "rl_zoo3", "contextlib")
+# Between a warning of ours and the line of the user's that it is about; abc makes SB3's classes.
+LIBRARIES = ("sb3_trpo", "stable_baselines3", "sb3_contrib", "rl_zoo3", "abc", "contextlib")
 
 # The largest size that an array can have, which bounds counts and sizes.
 MAX_INTEGER = 2**63 - 1
@@ -28,17 +28,16 @@ MAX_INTEGER = 2**63 - 1
 MAX_SEED = 2**32 - 1
 
 
-def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+def warn_user(message: str) -> None:
     """
     Warn at the line of the user's that led here, however many lines of ours and of Stable-Baselines3 are between.
 
     :param message: the warning
-    :param category: its class
     """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def check_integer(name: str, value: object, minimum: int) -> None:

@@ -72,6 +72,13 @@ NEIGHBOURS = {
     "as published runs are": record(),
     "in the middle of training": record(SETTINGS, 0.5),
     "short": record(SETTINGS, 0.01, 6),
+    "a critic that begins far below large returns, and approaches them": record(
+        return_mean=-100.0,
+        explained_variance=0.01,
+        advantage_mean=-60.0,
+        advantage_std=30.0,
+        value_loss=2000.0 * 0.9**ROWS,
+    ),
     "without an update": record(SETTINGS, 0.0, 0),
     "as many samples as are needed": record(settings_with(n_samples=192)),
     "a residual that is large now and then": record(cg_residual=every(N_ROWS, 3, 0.9, 0.1)),

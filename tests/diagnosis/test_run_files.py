@@ -97,6 +97,14 @@ def test_a_folder_without_a_log_is_told(tmp_path: Path) -> None:
         diagnose(tmp_path)
 
 
+def test_a_folder_of_runs_names_one(tmp_path: Path) -> None:
+    for run in ("CartPole-v1_1", "CartPole-v1_2"):
+        (tmp_path / "trpo" / run).mkdir(parents=True)
+        (tmp_path / "trpo" / run / "progress.csv").touch()
+    with pytest.raises(UserError, match=r"is no run, but holds 2: name one, such as .*CartPole-v1_2\."):
+        read_record(tmp_path)
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "progress.csv").open("wb") as file:
         file.truncate(run_files.MAX_BYTES + 1)

@@ -2,6 +2,7 @@ import math
 import re
 import warnings
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +11,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from small_models import VECTOR, SpacesEnv
+from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -437,4 +439,16 @@ def test_a_dictionary_that_is_not_finite_is_named_by_its_key() -> None:
 def test_warnings_name_the_users_line() -> None:
     with pytest.warns(UserWarning, match="batch_size = 100 does not divide") as caught:
         TRPO("MlpPolicy", "Pendulum-v1", batch_size=100, device="cpu")
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_warnings_name_the_users_line_through_saving_loading_and_learning(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, device="cpu").save(tmp_path / "ppo")
+        model = TRPO.load(tmp_path / "ppo", make_vec_env("Pendulum-v1"), device="cpu", batch_size=16)
+        model.learn(6 * 16)
+        model.save(tmp_path / "new" / "model")
+    said = " ".join(str(warning.message) for warning in caught)
+    assert all(words in said for words in ("was saved by", "(This is said once.)", "does not exist"))
     assert {warning.filename for warning in caught} == {__file__}
