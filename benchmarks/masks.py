@@ -1,10 +1,10 @@
 """
-MaskableTRPO against MaskablePPO where hundreds of actions exist and a few are allowed.
+MaskableTRPO against MaskablePPO: where hundreds of actions exist and a few are allowed, and in a board game.
 
-    python benchmarks/masks.py --seeds 0 1 2
+    python benchmarks/masks.py --tasks KnightGame --seeds 0 1 2
 
 Both have the same network, environments, steps and seeds, PPO its own hyperparameters. Runs that are done are not
-repeated.
+repeated. The board game is PettingZoo's (``pip install 'sb3-trpo[bench]'``).
 """
 
 from typing import Any, ClassVar
@@ -75,7 +75,60 @@ class KnightGame(gym.Env[np.ndarray, np.int64]):
         return place.astype(np.float32)
 
 
-TASKS = {"KnightGame": Task(KnightGame, steps=24_576, level=10.0, n_envs=16)}
+class ConnectFour(gym.Env[np.ndarray, np.int64]):
+    """
+    PettingZoo's Connect Four against an opponent that plays at random among the columns that are not full.
+
+    A coin says who begins. A game that is won pays 1, one that is lost -1.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+
+    def __init__(self) -> None:
+        from pettingzoo.classic import connect_four_v3
+
+        self._game = connect_four_v3.env()
+        rows, columns, players = 6, 7, 2
+        self.observation_space = spaces.Box(0.0, 1.0, (rows * columns * players,), np.float32)
+        self.action_space = spaces.Discrete(columns)
+
+    def action_masks(self) -> np.ndarray:
+        """Say which columns are not full."""
+        mask: np.ndarray = self._game.observe(self._me)["action_mask"] > 0
+        # At the end of a game PettingZoo's is empty.
+        return mask if mask.any() else ~mask
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._game.reset(seed=seed)
+        self._me, self._other = self.np_random.permutation(self._game.possible_agents)
+        self._let_other_play()
+        return self._observe(), {}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self._game.step(action)
+        self._let_other_play()
+        return self._observe(), float(self._game.rewards[self._me]), self._is_over(), False, {}
+
+    def _let_other_play(self) -> None:
+        if self._game.agent_selection == self._other and not self._is_over():
+            allowed = np.flatnonzero(self._game.observe(self._other)["action_mask"])
+            self._game.step(self.np_random.choice(allowed))
+
+    def _is_over(self) -> bool:
+        return any(self._game.terminations.values())
+
+    def _observe(self) -> np.ndarray:
+        board: np.ndarray = self._game.observe(self._me)["observation"]
+        return board.flatten().astype(np.float32)
+
+
+TASKS = {
+    "KnightGame": Task(KnightGame, steps=24_576, level=10.0, n_envs=16),
+    "ConnectFour": Task(ConnectFour, steps=32_768, level=0.8, n_envs=16),
+}
 OPTIONS: dict[str, Any] = {"n_steps": 128, "device": "cpu"}
 ALGORITHMS = {
     "MaskableTRPO": lambda env, seed, task: MaskableTRPO(

@@ -116,15 +116,18 @@ PPO: dict[str, dict[str, Any]] = {
 }
 # The same for memory and for a stack of frames.
 TRPOS: dict[str, Any] = {"n_steps": 128, "batch_size": 512, "target_kl": 0.05, "device": "cpu"}
-# Chosen on other seeds, from 100 on.
+# CartPole's by the returns between 15k and 20k steps of three other seeds (100 to 102), for both by themselves.
 CHANGES: dict[str, dict[str, Any]] = {
-    "CartPole": {"n_steps": 64, "gamma": 0.98, "gae_lambda": 0.9},
+    "CartPole": {"n_steps": 64, "gamma": 0.98, "gae_lambda": 0.9, "n_critic_updates": 20, "learning_rate": 0.003},
     "Pendulum": {"gamma": 0.9},
 }
+# What the LSTM's network has besides.
+LSTM_CHANGES: dict[str, dict[str, Any]] = {"CartPole": {"net_arch": {"pi": [], "vf": [64]}}}
 
 
 def _recurrent_trpo(env: VecEnv, seed: int, task: str) -> BaseAlgorithm:
-    return RecurrentTRPO("MlpLstmPolicy", env, policy_kwargs=LSTM, seed=seed, **{**TRPOS, **CHANGES.get(task, {})})
+    options = {**TRPOS, **CHANGES.get(task, {}), "policy_kwargs": {**LSTM, **LSTM_CHANGES.get(task, {})}}
+    return RecurrentTRPO("MlpLstmPolicy", env, seed=seed, **options)
 
 
 def _recurrent_ppo(env: VecEnv, seed: int, task: str) -> BaseAlgorithm:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from masks import ConnectFour
 from memory import TASKS, TMaze
 from report import make_report
 from stable_baselines3.common.env_checker import check_env
@@ -60,3 +61,22 @@ def test_the_maze_pays_whoever_remembers_the_sign():
             observation, reward, is_over, _, _ = env.step(sign if observation[1] else 2)
             total += reward
         assert total == 1.0
+
+
+def test_connect_four_is_a_game_of_two_that_either_wins():
+    pytest.importorskip("pettingzoo")
+    env, random, ends, beginnings = ConnectFour(), np.random.default_rng(0), set(), set()
+    check_env(env, skip_render_check=True)
+    for seed in range(20):
+        observation, _ = env.reset(seed=seed)
+        beginnings.add(observation.sum())
+        is_over = False
+        while not is_over:
+            stones = observation.sum()
+            observation, reward, is_over, _, _ = env.step(random.choice(np.flatnonzero(env.action_masks())))
+            # Each has played, unless the first of the two has ended the game.
+            assert observation.sum() == stones + 2 or is_over
+            assert is_over or reward == 0.0
+        ends.add(reward)
+    assert beginnings == {0.0, 1.0}
+    assert ends >= {-1.0, 1.0}
