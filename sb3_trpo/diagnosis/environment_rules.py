@@ -15,6 +15,8 @@ UNTRAINED_SQUARED_ERROR = 1.0
 EXPLODED = 10.0
 # Or if it explains nothing any more and its error is this many times the lowest that it had.
 RISEN = 10.0
+# But not below this share of the error of a critic that says 0: in a task that is solved, the lowest is nearly 0.
+HARMLESS = 0.1
 # An error so small that a multiple of it is still no error.
 NO_ERROR = 1e-8
 # λ above which a critic hardly enters the advantages, and the share of updates in which it may explain nothing.
@@ -90,7 +92,8 @@ def _error_above_lowest(record: Record) -> str:
     error, explained, mean, std = record.complete(
         "train/value_loss", "train/explained_variance", "train/return_mean", "train/return_std"
     )
-    if len(error):
+    are_returns_known = len(error) > 0
+    if are_returns_known:
         error = error / np.maximum(mean**2 + std**2, NO_ERROR)
     else:
         error, explained = record.complete("train/value_loss", "train/explained_variance")
@@ -99,7 +102,7 @@ def _error_above_lowest(record: Record) -> str:
     if len(error) < WINDOW or lowest <= NO_ERROR:
         return ""
     share, now = float(np.mean(explained[last] < 0.0)), float(np.median(error[last]))
-    if share < 0.5 or now <= RISEN * lowest:
+    if share < 0.5 or now <= RISEN * lowest or (are_returns_known and now < HARMLESS):
         return ""
     return (
         f"explained variance is below 0 in {100 * share:.0f}% of the last third, and the squared error is "
