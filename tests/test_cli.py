@@ -339,6 +339,8 @@ def test_version(capsys):
         (["train", "-params", "frame_stack:'a'"], "frame_stack is 'a'"),
         (["train", "--env-kwargs", "grafity:1"], "'grafity'"),
         (["train", "--env-kwargs", "grafity:1", "--vec-env", "subproc"], "'grafity'"),
+        # A task without an entry: the rule makes an environment before RL Zoo does.
+        (["train", "--env", "InvertedPendulum-v4", "--env-kwargs", "grafity:1"], "'grafity'"),
         (["train", "--eval-env-kwargs", "grafity:1"], "'grafity'"),
         (["train", "--env-kwargs", "gravity"], "name:value"),
         (["train", "-params", "target_kl:-1.0"], "target_kl"),
