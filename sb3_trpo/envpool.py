@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_trpo.validation.install import how_to_install
-from sb3_trpo.validation.values import UserError, check_integer, suggest_names
+from sb3_trpo.validation.values import MAX_INTEGER, UserError, as_integer, check_choice, short, suggest_names
 
 try:
     import envpool
@@ -81,8 +81,10 @@ class EnvPoolVecEnv(VecEnv):
         flatten: bool,
         options: dict[str, Any],
     ) -> None:
-        check_integer("n_envs", n_envs, minimum=1)
-        check_integer("num_threads", num_threads, minimum=0)
+        n_envs = as_integer("n_envs", n_envs, minimum=1)
+        num_threads = as_integer("num_threads", num_threads, minimum=0)
+        seed = None if seed is None else as_integer("seed", seed, minimum=-MAX_INTEGER)
+        check_choice("flatten", flatten, (True, False))
         self._config = {"num_envs": n_envs, "num_threads": num_threads, **options}
         spec = _make_checked_spec(task, info_keywords, options, self._config)
         self.task = task
@@ -115,15 +117,22 @@ class EnvPoolVecEnv(VecEnv):
         Begin new episodes in all environments.
 
         :return: the observations, (n_envs, ...)
-        :raises UserError: if there are reset options
+        :raises UserError: if there are reset options, or EnvPool can't make the task
         """
-        if any(self._options):
-            raise UserError(f"EnvPool's environments have no reset options, but were given {self._options}.")
+        options = self._options
+        if any(options):
+            # Once refused, they must not spoil the next reset.
+            self._reset_options()
+            raise UserError(f"EnvPool's environments have no reset options, but were given {options}.")
         # EnvPool's environments take a seed only when they are made.
         if self._pool is None or any(seed is not None for seed in self._seeds):
             # EnvPool's seeds are signed, of 32 bits.
             seeds = [int(seed or 0) % 2**31 for seed in self._seeds]
-            self._pool = envpool.make_gymnasium(self.task, seed=seeds, **self._config)
+            try:
+                self._pool = envpool.make_gymnasium(self.task, seed=seeds, **self._config)
+            except RuntimeError as error:
+                # A file that an option names.
+                raise UserError(f"EnvPool can't make {self.task}: {' '.join(str(error).split())}") from error
         self._reset_seeds()
         self._episode_returns[:] = 0.0
         self._episode_lengths[:] = 0
@@ -136,8 +145,14 @@ class EnvPoolVecEnv(VecEnv):
         Begin a step.
 
         :param actions: an action for each environment, (n_envs, ...)
+        :raises UserError: if there is not one for each, or the environments were not reset
         """
-        assert self._pool is not None, "The environments have to be reset before they are stepped."
+        if self._pool is None:
+            raise UserError("EnvPool's environments have to be reset before they are stepped.")
+        expected = (self.num_envs, *(self.action_space.shape or ()))
+        # The pool reads as many as it has environments, wherever they end.
+        if np.shape(actions) != expected:
+            raise UserError(f"The actions have shape {np.shape(actions)}, but must have {expected}.")
         self._pool.send(np.asarray(actions + self._action_start, self._action_dtype))
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -278,6 +293,8 @@ def _make_checked_spec(
         players
     """
     tasks = envpool.list_all_envs()
+    if not isinstance(task, str):
+        raise UserError(f"task is {short(task)}, but must be the id of one of EnvPool's tasks, such as 'Pendulum-v1'.")
     if task not in tasks:
         raise UserError(f"EnvPool has no task {task!r}; {suggest_names(task, tasks)}")
     try:

@@ -5,10 +5,13 @@ The command line, run for real: one short training, and every other command on w
 import argparse
 import contextlib
 import csv
+import errno
 import io
 import os
 import pickle
 import re
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -336,6 +339,8 @@ def test_version(capsys):
         (["train", "-params", "frame_stack:'a'"], "frame_stack is 'a'"),
         (["train", "--env-kwargs", "grafity:1"], "'grafity'"),
         (["train", "--env-kwargs", "grafity:1", "--vec-env", "subproc"], "'grafity'"),
+        # A task without an entry: the rule makes an environment before RL Zoo does.
+        (["train", "--env", "InvertedPendulum-v4", "--env-kwargs", "grafity:1"], "'grafity'"),
         (["train", "--eval-env-kwargs", "grafity:1"], "'grafity'"),
         (["train", "--env-kwargs", "gravity"], "name:value"),
         (["train", "-params", "target_kl:-1.0"], "target_kl"),
@@ -355,6 +360,24 @@ def test_bad_input_gets_one_sentence(arguments, named):
     assert isinstance(end.value.code, str)
     assert "\n" not in end.value.code
     assert named in end.value.code
+
+
+@pytest.mark.usefixtures("in_temporary_folder")
+def test_a_full_disk_gets_one_sentence_and_leaves_no_half_of_a_model():
+    Path("short.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 64, n_steps: 64, batch_size: 64}\n")
+    # A limit on the size of files fails as a full disk does: in the middle of a write.
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["train", "--env", "CartPole-v1", "--conf-file", "short.yml", "--eval-freq", "-1", *SHORT])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    model = Path("logs/trpo/CartPole-v1_1/CartPole-v1.zip").resolve()
+    assert end.value.code == f"sb3-trpo train: [Errno {errno.EFBIG}] File too large: '{model}'"
+    assert not list(model.parent.glob(".*.tmp"))
+    assert not model.exists()
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,10 @@ def test_closing_twice():
         ({"task": "Hopper-v5", "reset_noise": 0.1}, "no option 'reset_noise'.*reset_noise_scale"),
         ({"task": "Hopper-v5", "batch_size": 1}, "no option 'batch_size'"),
         ({"task": "Hopper-v5", "info_keywords": ["x"]}, "no info 'x'.*x_position"),
+        ({"task": None}, "task is None, but must be the id of one of EnvPool's tasks"),
         ({"task": "Hopper-v5", "n_envs": 0}, "n_envs is 0"),
+        ({"task": "Hopper-v5", "seed": "1"}, "seed is '1'"),
+        ({"task": "Hopper-v5", "flatten": "yes"}, "flatten is 'yes'"),
         ({"task": "Hopper-v5", "num_threads": -1}, "num_threads is -1"),
         ({"task": "Go9x9-v1"}, "2 players"),
         ({"task": "LaneKeeping-v0"}, "observations Dict.*flatten=True"),
@@ -231,6 +234,32 @@ def test_bad_input_gets_one_sentence(arguments, said):
     with pytest.raises(UserError, match=said) as error:
         make_envpool_vec_env(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_may_be_written_otherwise():
+    env = make_envpool_vec_env("CartPole-v1", 2.0, np.int64(3), num_threads=1.0)
+    assert type(env.num_envs) is int
+    assert env.reset().shape == (2, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2,), (2, 1, 1), ()])
+def test_actions_for_another_number_of_environments_are_refused(shape):
+    env = make_envpool_vec_env("Pendulum-v1", 2)
+    env.reset()
+    with pytest.raises(UserError, match=r"actions have shape .*, but must have \(2, 1\)"):
+        env.step(np.zeros(shape, np.float32))
+
+
+def test_steps_before_a_reset_options_and_files_that_are_none_get_one_sentence():
+    env = make_envpool_vec_env("Pendulum-v1", 2)
+    with pytest.raises(UserError, match="have to be reset before"):
+        env.step(np.zeros((2, 1), np.float32))
+    env.set_options({"low": 0})
+    with pytest.raises(UserError, match="no reset options, but were given"):
+        env.reset()
+    assert env.reset().shape == (2, 3)
+    with pytest.raises(UserError, match=r"EnvPool can't make HalfCheetah-v5: .*nowhere\.xml"):
+        make_envpool_vec_env("HalfCheetah-v5", 2, xml_file="nowhere.xml").reset()
 
 
 def test_without_envpool_the_extra_is_named():

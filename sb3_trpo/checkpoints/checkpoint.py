@@ -24,7 +24,7 @@ from sb3_trpo.saved_models.archive import read_archive, write_archive
 from sb3_trpo.saved_models.atomic import atomic_write, saved_path
 from sb3_trpo.saved_models.untrusted import TRAINING_STATE
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation.values import UserError, check_integer, warn_user
+from sb3_trpo.validation.values import UserError, check_integer, short, warn_user
 
 SUFFIX = "zip"
 
@@ -60,6 +60,8 @@ class Checkpoint(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         check_integer("every", every, minimum=1)
+        if not isinstance(path, (str, os.PathLike)) or not pathlib.Path(path).name:
+            raise UserError(f"path is {short(path)}, but must be the path of a file, such as 'run/checkpoint.zip'.")
         # An absolute path, for the current folder may change.
         self.path = saved_path(pathlib.Path(path).expanduser(), SUFFIX)
         self.every = every

@@ -60,6 +60,9 @@ def _kept_by(kind: type) -> Iterator[tuple[str, Any]]:
             yield f"{kind.__name__}.{name}", value
     seen: set[str] = set()
     for function in filter(None, map(_function, list(vars(kind).values()))):
+        # A list in the place of a default, and what is attached to a method, last as long as the class.
+        kept = (function.__defaults__, function.__kwdefaults__, vars(function))
+        yield f"what {function.__qualname__} holds in its defaults or attributes", kept
         for name in _names(function.__code__) & function.__globals__.keys() - seen:
             seen.add(name)
             yield f"{kind.__module__}.{name}", function.__globals__[name]

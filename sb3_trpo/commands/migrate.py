@@ -10,6 +10,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import pathlib
 import re
 import zipfile
@@ -19,6 +20,7 @@ import gymnasium as gym
 from gymnasium.error import Error as GymnasiumError
 
 from sb3_trpo.saved_models.archive import read_archive, write_archive
+from sb3_trpo.saved_models.atomic import atomic_write
 from sb3_trpo.saved_models.contrib import averaged_dimensions, is_contribs_file, kl_factor, own_options
 from sb3_trpo.saved_models.objects import read_object
 from sb3_trpo.saved_models.origin import Origin, origin_of
@@ -38,14 +40,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", help="where to write (beside it, as NAME-sb3_trpo)", type=pathlib.Path)
     args = parser.parse_args()
     output = args.output or args.file.with_name(f"{args.file.stem}-sb3_trpo{args.file.suffix}")
+    output = output if output.suffix else output.with_name(output.name + args.file.suffix)
     try:
         content = args.file.read_bytes()
         convert = convert_hyperparameters if args.file.suffix in (".yml", ".yaml") else convert_model
         converted, changes = convert(content)
-        with output.open("xb") as file:
+        if os.path.lexists(output):
+            raise UserError(f"{output} exists: give another name with --output.")
+        with atomic_write(output, args.file.suffix.removeprefix(".")) as file:
             file.write(converted)
-    except FileExistsError as error:
-        raise UserError(f"{output} exists: give another name with --output.") from error
     except OSError as error:
         raise UserError(str(error)) from error
     except RefusedModelError as error:

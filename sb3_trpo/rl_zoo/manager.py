@@ -21,7 +21,7 @@ from sb3_trpo.rl_zoo.masked_runs import evaluate_with_masks
 from sb3_trpo.rl_zoo.options import ENVPOOL, TrainOptions
 from sb3_trpo.rl_zoo.progress_log import ProgressLog
 from sb3_trpo.rl_zoo.ranked import RankedExperimentManager
-from sb3_trpo.shipped.models import check_counts, check_names
+from sb3_trpo.shipped.models import check_counts, check_env_kwargs, check_names
 from sb3_trpo.validation.values import UserError
 
 
@@ -86,8 +86,8 @@ class TrainingManager(RankedExperimentManager):
                 f"The hyperparameters of {self.env_name} in {self.config} can't be read ({reason})."
             ) from error
         if not self.options.uses_envpool:
-            self._check_env_kwargs("env_kwargs", self.env_kwargs)
-        self._check_env_kwargs("eval_env_kwargs", self.eval_env_kwargs)
+            check_env_kwargs("env_kwargs", self.env_name.gym_id, self.env_kwargs)
+        check_env_kwargs("eval_env_kwargs", self.env_name.gym_id, self.eval_env_kwargs)
         return processed
 
     @staticmethod
@@ -106,24 +106,6 @@ class TrainingManager(RankedExperimentManager):
             return processed
         others = {name: value for name, value in hyperparams.items() if name != "learning_rate"}
         return ExperimentManager._preprocess_schedules(others) | {"learning_rate": rate}
-
-    def _check_env_kwargs(self, name: str, env_kwargs: dict[str, Any]) -> None:
-        """
-        Check that an environment can be made, before a process of its own fails to.
-
-        :param name: the name of the arguments, for messages
-        :param env_kwargs: the arguments
-        :raises UserError: if none can be made with these arguments, and one can be made without
-        """
-        if not env_kwargs:
-            return
-        try:
-            gym.make(self.env_name.gym_id, **env_kwargs).close()
-        except Exception as error:
-            # Raises what the task itself is to blame for.
-            gym.make(self.env_name.gym_id).close()
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{name} is {env_kwargs}, with which no {self.env_name} can be made ({reason}).") from error
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """

@@ -137,6 +137,11 @@ def _readable(
     """
     if trusted:
         data = read_data(path)
+        if not data:
+            raise UserError(
+                f"{path} can't be loaded: it is no model that an algorithm has saved, or a damaged one (a policy that "
+                "was saved alone is loaded by its class, as in MlpPolicy.load)."
+            )
         try:
             attributes = {**take_over(algorithm_class, data), **given}
         except UserError as error:

@@ -54,9 +54,10 @@ def check_attributes(algorithm_class: type, attributes: State) -> None:
         # A bool is a whole number as well: verbose may be one.
         if name in attributes and (not isinstance(attributes[name], int) or check_integer_size(attributes[name]) < 0):
             raise RefusedModelError(f"its {name} is no whole number")
-    for name in QUEUES:
-        if not isinstance(attributes.get(name), (deque, NoneType)):
-            raise RefusedModelError(f"its {name} is no queue")
+    for name in (*QUEUES, "action_noise"):
+        # Action noise is for algorithms that learn off the policy.
+        if not isinstance(attributes.get(name), (deque, NoneType) if name in QUEUES else NoneType):
+            raise RefusedModelError(f"its {name} is {'no queue' if name in QUEUES else 'not None'}")
     check_real("kl_scale", attributes.get("kl_scale", 1.0), "above 0", lambda x: x > 0)
     _check_classes(algorithm_class, attributes)
     _check_direction(attributes.get("cg_direction"))

@@ -30,10 +30,11 @@ def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, ob
     :raises UserError: if nothing of the file can be used
     """
     origin, module = origin_of(data), policy_module(data)
-    if not data or _is_own_policy(algorithm_class, module):
+    is_own = _is_own_policy(algorithm_class, module)
+    if not data or (is_own and origin is Origin.OTHER):
         return {}
     for word, algorithm in _KINDS_OF_POLICIES.items():
-        if f".{word}." in module:
+        if f".{word}." in module and not is_own:
             raise UserError(
                 f"The file holds a {algorithm}, for which {algorithm_class.__name__} has no place; load it with "
                 f"sb3_contrib's class"
@@ -66,7 +67,7 @@ def explain_take_over(origin: Origin) -> str:
 
 def _is_own_policy(algorithm_class: type, module: str) -> bool:
     aliases: Mapping[str, type] = getattr(algorithm_class, "policy_aliases", {})
-    has_module = any(alias.__module__ == module for alias in aliases.values())
+    has_module = any(kind.__module__ == module for alias in aliases.values() for kind in alias.__mro__)
     return has_module and not module.startswith("stable_baselines3.")
 
 

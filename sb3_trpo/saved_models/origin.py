@@ -63,7 +63,7 @@ def read_data(path: ModelPath) -> dict[str, object]:
     Read the attributes of a saved model as they are in the file, that is, as JSON.
 
     :param path: the file's path, or an open file, which is left where it was
-    :return: the attributes; empty if it is no saved model, which SB3 says better
+    :return: the attributes; empty if it is no saved model
     """
     file = open_path(path, "r", suffix="zip")
     start = file.tell()

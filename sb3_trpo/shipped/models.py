@@ -120,6 +120,7 @@ def make(
     :return: the model; its method ``learn`` needs no arguments
     :raises UserError: if a hyperparameter has an unknown name, or a value that is not allowed
     """
+    seed = None if seed is None else as_integer("seed", seed, minimum=0)
     if vec_env not in ("dummy", "subproc"):
         raise UserError(f"vec_env is {vec_env!r}, but must be 'dummy' or 'subproc'.")
     manager = _make_manager(env_id, seed, vec_env, hyperparams)
@@ -128,6 +129,7 @@ def make(
         check_names(entry, TRPO)
         check_counts(entry)
         arguments, manager.env_wrapper, callbacks, manager.vec_env_wrapper = manager._preprocess_hyperparams(entry)
+        check_env_kwargs("env_kwargs", env_id, manager.env_kwargs)
         env = manager.create_envs(manager.n_envs, no_log=True)
         model = ShippedTRPO(
             env=env, seed=seed, device=device, verbose=verbose, tensorboard_log=tensorboard_log, **arguments
@@ -181,6 +183,26 @@ def check_counts(hyperparams: dict[str, Any]) -> None:
         raise UserError(f"policy is {short(hyperparams.get('policy'))}, but must be a name such as 'MlpPolicy'.")
 
 
+def check_env_kwargs(name: str, env_id: str, env_kwargs: Any) -> None:
+    """
+    Check that an environment can be made, before a process of its own fails to.
+
+    :param name: the name of the arguments, for messages
+    :param env_id: the id of the task
+    :param env_kwargs: the arguments
+    :raises UserError: if none can be made with these arguments, and one can be made without
+    """
+    if not env_kwargs:
+        return
+    try:
+        gym.make(env_id, **env_kwargs).close()
+    except Exception as error:
+        # Raises what the task itself is to blame for.
+        gym.make(env_id).close()
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{name} is {short(env_kwargs)}, with which no {env_id} can be made ({reason}).") from error
+
+
 def add_rule(manager: "ExperimentManager") -> None:
     """
     Let a task that has no entry in our file start from the rule instead of from the entry ``default`` alone.
@@ -195,6 +217,7 @@ def add_rule(manager: "ExperimentManager") -> None:
     is_from_study = manager.storage and manager.study_name and manager.trial_id
     if env_id in entries or manager._is_atari or is_from_study:
         return
+    check_env_kwargs("env_kwargs", env_id, manager.env_kwargs)
     env = gym.make(env_id, **manager.env_kwargs)
     task = read_task(env)
     env.close()
@@ -212,6 +235,8 @@ def _make_manager(
         raise ImportError(
             f"The hyperparameters that ship are read by RL Zoo ({error}): install it with {how_to_install('zoo')}."
         ) from error
+    if not isinstance(env_id, str):
+        raise UserError(f"env_id is {short(env_id)}, but must be the id of a task, such as 'Pendulum-v1'.")
     # Gymnasium says what is wrong with an id that RL Zoo would look up in vain.
     gym.spec(env_id)
     manager = ExperimentManager(

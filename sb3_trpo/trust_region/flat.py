@@ -78,7 +78,17 @@ def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
     :param tensors: at least one; a complex one counts as its real and imaginary parts
     :return: a copy of their elements
     """
-    return th.cat([as_real(tensor.detach()).reshape(-1) for tensor in tensors])
+    return th.cat([as_real(as_dense(tensor.detach())).reshape(-1) for tensor in tensors])
+
+
+def as_dense(gradient: th.Tensor) -> th.Tensor:
+    """
+    Fill up a sparse gradient, as that of an ``Embedding(sparse=True)``, which has the rows that were looked up alone.
+
+    :param gradient: any gradient
+    :return: the gradient with all its elements; a dense one as it is
+    """
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def as_real(tensor: th.Tensor) -> th.Tensor:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from sb3_trpo.trust_region.families import family_and_z
-from sb3_trpo.trust_region.flat import FlatParameters, as_real
+from sb3_trpo.trust_region.flat import FlatParameters, as_dense, as_real
 from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.linearization import LayerPass, Linearization
 from sb3_trpo.trust_region.shared_switches import NO_CUDNN, SharedSwitches
@@ -167,7 +167,7 @@ class GraphLinearization(Linearization):
             create_graph=create_graph,
             allow_unused=True,
         )
-        return gradients
+        return [None if gradient is None else as_dense(gradient) for gradient in gradients]
 
     def _flat(self, gradients: Sequence[th.Tensor | None]) -> th.Tensor:
         return self.parameters.flatten_gradients(gradients)

@@ -17,7 +17,7 @@ from torch.nn.functional import mse_loss
 from sb3_trpo.networks.mlp import ColumnMlp, LayerInputs, PlainMlp
 from sb3_trpo.networks.plain_policy import actor_modules, extract_features, plain_critic, why_features_change
 from sb3_trpo.ranks.alone import ALONE, Ranks
-from sb3_trpo.trust_region.flat import FlatParameters
+from sb3_trpo.trust_region.flat import FlatParameters, as_dense
 from sb3_trpo.update.flat_adam import FlatAdam, is_flat_adam
 from sb3_trpo.update.samples import RolloutT, chunks, select
 from sb3_trpo.update.training_mode import train_critic
@@ -268,7 +268,8 @@ def _fit_by_autograd(regression: Regression[RolloutT], parameters: Sequence[nn.P
                 gradients = th.autograd.grad(loss, parameters, allow_unused=True)
         gradients = _mean_gradients(parameters, gradients, len(minibatch.returns), regression.ranks)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            # SB3's optimizer takes no sparse one.
+            parameter.grad = None if gradient is None else as_dense(gradient)
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()

@@ -68,6 +68,16 @@ class CountsInModule(Task):
         steps_of_all += 1
 
 
+class CountsInDefault(Task):
+    def change(self, counts: list[int] = [0]) -> None:  # noqa: B006
+        counts[0] += 1
+
+
+class CountsInMethod(Task):
+    def change(self) -> None:
+        CountsInMethod.change.__dict__.setdefault("calls", [0])[0] += 1
+
+
 class TakesNumbers(Task):
     def change(self) -> None:
         next(numbers)
@@ -129,6 +139,8 @@ def resumed(make: Any, tmp_path: Path, vec_env_cls: type[VecEnv] = DummyVecEnv, 
         (FillsClass, "FillsClass.seen"),
         (CountsInModule, f"{__name__}.steps_of_all"),
         (TakesNumbers, f"{__name__}.numbers"),
+        (CountsInDefault, "CountsInDefault.change holds in its defaults or attributes"),
+        (CountsInMethod, "CountsInMethod.change holds in its defaults or attributes"),
         (DrawsInClass, "DrawsInClass.generator"),
         (wrapped, "CountsInWrapper.total"),
     ],

@@ -2,6 +2,8 @@
 ``sb3-trpo migrate``: what it writes is this package's, and goes as far per update as it did.
 """
 
+import resource
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -46,6 +48,24 @@ def migrate(monkeypatch):
         main()
 
     return run
+
+
+@pytest.mark.parametrize("name", ["model.zip", "tuned.yml"])
+def test_a_full_disk_leaves_no_half_of_a_file(name, migrate, tmp_path):
+    theirs = sb3_contrib.TRPO("MlpPolicy", SpacesEnv(VECTOR, ACTION_SPACES["Box"]), **SETTINGS)
+    theirs.learn(64).save(tmp_path / "model.zip")
+    (tmp_path / "tuned.yml").write_text(FILE)
+    size = (tmp_path / name).stat().st_size
+    # A limit on the size of files fails as a full disk does: in the middle of a write.
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            migrate(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.zip", "tuned.yml"]
 
 
 def test_models(migrate, tmp_path, capsys):

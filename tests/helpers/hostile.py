@@ -190,6 +190,8 @@ def attributes(members: Members) -> Iterator[tuple[str, bytes]]:
         yield f"attribute {name}", with_attributes(members, **{name: "os:system"})
     for content in (b"[]", b"1", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000):
         yield f"data = {content[:5]!r} ...", zipped({**members, "data": content})
+    for value in ("noise", 1, {}, []):
+        yield f"action_noise = {value}", with_attributes(members, action_noise=value)
     yield "n_steps = 10**12", with_attributes(members, n_steps=10**12)
     yield "n_envs = 10**12", with_attributes(members, n_envs=10**12)
     kwargs: dict[str, Any] = {

@@ -13,7 +13,7 @@ from small_models import ACTION_SPACES, OBSERVATION_SPACES, VECTOR, SpacesEnv
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.validation.values import UserError
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu"}
@@ -61,6 +61,46 @@ def test_models_of_ppo_and_a2c_become_trpos(algorithm, trusted, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         TRPO.load(tmp_path / "model", device="cpu", trusted=trusted)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize(
+    ("theirs", "ours", "policy"),
+    [
+        (sb3_contrib.MaskablePPO, MaskableTRPO, "MlpPolicy"),
+        (sb3_contrib.RecurrentPPO, RecurrentTRPO, "MlpLstmPolicy"),
+    ],
+)
+def test_models_with_masks_and_with_memory_become_those_with_the_same(theirs, ours, policy, trusted, tmp_path):
+    env = MaskedEnv(VECTOR, ACTION_SPACES["Discrete"])
+    saved = theirs(policy, env, policy_kwargs={**SMALL}, gamma=0.9, **SETTINGS).learn(64)
+    saved.save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="saved by PPO: its policy, weights"):
+        model = ours.load(tmp_path / "model", env, device="cpu", trusted=trusted)
+    assert_same(weights(saved), weights(model))
+    assert (model.n_steps, model.gamma, model.target_kl) == (64, 0.9, 0.01)
+    model.learn(64)
+    assert 0.0 < model.logger.name_to_value["train/kl_divergence_loss"] <= 0.01
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("content", ["", "words", "policy", "optimizer", "half"])
+def test_files_that_are_no_models_are_named(content, trusted, tmp_path):
+    model = TRPO("MlpPolicy", SpacesEnv(VECTOR, ACTION_SPACES["Box"]), policy_kwargs={**SMALL}, **SETTINGS)
+    path = tmp_path / "model.zip"
+    if content == "policy":
+        model.policy.save(path)
+    elif content == "optimizer":
+        th.save(model.policy.optimizer.state_dict(), path)
+    elif content == "half":
+        model.save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.write_text(content)
+    with pytest.raises(UserError) as error:
+        TRPO.load(path, device="cpu", trusted=trusted)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("trusted", [True, False])

@@ -149,6 +149,12 @@ def test_environments_may_have_processes_of_their_own():
         ("CartPole-v1", {"target_kl": -0.1}, "target_kl is -0.1, but must be"),
         ("CartPole-v1", {"vec_env": "envpol"}, "vec_env is 'envpol', but must be"),
         ("CartPol-v1", {}, "CartPole"),
+        (None, {}, "env_id is None, but must be the id of a task"),
+        (gym.make("CartPole-v1"), {}, "env_id is .*, but must be the id of a task"),
+        ("CartPole-v1", {"seed": "0"}, "seed is '0', but must be"),
+        ("CartPole-v1", {"seed": -1}, "seed is -1, but must be"),
+        ("CartPole-v1", {"env_kwargs": "x"}, "env_kwargs is 'x', with which no CartPole-v1 can be made"),
+        ("CartPole-v1", {"env_kwargs": {"grafity": 1}}, "env_kwargs is {'grafity': 1}, with which no CartPole-v1"),
     ],
 )
 def test_what_is_wrong_is_said(env_id, kwargs, said):

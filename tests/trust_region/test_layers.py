@@ -151,6 +151,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
         False,
     ),
     "embedding": (lambda: Function(lambda s, x: x + s.table(index(x)).mean(dim=1), table=nn.Embedding(9, 4)), False),
+    "sparse embedding": (
+        lambda: Function(lambda s, x: x + s.table(index(x)).mean(dim=1), table=nn.Embedding(9, 4, sparse=True)),
+        False,
+    ),
     "bag of embeddings": (lambda: Function(lambda s, x: x + s.table(index(x)), table=nn.EmbeddingBag(9, 4)), False),
     "differentiable once": (lambda: Function(lambda s, x: Square.apply(s.layer(x)), layer=nn.Linear(4, 4)), True),
     "bilinear": (lambda: Function(lambda s, x: s.layer(x[:, :2], x[:, 2:]), layer=nn.Bilinear(2, 2, 4)), False),
