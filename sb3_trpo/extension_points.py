@@ -259,16 +259,23 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
                 progress_bar,
             )
 
-    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
         Choose actions, as in SB3; choices come in the type that the action space has.
 
         :param observation: the observations, one or several
-        :param args: the arguments of SB3's ``predict``
-        :param kwargs: the arguments of SB3's ``predict``
+        :param state: the policy's memory, if it has one
+        :param episode_start: whether episodes begin, for a policy with memory
+        :param deterministic: whether to take the most probable action
         :return: the actions, and the policy's memory, if it has one
         """
-        actions, state = super().predict(observation, *args, **kwargs)
+        actions, state = super().predict(observation, state, episode_start, deterministic)
         return self._as_in_space(actions), state
 
     def _as_in_space(self, actions: np.ndarray) -> np.ndarray:

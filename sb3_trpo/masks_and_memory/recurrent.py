@@ -65,32 +65,48 @@ class RecurrentTRPO(TRPO):
     # What the LSTMs remember, before the next step of the training environments.
     _last_lstm_states: RNNStates | None = None
 
-    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
         Choose actions, as ``RecurrentPPO.predict`` does.
 
         :param observation: the observations, one or several
-        :param args: ``state``, from the last call, ``episode_start``, and ``deterministic``
-        :param kwargs: the same by name
+        :param state: the LSTMs' state, from the last call; None is 0
+        :param episode_start: whether episodes begin
+        :param deterministic: whether to take the most probable action
         :return: the actions, and the state for the next call
         :raises UserError: if state or episode starts are not those of so many observations
         """
-        given = dict(zip(("state", "episode_start"), args, strict=False), **kwargs)
-        state, starts = given.get("state"), given.get("episode_start")
-        if state is not None or starts is not None:
-            obs, _ = self.policy.obs_to_tensor(observation)
-            n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-            layers, _, hidden_units = self._recurrent_policy.lstm_hidden_state_shape
-            shapes = [np.shape(part) for part in state] if isinstance(state, (tuple, list)) else None
-            if state is not None and (shapes is None or shapes != 2 * [(layers, n, hidden_units)]):
-                what = type(state).__name__ if shapes is None else f"a {type(state).__name__} of shapes {shapes}"
-                raise UserError(
-                    f"state is {what}, but must be what predict() gave last, two arrays of shape (layers, "
-                    f"observations, units) = {(layers, n, hidden_units)}, or None where episodes begin."
-                )
-            if starts is not None and np.size(starts) != n:
-                raise UserError(f"episode_start has {np.size(starts)} values, but must have {n}: one per observation.")
-        return super().predict(observation, *args, **kwargs)
+        if state is not None or episode_start is not None:
+            self._check_memory(observation, state, episode_start)
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def _check_memory(self, observation: np.ndarray | dict[str, np.ndarray], state: Any, starts: Any) -> None:
+        """
+        Check what ``predict`` is given beside observations.
+
+        :param observation: the observations
+        :param state: the LSTMs' state
+        :param starts: whether episodes begin
+        :raises UserError: if they are not those of so many observations
+        """
+        obs, _ = self.policy.obs_to_tensor(observation)
+        n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        layers, _, hidden_units = self._recurrent_policy.lstm_hidden_state_shape
+        shapes = [np.shape(part) for part in state] if isinstance(state, (tuple, list)) else None
+        if state is not None and (shapes is None or shapes != 2 * [(layers, n, hidden_units)]):
+            what = type(state).__name__ if shapes is None else f"a {type(state).__name__} of shapes {shapes}"
+            raise UserError(
+                f"state is {what}, but must be what predict() gave last, two arrays of shape (layers, "
+                f"observations, units) = {(layers, n, hidden_units)}, or None where episodes begin."
+            )
+        if starts is not None and np.size(starts) != n:
+            raise UserError(f"episode_start has {np.size(starts)} values, but must have {n}: one per observation.")
 
     def get_checkpoint_state(self) -> dict[str, Any]:
         """
