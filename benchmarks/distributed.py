@@ -4,10 +4,12 @@ What several ranks cost: the latency of a sum, the number of sums in an update, 
     python benchmarks/distributed.py latency --ranks 2
     python benchmarks/distributed.py scaling --env HalfCheetah-v5
     python benchmarks/distributed.py scaling --env Humanoid-v5
+    python benchmarks/distributed.py model
 
 ``scaling`` compares two processes that train together with two that train for themselves at the same time, each on one
 thread with as many environments: what is more is what the sums take. The two take turns. For figures worth keeping the
-machine must do nothing else; the load is in the result. The last line is JSON.
+machine must do nothing else; the load is in the result. The last line is JSON. ``model`` computes from the files of the
+other two, under ``results/distributed``, what more ranks would take.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from typing import Any
 
 import torch as th
 import torch.distributed as dist
+from campaign.tables import table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -39,6 +42,10 @@ from sb3_trpo.ranks.joining import join
 # Numbers in a vector: a few, those of the critic on HalfCheetah-v5, and on Humanoid-v5.
 SIZES = (2, 5_400, 26_500)
 N_REPETITIONS = 300
+RESULTS = pathlib.Path(__file__).parent / "results" / "distributed"
+# Of the model: numbers of ranks, and milliseconds for a message with its answer, besides what was measured here.
+SIZES_OF_MODEL = (8, 64, 512)
+MESSAGES = (0.02, 1.0)
 # What sb3_trpo/shipped/hyperparams/trpo.yml says of sizes; the rest has no part in the time.
 TASKS: dict[str, dict[str, Any]] = {
     "HalfCheetah-v5": {"n_envs": 4, "n_steps": 512, "batch_size": 128, "n_critic_updates": 10},
@@ -180,10 +187,37 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"env": arguments.env, "milliseconds": rounds, "efficiency": efficiency, **sums}
 
 
+def model() -> str:
+    """
+    Compute the time of an iteration on more ranks, from the files of ``latency`` and ``scaling``.
+
+    :return: the table, in Markdown
+    """
+    latency = json.loads((RESULTS / "latency.json").read_text())
+    least, _, most = (1e-3 * latency[f"pairs, {size} numbers"]["median"] for size in SIZES)
+    milliseconds_per_byte = (most - least) / (4 * (SIZES[-1] - SIZES[0]))
+    lines = []
+    for path in sorted(RESULTS.glob("scaling-*.json")):
+        measured = json.loads(path.read_text())
+        alone = statistics.median(measured["milliseconds"]["apart"])
+        n_sums, n_bytes = measured["sums"], measured["bytes"]
+        cells = [measured["env"], f"{alone:.0f}", f"{n_sums:.0f}", f"{n_bytes / 1e6:.1f}"]
+        for message in (least, *MESSAGES):
+            for size in SIZES_OF_MODEL:
+                exchanges = (size - 1).bit_length()
+                total = alone + exchanges * (n_sums * message + n_bytes * milliseconds_per_byte)
+                cells.append(f"{total:.0f} ({100 * alone / total:.0f}%)")
+        lines.append(cells)
+    header = ["task", "one rank, ms", "sums", "MB"]
+    for message in (least, *MESSAGES):
+        header += [f"{size} ranks, {message:.2g} ms a message" for size in SIZES_OF_MODEL]
+    return table(header, lines)
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("what", choices=("latency", "scaling"))
+    parser.add_argument("what", choices=("latency", "scaling", "model"))
     parser.add_argument("--ranks", type=int, default=2, help="processes")
     parser.add_argument("--env", choices=TASKS, default="HalfCheetah-v5")
     parser.add_argument("--iterations", type=int, default=10, help="of each process, in each round")
@@ -191,6 +225,9 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, help="a file for the result")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.what == "model":
+        print(model())
+        return
     th.set_num_threads(1)
     if arguments.worker:
         is_latency = arguments.what == "latency"
