@@ -73,14 +73,15 @@ Dunnett's test for all of a task's variants together at 5%.
 """
 
 MASKS = """
-Where hundreds of actions exist and a few are allowed: `python benchmarks/masks.py`. Here, as under "Memory", the return
-is that of training episodes, with exploration: the mean of those in the last tenth of the steps, ± the standard
-deviation over seeds. "Steps to" is the median over seeds of when the mean of 20 episodes first reached a return (how
-many did). What was not run is not listed.
+Where hundreds of actions exist and a few are allowed, and in PettingZoo's Connect Four against an opponent that plays
+at random: `python benchmarks/masks.py`. Here, as under "Memory", the return is that of training episodes, with
+exploration: the mean of those in the last tenth of the steps, ± the standard deviation over seeds. "Steps to" is the
+median over seeds of when the mean of 20 episodes first reached a return (how many did). What was not run is not listed.
 """
 MEMORY = """
 Where observations hide the state: `python benchmarks/memory.py`. RecurrentPPO has RL Zoo's tuned hyperparameters on
-CartPole and Pendulum, on the T-maze its own defaults; ours has one set for all but γ.
+CartPole and Pendulum, on the T-maze its own defaults. Memory and the stack share one set, with changes for CartPole
+([TUNING.md](TUNING.md)) and RecurrentPPO's γ on Pendulum.
 """
 MEMORY_VARIANTS = """
 RecurrentTRPO with one thing changed: `python benchmarks/memory_variants.py`.
