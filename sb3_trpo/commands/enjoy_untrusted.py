@@ -101,7 +101,7 @@ def _run(model: TRPO, env: VecEnv, n_steps: int, is_deterministic: bool) -> None
     obs = env.reset()
     for _ in range(n_steps):
         # By SB3's types, environments may give tuples, which ``predict`` does not take.
-        actions, _ = model.predict(obs, deterministic=is_deterministic)
+        actions, _ = model.predict(obs, deterministic=is_deterministic)  # type: ignore[arg-type]
         obs, _, _, infos = env.step(actions)
         if "episode" in infos[0]:
             print(f"Episode of {infos[0]['episode']['l']} steps: return {infos[0]['episode']['r']:.2f}")
