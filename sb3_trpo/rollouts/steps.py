@@ -194,8 +194,8 @@ def _step_subproc(env: SubprocVecEnv, blame: Blame, progress: Progress, actions:
 
 def _stacked_obs(obs: Sequence[Any], space: spaces.Space[Any], blame: Blame) -> VecEnvObs:
     if isinstance(space, spaces.Dict):
-        return {key: _stacked([one[key] for one in obs], blame, part.shape) for key, part in space.spaces.items()}
-    return _stacked(obs, blame, space.shape)
+        return {key: _stacked([one[key] for one in obs], blame, part.shape or ()) for key, part in space.spaces.items()}
+    return _stacked(obs, blame, space.shape or ())
 
 
 def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None) -> np.ndarray:

@@ -27,7 +27,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule, constant_fn, get_linear_fn
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.saved_models.objects import read_object
 from sb3_trpo.saved_models.pickle_reader import read_pickle
 from sb3_trpo.saved_models.refused import RefusedModelError
@@ -298,9 +298,11 @@ def test_what_monitors_were_asked_for_does_not_matter(tmp_path):
     assert all(e["set"] == {1, 2} and "own" not in e for e in loaded.ep_info_buffer)
 
 
-@pytest.mark.parametrize("algorithm", [sb3_contrib.MaskablePPO, sb3_contrib.RecurrentPPO])
-def test_policies_of_contrib_are_on_the_list(algorithm):
-    for policy in algorithm.policy_aliases.values():
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(MaskableTRPO, sb3_contrib.MaskablePPO), (RecurrentTRPO, sb3_contrib.RecurrentPPO)]
+)
+def test_policies_of_contrib_are_on_the_list(ours, theirs):
+    for policy in (*ours.policy_aliases.values(), *theirs.policy_aliases.values()):
         assert read_object(cloudpickle.dumps(policy)) is policy
 
 
