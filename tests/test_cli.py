@@ -136,6 +136,16 @@ def test_plot_train(others):
     main(["plot-train", "--env", TASK, "-f", "logs", *others])
     assert plt.gca().lines
     plt.close("all")
+    assert Path("plot_train.png").stat().st_size > 0
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_newest_run_without_a_model_names_one_that_has_it():
+    stopped = Path("logs", "trpo", f"{TASK}_9")
+    stopped.mkdir()
+    with pytest.raises(SystemExit, match=r"No model found .*; --exp-id 1 has one"):
+        main(["enjoy", "--env", TASK, "-f", "logs", "--no-render"])
+    stopped.rmdir()
 
 
 @pytest.mark.usefixtures("in_temporary_folder")

@@ -10,6 +10,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]  # It has no types.
 from rl_zoo3.utils import get_model_path
@@ -132,7 +133,11 @@ def check_run(arguments: Sequence[str]) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             get_model_path(args.exp_id, args.folder, args.algo, name, *which)
     except (AssertionError, ValueError) as error:
-        raise UserError(str(error)) from error
+        # The newest run is taken, even if it was stopped before it left a model.
+        finished = Path(args.folder, args.algo or "").glob(f"{name}_*/{name}.zip")
+        numbers = sorted(int(number) for file in finished if (number := file.parent.name.rpartition("_")[2]).isdigit())
+        hint = f"; --exp-id {numbers[-1]} has one" if numbers and not any(which) else ""
+        raise UserError(f"{error}{hint}") from error
 
 
 def make_reader() -> argparse.ArgumentParser:

@@ -1,5 +1,5 @@
 """
-``sb3-trpo plot-train``: RL Zoo's ``plot_train``, which never shows an empty picture.
+``sb3-trpo plot-train``: RL Zoo's ``plot_train``, which never shows an empty picture, and leaves a file on a server.
 
 RL Zoo draws a mean over 100 episodes (``--episode-window``), and nothing of a run that has fewer.
 """
@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from rl_zoo3.plots import plot_train as rl_zoo_plot_train
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
 from sb3_trpo.rl_zoo.commands import make_reader
 from sb3_trpo.validation.values import UserError
 
+PICTURE = "plot_train.png"
 COLUMNS = {"success": "is_success", "reward": "r", "length": "l"}
 
 
@@ -44,6 +46,10 @@ def plot_train() -> None:
             print(f"No run has {args.episode_window} episodes: the mean is over {window}.")
             sys.argv += ["--episode-window", str(window)]
     rl_zoo_plot_train()  # type: ignore[no-untyped-call]  # RL Zoo gives it no types.
+    # Without a display Matplotlib shows nothing, and says so nowhere.
+    if plt.get_backend().lower() == "agg" and plt.get_fignums():
+        plt.savefig(PICTURE)
+        print(f"There is no display. The picture is in {PICTURE}.")
 
 
 def _count_episodes(folder: Path, tasks: list[str], column: str, max_timesteps: int | None) -> Iterator[int]:
