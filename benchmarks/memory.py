@@ -18,7 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 from torch import nn
-from twin_runs import Task, main
+from twin_runs import Maker, Task, main
 
 from sb3_trpo import TRPO, RecurrentTRPO
 
@@ -140,7 +140,7 @@ def _stacked_trpo(env: VecEnv, seed: int, task: str, **others: Any) -> BaseAlgor
     return TRPO("MlpPolicy", VecFrameStack(env, 4), seed=seed, **{**TRPOS, **CHANGES.get(task, {}), **others})
 
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, Maker] = {
     "RecurrentTRPO": _recurrent_trpo,
     "RecurrentPPO": _recurrent_ppo,
     "TRPO, 4 frames": _stacked_trpo,
