@@ -76,7 +76,8 @@ MASKS = """
 Where hundreds of actions exist and a few are allowed, and in PettingZoo's Connect Four against an opponent that plays
 at random: `python benchmarks/masks.py`. Here, as under "Memory", the return is that of training episodes, with
 exploration: the mean of those in the last tenth of the steps, ± the standard deviation over seeds. "Steps to" is the
-median over seeds of when the mean of 20 episodes first reached a return (how many did). What was not run is not listed.
+median over seeds of when the mean of 20 episodes first reached a return (how many did);
+where a game pays 1 or -1, luck can bring 20 of them there. What was not run is not listed.
 """
 MEMORY = """
 Where observations hide the state: `python benchmarks/memory.py`. RecurrentPPO has RL Zoo's tuned hyperparameters on
