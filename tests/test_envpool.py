@@ -208,7 +208,7 @@ def test_closing_twice():
     env.reset()
     env.close()
     env.close()
-    with pytest.raises(AssertionError, match="reset"):
+    with pytest.raises(UserError, match="reset"):
         env.step(np.zeros(2, dtype=int))
 
 

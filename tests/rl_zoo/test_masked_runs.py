@@ -41,12 +41,12 @@ class Game(gym.Env):
 
 gym.register("MaskedGame-v0", Game, max_episode_steps=30)
 """
-OPTIONS = ["--algo", "trpo_mask", "--env", "MaskedGame-v0", "--gym-packages", "masked_game"]
+OPTIONS = ["--algo", "trpo_mask", "--env", "MaskedGame-v0", "--gym-packages", "registered_game"]
 
 
 @pytest.fixture(autouse=True)
 def _beside_the_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "masked_game.py").write_text(GAME)
+    (tmp_path / "registered_game.py").write_text(GAME)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
