@@ -15,6 +15,11 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from sb3_trpo.validation.policies import default_of
 from sb3_trpo.validation.values import UserError
 
+
+class SpaceError(UserError, AssertionError):
+    """A space that can't be used: an AssertionError, too, for that is what Stable-Baselines3 raises."""
+
+
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 FLATTEN = "gymnasium.wrappers.FlattenObservation makes it a vector"
 RESHAPE = "gymnasium.wrappers.TransformAction can reshape it"
@@ -178,7 +183,7 @@ def _refuse(what: str, space: spaces.Space[Any], requirement: str) -> None:
     :param what: the space's name, in words
     :param space: the space
     :param requirement: the requirement that it does not meet, in words that follow "but"
-    :raises UserError: always
+    :raises SpaceError: always
     """
     # NumPy prints matrices in several lines.
-    raise UserError(f"The {what} is {' '.join(str(space).split())}, but {requirement}.")
+    raise SpaceError(f"The {what} is {' '.join(str(space).split())}, but {requirement}.")
