@@ -214,6 +214,20 @@ def model() -> str:
     return table(header, lines)
 
 
+def leave(found: dict[str, Any], path: pathlib.Path | None) -> None:
+    """
+    Print what was found, in one line, and write it into a file.
+
+    :param found: the figures
+    :param path: the file; None for none
+    """
+    text = json.dumps(found)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    print(text)
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -236,11 +250,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     found = run(["latency"], arguments.ranks, together=True)[0] if arguments.what == "latency" else compare(arguments)
     machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "load before": load}
-    text = json.dumps({"ranks": arguments.ranks, **machine, "torch": th.__version__, **found})
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(f"{text}\n")
-    print(text)
+    leave({"ranks": arguments.ranks, **machine, "torch": th.__version__, **found}, arguments.output)
 
 
 if __name__ == "__main__":

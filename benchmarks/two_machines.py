@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-from distributed import TASKS, run
+from distributed import TASKS, leave, run
 
 NAMESPACES = ("sb3_trpo_a", "sb3_trpo_b")
 DEVICES = ("sb3trpo0", "sb3trpo1")
@@ -181,11 +181,7 @@ def main() -> None:
         sys.exit("the trainings have ended with different parameters")
     medians = {name: round(statistics.median(values), 1) for name, values in times.items()}
     machine = {"cores": os.cpu_count(), "load before": load}
-    text = json.dumps({"env": arguments.env, **machine, "milliseconds": medians, "rounds": times, **counts})
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(f"{text}\n")
-    print(text)
+    leave({"env": arguments.env, **machine, "milliseconds": medians, "rounds": times, **counts}, arguments.output)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.rollouts.checks import count_states
 from sb3_trpo.rollouts.mask_guard import MaskGuard, check_masks, mask_sizes
 from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.trpo import TRPO
@@ -121,8 +122,8 @@ class MaskableTRPO(TRPO):
         """
         if action_masks is not None:
             obs, _ = self.policy.obs_to_tensor(observation)
-            n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-            action_masks = check_masks(action_masks, mask_sizes(self.action_space), n, "The masks given to predict()")
+            sizes = mask_sizes(self.action_space)
+            action_masks = check_masks(action_masks, sizes, count_states(obs), "The masks given to predict()")
         predict: Any = MaskablePPO.predict
         actions, state = predict(self, observation, state, episode_start, deterministic, action_masks)
         return self._as_in_space(actions), state

@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.networks.plain_policy import extract_features
+from sb3_trpo.rollouts.checks import count_states
 from sb3_trpo.saved_models.objects import allow_in_files
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.trust_region.graph_linearization import use_twice_differentiable_kernels
@@ -96,7 +97,7 @@ class RecurrentTRPO(TRPO):
         :raises UserError: if they are not those of so many observations
         """
         obs, _ = self.policy.obs_to_tensor(observation)
-        n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        n = count_states(obs)
         layers, _, hidden_units = self._recurrent_policy.lstm_hidden_state_shape
         shapes = [np.shape(part) for part in state] if isinstance(state, (tuple, list)) else None
         if state is not None and (shapes is None or shapes != 2 * [(layers, n, hidden_units)]):
@@ -157,7 +158,7 @@ class RecurrentTRPO(TRPO):
 
     def _evaluate_policy(self, obs: PyTorchObs) -> tuple[Distribution, th.Tensor]:
         policy: Any = self.policy
-        n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        n = count_states(obs)
         states, starts = self._zero_states(n), th.ones(n, device=self.device)
         with use_twice_differentiable_kernels(policy):
             distribution, _ = policy.get_distribution(obs, states.pi, starts)

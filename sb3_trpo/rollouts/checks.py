@@ -216,6 +216,16 @@ class OutputChecks:
                 _raise_if_not_finite(_named("last observation", name), array, self._when(), first=i)
 
 
+def count_states(obs: Observations) -> int:
+    """
+    Count the states that observations are of.
+
+    :param obs: an array or a tensor with a row for each state, or a dictionary of such
+    :return: the number of rows
+    """
+    return len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+
+
 def last_observation(info: Mapping[str, Any]) -> Any:
     """
     Return the last observation of an episode that was truncated.

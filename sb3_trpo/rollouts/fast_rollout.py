@@ -13,7 +13,7 @@ when they are read (``sb3_trpo.rollouts.shown_locals``).
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -31,7 +31,7 @@ from sb3_trpo.networks.mlp import PlainMlp
 from sb3_trpo.networks.plain_policy import extract_features, plain_actor, plain_critic, why_not_plain
 from sb3_trpo.networks.untouched import is_untouched
 from sb3_trpo.rollouts.advantages import compute_returns_and_advantage
-from sb3_trpo.rollouts.checks import last_observation
+from sb3_trpo.rollouts.checks import Observations, count_states, last_observation
 from sb3_trpo.rollouts.guard import StepGuard
 from sb3_trpo.rollouts.noise import CorrelatedNoise
 from sb3_trpo.rollouts.samplers import SAMPLERS, make_sampler
@@ -40,8 +40,6 @@ from sb3_trpo.rollouts.step_on_demand import StepOnDemand
 
 # Observations evaluated at a time: hidden layers of a long rollout would take more memory than the rollout itself.
 MAX_ROWS = 8192
-
-Observations: TypeAlias = Any  # an array, or a dictionary of arrays
 
 
 def why_not_fast(algorithm: OnPolicyAlgorithm, buffer: RolloutBuffer, n_rollout_steps: int) -> str:
@@ -305,7 +303,7 @@ class FastRollout:
         :return: the values, (N,)
         """
         extractor = self.policy.vf_features_extractor
-        n = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+        n = count_states(obs)
         values = []
         for start in range(0, n, MAX_ROWS):
             rows = slice(start, start + MAX_ROWS)

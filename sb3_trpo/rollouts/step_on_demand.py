@@ -3,15 +3,14 @@ What costs time of a step, computed when a callback reads it.
 """
 
 import copy
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_trpo.rollouts.checks import Observations
 from sb3_trpo.rollouts.shown_locals import Lazy
-
-Observations: TypeAlias = Any  # an array, or a dictionary of arrays
 
 
 class StepOnDemand:

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_trpo.networks.untouched import is_untouched
 from sb3_trpo.rollouts.normalization import Blame, Step, has_known_statistics, step_normalized
+from sb3_trpo.validation.values import short
 
 
 class Progress(Protocol):
@@ -94,17 +95,17 @@ def _explain_result(result: Any) -> None:
     """
     if not isinstance(result, (tuple, list)) or len(result) != 5:
         raise ValueError(
-            f"A step gave {_short(result)}, but must give five things: observation, reward, terminated, truncated, "
+            f"A step gave {short(result)}, but must give five things: observation, reward, terminated, truncated, "
             "info (Gym's old interface has four)."
         )
     _, reward, terminated, truncated, info = result
     if np.ndim(reward) > 0 or isinstance(reward, dict):
-        raise ValueError(f"A reward is {_short(reward)}, but must be a number (reward.item(), if it is an array).")
+        raise ValueError(f"A reward is {short(reward)}, but must be a number (reward.item(), if it is an array).")
     for name, value in (("terminated", terminated), ("truncated", truncated)):
         if np.size(value) != 1:
-            raise ValueError(f"{name} is {_short(value)}, but must be true or false.")
+            raise ValueError(f"{name} is {short(value)}, but must be true or false.")
     if not isinstance(info, dict):
-        raise ValueError(f"An info is {_short(info)}, but must be a dictionary.")
+        raise ValueError(f"An info is {short(info)}, but must be a dictionary.")
 
 
 def _write(buffers: dict[Any, np.ndarray], i: int, obs: Any) -> None:
@@ -133,9 +134,9 @@ def _write_row(buffer: np.ndarray, i: int, obs: Any) -> None:
     buffer[i] = obs
 
 
-def _misfit(numbers: Any, shape: tuple[int, ...] | None) -> ValueError:
+def _misfit(numbers: Any, shape: tuple[int, ...]) -> ValueError:
     wanted = f"all have the same shape {shape}" if shape else "a number has to be"
-    return ValueError(f"An environment gave {_short(numbers)} (of shape {_shape(numbers)}) where {wanted}.")
+    return ValueError(f"An environment gave {short(numbers)} (of shape {_shape(numbers)}) where {wanted}.")
 
 
 def _shape(numbers: Any) -> tuple[int, ...] | None:
@@ -150,10 +151,6 @@ def _shape(numbers: Any) -> tuple[int, ...] | None:
     except Exception:
         # Lists of different lengths; tensors that have a gradient.
         return None
-
-
-def _short(value: Any) -> str:
-    return " ".join(repr(value).split())[:100]
 
 
 def _copied(buffers: dict[Any, np.ndarray]) -> VecEnvObs:
@@ -198,7 +195,7 @@ def _stacked_obs(obs: Sequence[Any], space: spaces.Space[Any], blame: Blame) -> 
     return _stacked(obs, blame, space.shape or ())
 
 
-def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None) -> np.ndarray:
+def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...]) -> np.ndarray:
     """
     Stack what the environments gave, one row each.
 
@@ -216,6 +213,6 @@ def _stacked(numbers: Sequence[Any], blame: Blame, shape: tuple[int, ...] | None
         blame(_misfit(numbers[0], ()), 0)
     if stacked.dtype.kind not in "biuf":
         (first, *_) = [i for i, one in enumerate(numbers) if np.asarray(one).dtype.kind not in "biuf"]
-        given = _short(numbers[first])
+        given = short(numbers[first])
         blame(TypeError(f"An environment gave {given} where a number or an array of numbers has to be."), first)
     return stacked
