@@ -46,7 +46,7 @@ from sb3_trpo.trust_region.surrogate import LogProb, PolicyBatch
 from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.clipped_actions import log_prob_of_executed
 from sb3_trpo.update.critic import shuffle_rows
-from sb3_trpo.update.samples import chunks, n_rows, select, whole_rollout
+from sb3_trpo.update.samples import chunk_size, chunks, n_rows, select, whole_rollout
 from sb3_trpo.update.transaction import check_before_rollout
 from sb3_trpo.validation.base_arguments import check_learn_arguments
 from sb3_trpo.validation.policies import check_policy_arguments
@@ -147,6 +147,21 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :return: every k-th of them; on several ranks this rank's part of every k-th of all
         """
         return select(samples, self.ranks.share(n_rows(samples)).every(step))
+
+    def _representative(self, samples: Samples) -> Samples | None:
+        """
+        Choose the samples that the preconditioner is made of.
+
+        :param samples: the rollout, or a thinned one
+        :return: as many as one process with all environments would have in its first chunk, from all ranks; None if
+            that is the first chunk of this rank
+        """
+        if self.ranks.is_alone:
+            return None
+        counts = [count for (count,) in self.ranks.counts([n_rows(samples)])]
+        size = self.fisher_chunk_size or chunk_size(samples.observations)
+        step = min(-(-sum(counts) // size), min(counts))
+        return self._thin(samples, step) if step > 1 else None
 
     def _draw_minibatches(self, samples: Samples, batch_size: int) -> Sequence[th.Tensor]:
         """

@@ -43,7 +43,6 @@ from sb3_trpo.update.actor import Actor
 from sb3_trpo.update.critic import CriticFit, CriticSettings, Regression, TrustRegion, fit_critic
 from sb3_trpo.update.diagnostics import PolicyStep, describe_update
 from sb3_trpo.update.pooled_numbers import pool_numbers
-from sb3_trpo.update.samples import chunk_size, n_rows
 from sb3_trpo.update.std_bounds import std_bounds
 from sb3_trpo.update.training_mode import find_fixed_statistics
 from sb3_trpo.update.transaction import NonFiniteError, Transaction
@@ -361,21 +360,6 @@ class TRPO(ExtensibleTRPO):
             raise UserError("Every parameter that the policy's actions depend on is frozen: none can be trained.")
         return fisher
 
-    def _representative(self, samples: Samples) -> Samples | None:
-        """
-        Choose the samples that the preconditioner is made of.
-
-        :param samples: the rollout, or a thinned one
-        :return: as many as one process with all environments would have in its first chunk, from all ranks; None if
-            that is the first chunk of this rank
-        """
-        if self.ranks.is_alone:
-            return None
-        counts = [count for (count,) in self.ranks.counts([n_rows(samples)])]
-        size = self.fisher_chunk_size or chunk_size(samples.observations)
-        step = min(-(-sum(counts) // size), min(counts))
-        return self._thin(samples, step) if step > 1 else None
-
     def _search_direction(self, fisher: Fisher, g: th.Tensor) -> Solution:
         """
         Solve for the natural gradient by conjugate gradient.
@@ -564,9 +548,9 @@ class TRPO(ExtensibleTRPO):
             ranks at once, for they would come apart
         """
         self._n_failures += 1
-        # Numbers that are not finite are the same on all ranks; a failure in a library may be on this one alone.
-        is_local = not self.ranks.is_alone and isinstance(error, RuntimeError)
-        if is_local or (self._n_failures >= MAX_FAILURES and not isinstance(error, NonFiniteError)):
+        if self.ranks.come_apart_by(error) or (
+            self._n_failures >= MAX_FAILURES and not isinstance(error, NonFiniteError)
+        ):
             raise error
         self._log_update({"train/is_line_search_success": 0.0, "train/kl_divergence_loss": 0.0})
         finding = undone_update(self._n_updates + 1, str(error).rstrip("."))

@@ -162,6 +162,15 @@ class Ranks:
         :param tensors: the tensors, which are overwritten
         """
 
+    def come_apart_by(self, error: Exception) -> bool:
+        """
+        Tell whether an error of an update may have come on this rank alone, so that the others have gone on.
+
+        :param error: the error
+        :return: whether it may; alone there are no others
+        """
+        return False
+
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:
         """

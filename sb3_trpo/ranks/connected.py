@@ -107,6 +107,10 @@ class ConnectedRanks(Ranks):
             for tensor, first in zip(tensors, self.broadcast([each.cpu() for each in tensors]), strict=True):
                 tensor.copy_(first)
 
+    def come_apart_by(self, error: Exception) -> bool:
+        """Tell whether an error may have come on this rank alone: a library's may, numbers are the same on all."""
+        return isinstance(error, RuntimeError)
+
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:
         """Wait for other ranks as long as ``rollout_timeout``, in the block."""
