@@ -72,6 +72,12 @@ average, as the full one has on HalfCheetah. An asterisk: another mean than that
 Dunnett's test for all of a task's variants together at 5%.
 """
 
+OTHER_TASKS = """
+Tasks that nothing was tuned on, ours as they come: MuJoCo's by the rule of [TUNING.md](TUNING.md), the others by their
+entry. sb3-contrib's TRPO has RL Zoo's entry, and without one RL Zoo's set for MuJoCo. Mean ± std of the scores (seeds);
+p of Welch's t-test.
+"""
+
 MASKS = """
 Where hundreds of actions exist and a few are allowed, and in PettingZoo's Connect Four against an opponent that plays
 at random: `python benchmarks/masks.py`. Here, as under "Memory", the return is that of training episodes, with
@@ -135,12 +141,14 @@ def comparison_sections(results: Path, reference: Records) -> tuple[list[str], l
     def against(name: str) -> Callable[[Records], str]:
         return lambda records: tables.against_reference(records, reference, name)
 
+    others = load(results / "other-tasks")
     sections = [
+        _section("Other tasks", OTHER_TASKS, tables.other_tasks, others),
         _section("Monotonic improvement", MONOTONIC, tables.monotonic, monotonic),
         _section("Sensitivity", SENSITIVITY, against("our hyperparameters"), sensitivity),
         _section("Ablations", ABLATIONS, against("full"), ablations),
     ]
-    return sections, [monotonic, sensitivity, ablations]
+    return sections, [others, monotonic, sensitivity, ablations]
 
 
 # Of the comparisons with the PPO twins: the folder, the heading and the text.

@@ -14,11 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_trpo.shipped.rule import hyperparameters_by_rule, read_task
+
 REPOSITORY = Path(__file__).parents[2]
 OWN_HYPERPARAMETERS = "sb3_trpo"
+
+OURS = "sb3_trpo"
+# What RL Zoo has for most of MuJoCo's tasks with sb3-contrib's TRPO.
+RL_ZOO_MUJOCO = "Walker2d-v4"
 
 # Keys of an entry that RL Zoo takes out before it calls the algorithm's constructor.
 RL_ZOO_KEYS = {"callback", "n_envs", "normalize", "env_wrapper", "env_kwargs", "policy", "vec_env_wrapper"}
@@ -87,11 +94,35 @@ def read_hyperparameters(algo: str, task: str) -> tuple[dict[str, Any], str]:
     """
     file, name = _file(ALGORITHMS[algo].hyperparameters)
     entries = yaml.safe_load(file.read_text())
-    for key in (task, *_older_versions(task), "default"):
-        if key in entries:
-            hyperparams = {name: value for name, value in entries[key].items() if name != "n_timesteps"}
-            return hyperparams, f"{name}, {key}"
-    raise ValueError(f"task={task!r}: {name} has no entry for it, for an older version of it, or `default`.")
+    keys = [key for key in (task, *_older_versions(task)) if key in entries]
+    key, by_rule = keys[0] if keys else "default", None if keys else _rule(algo, task)
+    if by_rule is not None:
+        key, rule = by_rule
+    if key not in entries:
+        raise ValueError(f"task={task!r}: {name} has no entry for it, for an older version of it, or `default`.")
+    hyperparams = {name: value for name, value in entries[key].items() if name != "n_timesteps"}
+    source = f"{name}, {key}"
+    if by_rule is None:
+        return hyperparams, source
+    return hyperparams | rule, source + (", and the rule" if rule else ", in place of an entry")
+
+
+def _rule(algo: str, task: str) -> tuple[str, dict[str, Any]] | None:
+    """
+    Find what serves a task that no file has an entry for.
+
+    :param algo: key of ``ALGORITHMS``
+    :param task: Gymnasium id
+    :return: an entry and what differs from it; None if the task is not one of continuous control
+    """
+    if algo not in (OURS, "sb3_contrib"):
+        return None
+    env = gym.make(task)
+    known = read_task(env)
+    env.close()
+    if known is None:
+        return None
+    return ("default", hyperparameters_by_rule(known)) if algo == OURS else (RL_ZOO_MUJOCO, {})
 
 
 def allowed_keys(algo: str) -> set[str]:

@@ -147,6 +147,20 @@ def overview(records: Records) -> str:
     return _beside_each_other(records, lambda cell: _mean_and_std(cell, learning_seeds(cell)))
 
 
+def other_tasks(records: Records) -> str:
+    """
+    Ours beside sb3-contrib's on tasks that nothing was tuned on.
+    """
+    expected, rows = len(SEEDS_OF_OTHERS), []
+    for task in dict.fromkeys(cell.task for cell in ordered(records)):
+        pair = [records.cells.get((task, algo)) for algo in ("sb3_trpo", "sb3_contrib")]
+        means = [_mean_and_std(cell, seeds(cell, expected)) if cell else "–" for cell in pair]
+        ours, theirs = pair
+        p = difference(ours.scores, theirs.scores).p if ours and theirs else math.nan
+        rows.append([task, *means, f"{p:.2g}" if math.isfinite(p) else "–"])
+    return table(["task", title("sb3_trpo"), title("sb3_contrib"), "p"], rows)
+
+
 def _beside_each_other(records: Records, show: Callable[[Cell], str]) -> str:
     cells = ordered(records)
     columns = [algo for algo in COMPARED if any(cell.variant == algo for cell in cells)]

@@ -157,7 +157,7 @@ def make_report(results_folder: Path) -> str:
 
 def test_an_empty_folder_makes_a_report_that_says_so(tmp_path):
     text = make_report(tmp_path)
-    assert text.count("No runs yet.") == 12
+    assert text.count("No runs yet.") == 13
     assert "![" not in text
     assert f"{RESULTS.start}\n{RESULTS.end}" in (tmp_path / "README.md").read_text()
 

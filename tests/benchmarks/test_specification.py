@@ -114,6 +114,21 @@ class TestHyperparameters:
     def test_a_task_without_entry_gets_the_default(self):
         assert read_hyperparameters("ppo", "Taxi-v3")[1].endswith("default")
 
+    def test_a_continuous_task_without_entry_gets_what_stands_for_its_kind(self, monkeypatch):
+        """Pusher-v5 has an entry of ours, which is the rule's; the same task by another name has none."""
+        pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
+        monkeypatch.setitem(gym.registry, "OwnArm-v0", replace(gym.spec("Pusher-v5"), id="OwnArm-v0"))
+        entry, source = read_hyperparameters("sb3_trpo", "OwnArm-v0")
+        assert source.endswith("default, and the rule")
+        shipped = read_hyperparameters("sb3_trpo", "Pusher-v5")[0]
+        assert entry.keys() == shipped.keys()
+        assert [entry[key] for key in ("gae_lambda", "callback", "policy_kwargs", "target_kl")] == [
+            shipped[key] for key in ("gae_lambda", "callback", "policy_kwargs", "target_kl")
+        ]
+        theirs, source = read_hyperparameters("sb3_contrib", "OwnArm-v0")
+        assert source.endswith("in place of an entry")
+        assert theirs == read_hyperparameters("sb3_contrib", "Walker2d-v5")[0]
+
     @pytest.mark.parametrize("algo", PEERS)
     def test_every_key_of_an_entry_may_be_set(self, algo):
         for task in MUJOCO_TASKS:
