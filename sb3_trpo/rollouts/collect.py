@@ -182,6 +182,15 @@ class RolloutCollector(OnPolicyAlgorithm):
         """
         return self.policy.get_distribution(obs), self.policy.predict_values(obs)
 
+    def _try_policy(self, obs: PyTorchObs) -> None:
+        """
+        Evaluate actor and critic, to see whether they can, and leave nothing of it behind.
+
+        :param obs: observations of N states
+        """
+        with keep_distribution(self.policy):
+            self._evaluate_policy(obs)
+
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if self.ranks.is_alone:
             return ShowingCallback(super()._init_callback(callback, progress_bar), self)
