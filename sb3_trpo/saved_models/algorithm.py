@@ -18,7 +18,7 @@ from sb3_trpo.saved_models.foreign import LEFT_OVER, explain_take_over, take_ove
 from sb3_trpo.saved_models.origin import ModelPath, Origin, origin_of, read_data
 from sb3_trpo.saved_models.parameters import fit_parameters, read_parameters
 from sb3_trpo.saved_models.portable import make_portable
-from sb3_trpo.saved_models.untrusted import Attributes, given_schedules, read_untrusted
+from sb3_trpo.saved_models.untrusted import Attributes, given_in_place, read_untrusted
 from sb3_trpo.validation.values import UserError, warn_user
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SafelySaved")
@@ -87,7 +87,7 @@ class SafelySaved(OnPolicyAlgorithm):
         :raises RefusedModelError: (a UserError) if the file is not trusted and holds what it should not
         """
         given = {**(custom_objects or {}), **kwargs}
-        in_place = custom_objects or {} if trusted else {**(custom_objects or {}), **given_schedules(given)}
+        in_place = custom_objects or {} if trusted else {**(custom_objects or {}), **given_in_place(given)}
         readable = _readable(cls, path, in_place, trusted)
         with readable as (file, attributes, origin, target_kl), explain_missing_gym():
             model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)

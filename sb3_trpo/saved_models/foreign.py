@@ -18,6 +18,13 @@ _KINDS_OF_POLICIES = {
     "recurrent": "RecurrentPPO, whose policy has a memory",
     "maskable": "MaskablePPO, whose policy takes action masks",
 }
+# Models of ours that are no TRPO itself, by the ends of the modules of their policies.
+_OURS = {
+    ".masks_and_memory.maskable_recurrent": "MaskableRecurrentTRPO",
+    ".masks_and_memory.lstm_policies": "RecurrentTRPO",
+    ".recurrent.policies": "RecurrentTRPO",
+    ".maskable.policies": "MaskableTRPO",
+}
 
 
 def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, object]:
@@ -33,6 +40,12 @@ def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, ob
     is_own = _is_own_policy(algorithm_class, module)
     if not data or (is_own and origin is Origin.OTHER):
         return {}
+    if origin is Origin.OURS and not is_own:
+        for name, ours in _OURS.items():
+            if module.endswith(name):
+                raise UserError(
+                    f"The file holds a {ours}, for which {algorithm_class.__name__} has no place; load it with {ours}"
+                )
     for word, algorithm in _KINDS_OF_POLICIES.items():
         if f".{word}." in module and not is_own:
             raise UserError(

@@ -13,7 +13,7 @@ from small_models import ACTION_SPACES, OBSERVATION_SPACES, VECTOR, SpacesEnv
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.validation.values import UserError
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu"}
@@ -117,6 +117,18 @@ def test_models_of_which_nothing_can_be_had_are_named(algorithm, policy, actions
     env = MaskedEnv(VECTOR, ACTION_SPACES[actions])
     algorithm(policy, env, policy_kwargs={**SMALL}, device="cpu", **settings).save(tmp_path / "model")
     with pytest.raises(UserError, match=rf"model can't be loaded: The file holds a.*{named}.*load it with"):
+        TRPO.load(tmp_path / "model", device="cpu", trusted=trusted)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize(
+    ("algorithm", "policy"),
+    [(MaskableTRPO, "MlpPolicy"), (RecurrentTRPO, "MlpLstmPolicy"), (MaskableRecurrentTRPO, "MlpLstmPolicy")],
+)
+def test_models_of_ours_are_called_by_their_own_names(algorithm, policy, trusted, tmp_path):
+    env = MaskedEnv(VECTOR, ACTION_SPACES["Discrete"])
+    algorithm(policy, env, policy_kwargs={**SMALL}, **SETTINGS).save(tmp_path / "model")
+    with pytest.raises(UserError, match=f"The file holds a {algorithm.__name__}, .*load it with {algorithm.__name__}"):
         TRPO.load(tmp_path / "model", device="cpu", trusted=trusted)
 
 
