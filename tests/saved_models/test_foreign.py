@@ -120,16 +120,46 @@ def test_models_of_which_nothing_can_be_had_are_named(algorithm, policy, actions
         TRPO.load(tmp_path / "model", device="cpu", trusted=trusted)
 
 
+OURS = {
+    TRPO: "MlpPolicy",
+    MaskableTRPO: "MlpPolicy",
+    RecurrentTRPO: "MlpLstmPolicy",
+    MaskableRecurrentTRPO: "MlpLstmPolicy",
+}
+
+
 @pytest.mark.parametrize("trusted", [True, False])
-@pytest.mark.parametrize(
-    ("algorithm", "policy"),
-    [(MaskableTRPO, "MlpPolicy"), (RecurrentTRPO, "MlpLstmPolicy"), (MaskableRecurrentTRPO, "MlpLstmPolicy")],
-)
-def test_models_of_ours_are_called_by_their_own_names(algorithm, policy, trusted, tmp_path):
+@pytest.mark.parametrize("saved", OURS)
+def test_models_of_ours_are_called_by_their_own_names(saved, trusted, tmp_path):
     env = MaskedEnv(VECTOR, ACTION_SPACES["Discrete"])
-    algorithm(policy, env, policy_kwargs={**SMALL}, **SETTINGS).save(tmp_path / "model")
-    with pytest.raises(UserError, match=f"The file holds a {algorithm.__name__}, .*load it with {algorithm.__name__}"):
-        TRPO.load(tmp_path / "model", device="cpu", trusted=trusted)
+    saved(OURS[saved], env, policy_kwargs={**SMALL}, batch_size=64, **SETTINGS).save(tmp_path / "model")
+    for loading in OURS:
+        if loading is saved:
+            assert type(loading.load(tmp_path / "model", device="cpu", trusted=trusted)) is saved
+        else:
+            said = f"model can't be loaded: The file holds a {saved.__name__}, .*; load it with {saved.__name__}"
+            with pytest.raises(UserError, match=said):
+                loading.load(tmp_path / "model", device="cpu", trusted=trusted)
+
+
+class OwnTRPO(TRPO):
+    """A user's algorithm."""
+
+
+def test_a_policy_that_is_given_decides_and_users_algorithms_are_of_their_kind(tmp_path):
+    env = MaskedEnv(VECTOR, ACTION_SPACES["Discrete"])
+    OwnTRPO("MlpPolicy", env, batch_size=64, **SETTINGS).save(tmp_path / "model")
+    assert isinstance(TRPO.load(tmp_path / "model", device="cpu"), TRPO)
+    assert isinstance(OwnTRPO.load(tmp_path / "model", device="cpu"), OwnTRPO)
+    given = {"policy_class": MaskableTRPO.policy_aliases["MlpPolicy"], "rollout_buffer_class": None}
+    model = MaskableTRPO.load(tmp_path / "model", env, device="cpu", custom_objects=given)
+    model.learn(64)
+
+
+@pytest.mark.parametrize("trusted", ["False", "no", None, 2])
+def test_trust_is_yes_or_no(trusted, tmp_path):
+    with pytest.raises(UserError, match=f"^trusted is {trusted!r}, but must be one of True, False"):
+        TRPO.load(tmp_path / "model", trusted=trusted)
 
 
 @pytest.mark.parametrize("share", [True, False])
