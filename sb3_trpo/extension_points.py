@@ -7,7 +7,8 @@ small methods below, and inherits the algorithm itself, its checks, its limits, 
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import gymnasium as gym
@@ -48,9 +49,11 @@ from sb3_trpo.update.clipped_actions import log_prob_of_executed
 from sb3_trpo.update.critic import shuffle_rows
 from sb3_trpo.update.samples import chunk_size, chunks, n_rows, select, whole_rollout
 from sb3_trpo.update.transaction import check_before_rollout
+from sb3_trpo.validation.algorithm import check_changes, settings_of
 from sb3_trpo.validation.base_arguments import check_learn_arguments
 from sb3_trpo.validation.policies import check_policy_arguments
 from sb3_trpo.validation.spaces import SUPPORTED_SPACES, check_observation_encoding, check_spaces
+from sb3_trpo.validation.trials import check_features, check_precision
 
 # What the rollout buffers give: named tuples of tensors with a row for each state.
 Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
@@ -80,6 +83,8 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
     # Whether environments and random numbers have got seeds of this rank's own.
     _is_seeded_by_rank = False
     _advice: Advice
+    # The hyperparameters that were checked last.
+    _known_settings: Mapping[str, object] = MappingProxyType({})
 
     # ---- The policy, as the update sees it ----
 
@@ -235,11 +240,14 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         self.set_random_seed(self.seed)
         self.policy = self._make_policy().to(self.device)
         check_family(self.policy)
+        check_features(self.policy, self._try_policy)
         # After the policy, which knows the shape of its memory.
         self.rollout_buffer = self._make_rollout_buffer()
         self._maybe_recommend_cpu()
         self._advice.give(actions_out_of_reach(self.policy))
         check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)
+        algorithm: Any = self  # Some of the hyperparameters are the subclass's.
+        self._known_settings = settings_of(algorithm)
 
     def learn(
         self: SelfAlgorithm,
@@ -355,10 +363,30 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :param n_rollout_steps: steps of each environment
         :return: whether the rollout is complete, rather than ended by the callback
         :raises NonFiniteError: if the policy's weights are not finite
+        :raises UserError: if a callback has made something of the algorithm that is not allowed
         """
+        self._check_changes()
         check_before_rollout(self.policy)
-        is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        try:
+            is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        except Exception:
+            # A callback may have changed something since.
+            self._check_changes()
+            check_before_rollout(self.policy)
+            raise
         return callback.end_rollout(is_complete) if isinstance(callback, RankedCallback) else is_complete
+
+    def _check_changes(self) -> None:
+        """
+        Check what a callback may have changed since the last look.
+
+        :raises UserError: if a hyperparameter is not allowed, or the policy is of another precision or elsewhere
+        """
+        check_precision(self.policy, self.device, self._try_policy)
+        algorithm: Any = self  # Some of the hyperparameters are the subclass's.
+        if check_changes(algorithm, self._known_settings):
+            check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)
+            self._known_settings = settings_of(algorithm)
 
     @classmethod
     def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -390,6 +418,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
             *super()._excluded_save_params(),
             "_advice",
             "_is_seeded_by_rank",
+            "_known_settings",
             "_statistics",
             "ranks",
             "_last_noise",

@@ -322,9 +322,11 @@ class TRPO(ExtensibleTRPO):
         """
         Bring policy, progress and learning rate to where an update begins.
 
-        :raises UserError: if there is no rollout or no logger, as in a training loop of the user's own
+        :raises UserError: if there is no rollout or no logger, as in a training loop of the user's own, or a
+            callback has made something of the algorithm that is not allowed
         """
         check_ready_to_train(self)
+        self._check_changes()
         self.policy.set_training_mode(False)
         # The last rollout may go beyond the steps that were asked for, where a linear schedule is negative.
         self._current_progress_remaining = max(0.0, float(self._current_progress_remaining))

@@ -20,11 +20,11 @@ from sb3_trpo.checkpoints.ranked_state import ranks_of, restore_rank, save_ranks
 from sb3_trpo.checkpoints.training_state import is_state_known
 from sb3_trpo.checkpoints.tree import pack, unpack
 from sb3_trpo.checkpoints.tree_format import NotSavableError
-from sb3_trpo.saved_models.archive import read_archive, write_archive
+from sb3_trpo.saved_models.archive import check_is_file, read_archive, write_archive
 from sb3_trpo.saved_models.atomic import atomic_write, saved_path
 from sb3_trpo.saved_models.untrusted import TRAINING_STATE
 from sb3_trpo.trpo import TRPO
-from sb3_trpo.validation.values import UserError, check_integer, short, warn_user
+from sb3_trpo.validation.values import UserError, check_choice, check_integer, short, warn_user
 
 SUFFIX = "zip"
 
@@ -96,6 +96,7 @@ class Checkpoint(BaseCallback):
         :return: the model
         :raises UserError: if the file is no checkpoint, or a damaged one
         """
+        check_choice("trusted", trusted, (True, False))
         file = _read(self.path)
         if not trusted:
             kwargs["trusted"] = False
@@ -215,6 +216,7 @@ def _read(path: pathlib.Path) -> _File:
     :raises UserError: if it is no checkpoint, or a damaged one
     """
     try:
+        check_is_file(path)
         with path.open("rb") as file:
             members = read_archive(file)
     except FileNotFoundError as error:

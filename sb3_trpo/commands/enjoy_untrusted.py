@@ -17,9 +17,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_trpo.saved_models.archive import check_is_file
 from sb3_trpo.saved_models.objects import read_object
 from sb3_trpo.saved_models.refused import RefusedModelError
 from sb3_trpo.trpo import TRPO
+from sb3_trpo.validation.base_arguments import check_base_arguments
+from sb3_trpo.validation.values import check_integer
 
 # What is for training alone, and may be a function in the file.
 NO_SCHEDULES: dict[str, Any] = {"learning_rate": 0.0, "target_kl": 0.01, "min_std": 0.0, "max_std": None}
@@ -38,6 +41,8 @@ def main() -> None:
     parser.add_argument("--no-render", help="do not render the environment", action="store_true")
     args = parser.parse_args()
     try:
+        check_integer("--n-timesteps", args.n_timesteps, minimum=1)
+        check_base_arguments(args.device, None, None, None)
         env_kwargs = {} if args.no_render else {"render_mode": "human"}
         env = make_vec_env(args.env, 1, seed=args.seed, env_kwargs=env_kwargs)
         if args.vecnormalize is not None:
@@ -58,6 +63,7 @@ def read_vec_normalize(path: pathlib.Path, venv: VecEnv) -> VecNormalize:
     :raises RefusedModelError: if the file holds what it should not
     """
     try:
+        check_is_file(path)
         state = read_object(path.read_bytes())
         if not isinstance(state, dict):
             raise RefusedModelError(f"it is no VecNormalize, but a {type(state).__name__}")

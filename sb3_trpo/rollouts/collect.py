@@ -27,9 +27,9 @@ from sb3_trpo.rollouts.noise import keep_noise, noise_of_rollout, use_noise
 from sb3_trpo.rollouts.on_ranks import RankedCallback
 from sb3_trpo.rollouts.pooled_statistics import PooledStatistics
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
-from sb3_trpo.rollouts.statistics import MIB, EpisodeEnds, resident_memory, rollout_statistics
+from sb3_trpo.rollouts.statistics import MIB, EpisodeEnds, drop_unreadable, resident_memory, rollout_statistics
 from sb3_trpo.trust_region.families import keep_distribution
-from sb3_trpo.validation.values import UserError
+from sb3_trpo.validation.values import UserError, warn_user
 
 
 class RolloutCollector(OnPolicyAlgorithm):
@@ -104,6 +104,10 @@ class RolloutCollector(OnPolicyAlgorithm):
         :param buffer: the buffer, full
         :param ends: the episodes that have ended
         """
+        for unreadable in drop_unreadable(self.ep_info_buffer, self.ep_success_buffer):
+            if "episode" not in self._said:
+                self._said.add("episode")
+                warn_user(f"{unreadable}{ends.unreadable}: it is left out of the log. (This is said once.)")
         space, dones = self.action_space, self._last_episode_starts
         clipping = space if isinstance(space, spaces.Box) and not self.policy.squash_output else None
         assert dones is not None
@@ -181,6 +185,15 @@ class RolloutCollector(OnPolicyAlgorithm):
         :return: action distributions, and values, (N, 1)
         """
         return self.policy.get_distribution(obs), self.policy.predict_values(obs)
+
+    def _try_policy(self, obs: PyTorchObs) -> None:
+        """
+        Evaluate actor and critic, to see whether they can, and leave nothing of it behind.
+
+        :param obs: observations of N states
+        """
+        with keep_distribution(self.policy):
+            self._evaluate_policy(obs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if self.ranks.is_alone:

@@ -102,7 +102,7 @@ class StepGuard(LoopEnv):
         self._checks.check_step(obs, rewards)
         if np.count_nonzero(dones):
             self._checks.check_ends(dones, infos)
-            self.ends.note(self._watch.n_done - 1, rewards, dones, infos)
+            self.ends.note(self._watch.n_done - 1, rewards, dones, infos, self._after_steps)
         self.is_stepping, self.is_acting = False, True
         return obs, rewards, dones, infos
 

@@ -3,13 +3,16 @@ What a rollout tells of its environments and actions: a few numbers for the log,
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_trpo.validation.values import short
 
 # So many numbers are enough for a standard deviation: all rows of small observations, a share of those of large ones.
 MAX_ELEMENTS = 2**17
@@ -25,8 +28,17 @@ class EpisodeEnds:
         self.n_truncated = 0
         # Step, environment and reward where an episode was truncated: the loop adds the value of what would follow.
         self.truncations: list[tuple[int, int, float]] = []
+        # Where an info was seen first that SB3's log can't read, in words.
+        self.unreadable = ""
 
-    def note(self, step: int, rewards: np.ndarray, dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> None:
+    def note(
+        self,
+        step: int,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: Sequence[Mapping[str, Any]],
+        when: Callable[[], str],
+    ) -> None:
         """
         Look at a step in which an episode has ended.
 
@@ -34,13 +46,90 @@ class EpisodeEnds:
         :param rewards: the rewards, (n_envs,)
         :param dones: whether episodes have ended, (n_envs,)
         :param infos: the step's infos
+        :param when: a function that gives the moment in words, such as "after 10 steps"
         """
         for i in np.nonzero(dones)[0].tolist():
+            if not (self.unreadable or _is_readable(infos[i])):
+                self.unreadable = f" (first in environment {i}, {when()})"
             if infos[i].get("TimeLimit.truncated", False):
                 self.n_truncated += 1
                 self.truncations.append((step, i, float(rewards[i])))
             else:
                 self.n_terminated += 1
+
+
+def drop_unreadable(episodes: deque[Any] | None, successes: deque[Any] | None) -> list[str]:
+    """
+    Take out of the last episodes what SB3's log could not read, and would end the training with.
+
+    Where SB3 can make its means, all stays as it is.
+
+    :param episodes: what environments put under ``info["episode"]``
+    :param successes: what they put under ``info["is_success"]``
+    :return: what was taken out, as the beginnings of sentences
+    """
+    said = []
+    # SB3 asks no more of the first than whether it is empty.
+    if episodes and not (_can_average(episodes, "r") and _can_average(episodes, "l")):
+        bad = _keep(episodes, _is_episode)
+        said += [
+            f'info["episode"] is {short(one)}, but must be a dictionary with numbers "r" and "l"' for one in bad[:1]
+        ]
+    if successes and not _can_average(successes):
+        bad = _keep(successes, _is_number)
+        said += [f'info["is_success"] is {short(one)}, but must be true or false' for one in bad[:1]]
+    return said
+
+
+def _can_average(items: deque[Any], key: str | None = None) -> bool:
+    """
+    Do what SB3's log does, to see whether it can.
+
+    :param items: numbers, or dictionaries of numbers
+    :param key: the key of the numbers
+    :return: whether their mean can be had, or is not asked for
+    """
+    try:
+        if key is None or len(items[0]) > 0:
+            float(np.mean([item if key is None else item[key] for item in items]))
+    except Exception:
+        # Environments may put anything there.
+        return False
+    return True
+
+
+def _keep(items: deque[Any], is_good: Callable[[Any], bool]) -> list[Any]:
+    """
+    Keep the good items of a queue.
+
+    :param items: the queue, which is changed
+    :param is_good: the function that tells which
+    :return: the others
+    """
+    kept = [item for item in items if is_good(item)]
+    bad = [item for item in items if not is_good(item)]
+    items.clear()
+    items.extend(kept)
+    return bad
+
+
+def _is_readable(info: Mapping[str, Any]) -> bool:
+    """
+    Tell whether SB3's log can read what an environment says of its last episode.
+
+    :param info: the info of the step that ended it
+    :return: whether it can
+    """
+    episode, success = info.get("episode"), info.get("is_success")
+    return (episode is None or _is_episode(episode)) and (success is None or _is_number(success))
+
+
+def _is_episode(episode: Any) -> bool:
+    return isinstance(episode, dict) and _is_number(episode.get("r")) and _is_number(episode.get("l"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (float, int)) or (np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf")
 
 
 def rollout_statistics(

@@ -76,6 +76,9 @@ def _step_dummy(env: DummyVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvSt
             infos[i] = info
             dones[i] = done = terminated or truncated
             if done:
+                if isinstance(result[1], (str, bytes)):
+                    # NumPy has made a number of the text. To look for that costs time, so not at every step.
+                    _explain_result(result)
                 info["terminal_observation"] = obs
                 obs, env.reset_infos[i] = single.reset()
                 # What the algorithm and wrappers read of it, and VecNormalize changes in it.
@@ -99,7 +102,7 @@ def _explain_result(result: Any) -> None:
             "info (Gym's old interface has four)."
         )
     _, reward, terminated, truncated, info = result
-    if np.ndim(reward) > 0 or isinstance(reward, dict):
+    if np.ndim(reward) > 0 or isinstance(reward, (dict, str, bytes)):
         raise ValueError(f"A reward is {short(reward)}, but must be a number (reward.item(), if it is an array).")
     for name, value in (("terminated", terminated), ("truncated", truncated)):
         if np.size(value) != 1:

@@ -18,8 +18,8 @@ from sb3_trpo.saved_models.foreign import LEFT_OVER, explain_take_over, take_ove
 from sb3_trpo.saved_models.origin import ModelPath, Origin, origin_of, read_data
 from sb3_trpo.saved_models.parameters import fit_parameters, read_parameters
 from sb3_trpo.saved_models.portable import make_portable
-from sb3_trpo.saved_models.untrusted import Attributes, given_schedules, read_untrusted
-from sb3_trpo.validation.values import UserError, warn_user
+from sb3_trpo.saved_models.untrusted import Attributes, given_in_place, read_untrusted
+from sb3_trpo.validation.values import UserError, check_choice, warn_user
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SafelySaved")
 
@@ -86,8 +86,9 @@ class SafelySaved(OnPolicyAlgorithm):
         :raises UserError: if nothing of the file can become such a model
         :raises RefusedModelError: (a UserError) if the file is not trusted and holds what it should not
         """
+        check_choice("trusted", trusted, (True, False))
         given = {**(custom_objects or {}), **kwargs}
-        in_place = custom_objects or {} if trusted else {**(custom_objects or {}), **given_schedules(given)}
+        in_place = custom_objects or {} if trusted else {**(custom_objects or {}), **given_in_place(given)}
         readable = _readable(cls, path, in_place, trusted)
         with readable as (file, attributes, origin, target_kl), explain_missing_gym():
             model = super().load(file, env, device, attributes, print_system_info, force_reset, **kwargs)
@@ -143,7 +144,7 @@ def _readable(
                 "was saved alone is loaded by its class, as in MlpPolicy.load)."
             )
         try:
-            attributes = {**take_over(algorithm_class, data), **given}
+            attributes = {**_take_over(algorithm_class, data, given), **given}
         except UserError as error:
             raise UserError(f"{path} can't be loaded: {error}.") from None
         yield path, attributes, origin_of(data), data.get("target_kl")
@@ -152,7 +153,12 @@ def _readable(
 
     def replace(data: Any) -> Attributes:
         found.append((origin_of(data), data.get("target_kl")))
-        return {**take_over(algorithm_class, data), **given}
+        return {**_take_over(algorithm_class, data, given), **given}
 
     with read_untrusted(algorithm_class, path, replace) as (file, attributes):
         yield file, attributes, *found[0]
+
+
+def _take_over(algorithm_class: type, data: dict[str, object], given: Attributes) -> Attributes:
+    # A policy that the user gives may be of any kind.
+    return take_over(algorithm_class, {**data, **{name: given[name] for name in ("policy_class",) if name in given}})

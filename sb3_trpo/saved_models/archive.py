@@ -3,6 +3,7 @@ Zip files from strangers: read with bounds on every size, and written anew for r
 """
 
 import io
+import pathlib
 import zipfile
 
 from sb3_trpo.saved_models.budget import Budget
@@ -10,6 +11,17 @@ from sb3_trpo.saved_models.refused import RefusedModelError
 
 # A model has a member for each tensor, and a few more.
 MAX_MEMBERS = 20_000
+
+
+def check_is_file(path: pathlib.Path) -> None:
+    """
+    Refuse what a link in a stranger's folder may lead to, and may have no end: a device, a pipe.
+
+    :param path: the path, of a file or of nothing
+    :raises RefusedModelError: if something else is there
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise RefusedModelError("it is no regular file, but a device or a pipe")
 
 
 def read_archive(file: io.BufferedIOBase | io.BytesIO, budget: Budget | None = None) -> dict[str, bytes]:

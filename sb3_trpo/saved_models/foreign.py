@@ -18,6 +18,15 @@ _KINDS_OF_POLICIES = {
     "recurrent": "RecurrentPPO, whose policy has a memory",
     "maskable": "MaskablePPO, whose policy takes action masks",
 }
+# The algorithms of ours, by the modules of their policies.
+_OURS = {
+    "sb3_trpo.masks_and_memory.maskable_recurrent": "MaskableRecurrentTRPO",
+    "sb3_trpo.masks_and_memory.lstm_policies": "RecurrentTRPO",
+    "sb3_contrib.common.recurrent.policies": "RecurrentTRPO",
+    "sb3_contrib.common.maskable.policies": "MaskableTRPO",
+    "sb3_trpo.policies.policies": "TRPO",
+    "stable_baselines3.common.policies": "TRPO",
+}
 
 
 def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, object]:
@@ -33,6 +42,11 @@ def take_over(algorithm_class: type, data: Mapping[str, object]) -> dict[str, ob
     is_own = _is_own_policy(algorithm_class, module)
     if not data or (is_own and origin is Origin.OTHER):
         return {}
+    ours = _OURS.get(module, "")
+    if origin is Origin.OURS and ours not in ("", _class_of_ours(algorithm_class)):
+        raise UserError(
+            f"The file holds a {ours}, whose policy {algorithm_class.__name__} has no place for; load it with {ours}"
+        )
     for word, algorithm in _KINDS_OF_POLICIES.items():
         if f".{word}." in module and not is_own:
             raise UserError(
@@ -69,6 +83,17 @@ def _is_own_policy(algorithm_class: type, module: str) -> bool:
     aliases: Mapping[str, type] = getattr(algorithm_class, "policy_aliases", {})
     has_module = any(kind.__module__ == module for alias in aliases.values() for kind in alias.__mro__)
     return has_module and not module.startswith("stable_baselines3.")
+
+
+def _class_of_ours(algorithm_class: type) -> str:
+    """
+    Name the algorithm of ours that a class is, or is made of.
+
+    :param algorithm_class: the class
+    :return: the name; empty if it is of another family
+    """
+    names = (kind.__name__ for kind in algorithm_class.__mro__ if kind.__module__.startswith("sb3_trpo."))
+    return next((name for name in names if name in _OURS.values()), "")
 
 
 def _name(module: str) -> str:

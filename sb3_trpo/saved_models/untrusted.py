@@ -14,16 +14,17 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_trpo.saved_models.archive import read_archive, write_archive
+from sb3_trpo.saved_models.archive import check_is_file, read_archive, write_archive
 from sb3_trpo.saved_models.budget import Budget, check_integer_size
 from sb3_trpo.saved_models.checks import QUEUES, check_attributes, check_buffer, check_policy
+from sb3_trpo.saved_models.limits import COUNTS, check_limits
 from sb3_trpo.saved_models.objects import read_episodes, read_object
 from sb3_trpo.saved_models.origin import ModelPath
 from sb3_trpo.saved_models.refused import RefusedModelError, printable
@@ -78,6 +79,9 @@ def read_untrusted(algorithm_class: type, path: ModelPath, replace: Replace) -> 
 
 
 def _read(algorithm_class: type, path: ModelPath, replace: Replace) -> tuple[io.BytesIO, Attributes]:
+    if isinstance(path, (str, pathlib.Path)):
+        for candidate in (pathlib.Path(path), pathlib.Path(f"{path}.zip")):
+            check_is_file(candidate)
     file = open_path(path, "r", suffix="zip")
     try:
         budget = Budget(file.seek(0, io.SEEK_END))
@@ -91,6 +95,7 @@ def _read(algorithm_class: type, path: ModelPath, replace: Replace) -> tuple[io.
     _check_names(members)
     attributes = _read_attributes(algorithm_class, data, replaced, budget)
     check_attributes(algorithm_class, attributes)
+    check_limits(attributes, replaced.keys())
     names = [name for name in (POLICY, OPTIMIZER, VARIABLES) if name in members]
     weights = {name: _name_refusals(name, read_weights, members[name], budget) for name in names}
     if weights.pop(VARIABLES, {}) != {}:
@@ -170,20 +175,22 @@ def _read_attributes(
     return attributes
 
 
-def given_schedules(given: Attributes) -> Attributes:
+def given_in_place(given: Attributes) -> Attributes:
     """
-    Take the schedules that the user gives, so that those of the file need not be read.
+    Take the schedules and counts that the user gives, so that those of the file need be neither read nor limited.
 
     :param given: the attributes that the user gives in the place of the file's
-    :return: those that are schedules, and those that are made of them
+    :return: those that are schedules or counts, and those that are made of them
     """
-    schedules = {name: given[name] for name in SCHEDULES if name in given}
-    rate = schedules.get("learning_rate")
+    in_place = {name: given[name] for name in SCHEDULES if name in given}
+    # Others are no counts, and refused as arguments.
+    in_place |= {name: int(given[name]) for name in COUNTS if isinstance(given.get(name), Integral)}
+    rate = in_place.get("learning_rate")
     if callable(rate):
-        schedules["lr_schedule"] = FloatSchedule(rate)
+        in_place["lr_schedule"] = FloatSchedule(rate)
     elif isinstance(rate, Real) and float(rate) >= 0.0:
-        schedules["lr_schedule"] = FloatSchedule(float(rate))
-    return schedules
+        in_place["lr_schedule"] = FloatSchedule(float(rate))
+    return in_place
 
 
 def _explain_schedules(name: str, read: Callable[[], Any]) -> Any:

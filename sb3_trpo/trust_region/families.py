@@ -6,13 +6,10 @@ and gSDE: both are Gaussians before a bijection, which does not change KL.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common import distributions as sb3_distributions
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -38,6 +35,7 @@ from sb3_trpo.trust_region.kl import (
     GaussianFamily,
 )
 from sb3_trpo.trust_region.torch_family import BetaFamily, LaplaceFamily, TorchFamily
+from sb3_trpo.validation.trials import some_observations
 from sb3_trpo.validation.values import UserError
 
 MakeFamily = Callable[[Any], DistributionFamily[Any]]
@@ -232,7 +230,7 @@ def check_family(policy: ActorCriticPolicy) -> None:
     was_training = policy.training
     policy.set_training_mode(False)
     try:
-        obs, _ = policy.obs_to_tensor(_some_observations(policy.observation_space))
+        obs, _ = policy.obs_to_tensor(some_observations(policy.observation_space, _N_TRIED))
         with keep_distribution(policy):
             _check_distribution(policy.get_distribution(obs))
         if is_lazy:
@@ -252,16 +250,6 @@ def _has_known_distribution(policy: ActorCriticPolicy) -> bool:
     return type(policy.action_dist).__module__ == sb3_distributions.__name__ and all(
         getattr(getattr(policy, name), "__func__", None) is getattr(ActorCriticPolicy, name) for name in methods
     )
-
-
-def _some_observations(space: spaces.Space[Any]) -> Any:
-    # The user's space has a random generator of its own, which stays as it is.
-    space = copy.deepcopy(space)
-    space.seed(0)
-    samples = [space.sample() for _ in range(_N_TRIED)]
-    if isinstance(space, spaces.Dict):
-        return {key: np.stack([sample[key] for sample in samples]) for key in space.spaces}
-    return np.stack(samples)
 
 
 def _check_distribution(distribution: Distribution) -> None:

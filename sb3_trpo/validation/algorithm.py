@@ -5,20 +5,23 @@ Checks of an algorithm: its hyperparameters together, its environments, and whet
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ParamSpec, Protocol
 
 import gymnasium as gym
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.validation.values import (
+    MAX_INTEGER,
     MAX_SEED,
     UserError,
     as_integer,
     check_choice,
+    check_integer,
     check_real,
     check_schedule,
     read_schedule,
@@ -58,6 +61,10 @@ REALS = (
     "max_grad_norm",
     "env_timeout",
 )
+
+
+# The arguments that say how policy and rollout buffer are made, and can't change afterwards.
+FIXED = ("n_steps", "use_sde")
 
 
 class Hyperparameters(Protocol):
@@ -104,14 +111,13 @@ def check_hyperparameters(algorithm: Hyperparameters) -> None:
     :param algorithm: a TRPO, with its arguments as attributes
     :raises UserError: at the first argument that is not allowed
     """
-    for name in ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
-        setattr(algorithm, name, as_integer(name, getattr(algorithm, name), minimum=1))
-    algorithm.n_critic_updates = as_integer("n_critic_updates", algorithm.n_critic_updates, minimum=0)
-    algorithm.sde_sample_freq = as_integer("sde_sample_freq", algorithm.sde_sample_freq, minimum=-1)
-    if algorithm.fisher_chunk_size is not None:
-        algorithm.fisher_chunk_size = as_integer("fisher_chunk_size", algorithm.fisher_chunk_size, minimum=1)
-    for name in ("normalize_advantage", "cg_warm_start", "adaptive_kl", "use_sde", "check_env_outputs", "distributed"):
-        check_choice(name, getattr(algorithm, name), (True, False))
+    _check_schedules(algorithm)
+    _check_numbers(algorithm)
+    _check_what_the_base_class_holds(algorithm)
+    _make_floats(algorithm)
+
+
+def _check_schedules(algorithm: Hyperparameters) -> None:
     for name in SCHEDULED:
         setattr(algorithm, name, read_schedule(name, getattr(algorithm, name)))
     # With a rate of 0 the critic stays as it is. RL Zoo sets it where it loads a model to watch it.
@@ -120,6 +126,17 @@ def check_hyperparameters(algorithm: Hyperparameters) -> None:
     check_schedule("min_std", algorithm.min_std, "at least 0", lambda x: x >= 0)
     if algorithm.max_std is not None:
         check_schedule("max_std", algorithm.max_std, "above 0, or None", lambda x: x > 0)
+
+
+def _check_numbers(algorithm: Hyperparameters) -> None:
+    for name in ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
+        setattr(algorithm, name, as_integer(name, getattr(algorithm, name), minimum=1))
+    algorithm.n_critic_updates = as_integer("n_critic_updates", algorithm.n_critic_updates, minimum=0)
+    algorithm.sde_sample_freq = as_integer("sde_sample_freq", algorithm.sde_sample_freq, minimum=-1)
+    if algorithm.fisher_chunk_size is not None:
+        algorithm.fisher_chunk_size = as_integer("fisher_chunk_size", algorithm.fisher_chunk_size, minimum=1)
+    for name in ("normalize_advantage", "cg_warm_start", "adaptive_kl", "use_sde", "check_env_outputs", "distributed"):
+        check_choice(name, getattr(algorithm, name), (True, False))
     check_real("noise_correlation", algorithm.noise_correlation, "above -1 and below 1", lambda x: -1 < x < 1)
     for name in ("gamma", "gae_lambda"):
         check_real(name, getattr(algorithm, name), "between 0 and 1", lambda x: 0 <= x <= 1)
@@ -133,8 +150,71 @@ def check_hyperparameters(algorithm: Hyperparameters) -> None:
     if algorithm.env_timeout is not None:
         check_real("env_timeout", algorithm.env_timeout, "a number of seconds above 0, or None", lambda x: x > 0)
     check_choice("preconditioner", algorithm.preconditioner, ("kfac", None))
-    _check_what_the_base_class_holds(algorithm)
+
+
+class Trainable(Hyperparameters, Protocol):
+    """An algorithm with its policy made."""
+
+    env: VecEnv | None
+    rollout_buffer: RolloutBuffer
+    lr_schedule: Schedule
+    num_timesteps: int
+    kl_scale: float
+
+
+# What a callback may change between two updates.
+CHANGEABLE = (*(name for name in Hyperparameters.__annotations__ if name != "seed"), "kl_scale")
+
+
+def settings_of(algorithm: Trainable) -> dict[str, object]:
+    """
+    Note hyperparameters, to see later whether they are still the same.
+
+    :param algorithm: a TRPO
+    :return: the hyperparameters by name
+    """
+    return {name: getattr(algorithm, name) for name in CHANGEABLE}
+
+
+def check_changes(algorithm: Trainable, known: Mapping[str, object]) -> bool:
+    """
+    Check what a callback has changed.
+
+    Schedules are not called here, for each update checks what they give.
+
+    :param algorithm: a TRPO
+    :param known: the hyperparameters that were checked last
+    :return: whether anything has changed
+    :raises UserError: at the first change that is not allowed
+    """
+    if not callable(algorithm.lr_schedule):
+        raise UserError(
+            f"lr_schedule is {short(algorithm.lr_schedule)}, but must be a function of the remaining progress, which "
+            "goes from 1 to 0."
+        )
+    check_integer("num_timesteps", algorithm.num_timesteps, minimum=-MAX_INTEGER)
+    changed = {name for name in CHANGEABLE if getattr(algorithm, name) is not known.get(name)}
+    if not changed:
+        return False
+    for name in SCHEDULED:
+        value = read_schedule(name, getattr(algorithm, name))
+        setattr(algorithm, name, value)
+        if not callable(value) and not (name == "max_std" and value is None):
+            check_real(name, value, "at least 0 throughout training", lambda x: x >= 0)
+    _check_numbers(algorithm)
+    check_real("kl_scale", algorithm.kl_scale, "above 0", lambda x: x > 0)
     _make_floats(algorithm)
+    size = getattr(algorithm.rollout_buffer, "buffer_size", None)
+    for name in changed.intersection(FIXED):
+        value, before = getattr(algorithm, name), known.get(name)
+        if value != before and not (name == "n_steps" and value == size):
+            raise UserError(
+                f"{name} is {value}, but must stay {before}, for which policy and rollout buffer were made; "
+                f"load(file, {name}={value}) makes others for a saved model."
+            )
+    if algorithm.env is not None and changed.intersection(("n_steps", "batch_size", "sub_sampling_factor")):
+        check_environment(algorithm, algorithm.env)
+    return True
 
 
 def _make_floats(algorithm: Hyperparameters) -> None:

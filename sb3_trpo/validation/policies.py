@@ -34,6 +34,9 @@ CLASSES = {
     "features_extractor_kwargs": ("features_extractor_class", ("self", "observation_space")),
 }
 
+# What sb3-contrib's policies say to their LSTMs themselves, with the arguments of the policy that it comes from.
+OF_THE_LSTM = {"hidden_size": "lstm_hidden_size", "num_layers": "n_lstm_layers"}
+
 Parameters = dict[str, inspect.Parameter]
 
 
@@ -146,25 +149,33 @@ def _check(where: str, value: Any, default: Any, name: str) -> Any:
     """
     if name == "net_arch":
         return _check_layers(where, value)
+    if name == "lstm_kwargs":
+        return _check_lstm(where, value)
     if name == "activation_fn":
         _check_activation(where, value)
     elif isinstance(default, type):
-        if not callable(value) or isinstance(value, nn.Module):
-            raise UserError(f"{where} is {short(value)}, but must be a class such as {default.__name__}.")
-        closure = _parameters_of(getattr(value, "step", int)).get("closure")
-        if name == "optimizer_class" and closure is not None and closure.default is closure.empty:
-            raise UserError(
-                f"{where} is {short(value)}, whose steps need a closure, but must be an optimizer that steps by itself."
-            )
+        _check_class(where, value, default, name)
     elif isinstance(default, bool):
         check_choice(where, value, (True, False))
     elif isinstance(default, Integral):
         # Where a parameter's default is 0, say, it may also take fractions.
         if (isinstance(value, float) and value.is_integer()) or not isinstance(value, Real):
-            return as_integer(where, value, minimum=-MAX_INTEGER)
-    elif name == "log_std_init" or (isinstance(default, float) and isinstance(value, str)):
+            value = as_integer(where, value, minimum=-MAX_INTEGER)
+        if name in OF_THE_LSTM.values():
+            return as_integer(where, value, minimum=1)
+    elif name in ("log_std_init", "forget_bias") or (isinstance(default, float) and isinstance(value, str)):
         check_real(where, value, "a number", lambda _: True)
     return value
+
+
+def _check_class(where: str, value: Any, default: type, name: str) -> None:
+    if not callable(value) or isinstance(value, nn.Module):
+        raise UserError(f"{where} is {short(value)}, but must be a class such as {default.__name__}.")
+    closure = _parameters_of(getattr(value, "step", int)).get("closure")
+    if name == "optimizer_class" and closure is not None and closure.default is closure.empty:
+        raise UserError(
+            f"{where} is {short(value)}, whose steps need a closure, but must be an optimizer that steps by itself."
+        )
 
 
 def _check_activation(where: str, value: Any) -> None:
@@ -183,6 +194,30 @@ def _check_activation(where: str, value: Any) -> None:
         raise UserError(f"{where} is {short(value)}, but {wanted}: using it fails ({error}).") from error
     if not is_fit:
         raise UserError(f"{where} is {short(value)}, which is no module or changes the width, but {wanted}.")
+
+
+def _check_lstm(where: str, value: Any) -> dict[str, Any] | None:
+    """
+    Check the arguments of an LSTM, of which torch's errors do not say whose they are.
+
+    :param where: the argument, for messages
+    :param value: the argument
+    :return: the argument to use
+    :raises UserError: if an LSTM can't be made with it
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is {short(value)}, but must be a dictionary, or None.")
+    for name in value:
+        if name in OF_THE_LSTM:
+            raise UserError(f"{where} has {name!r}, which is the policy's own argument {OF_THE_LSTM[name]!r}.")
+        # Of the last three, which are there, the algorithm says why they have no place.
+        if name not in ("bias", "dropout", "bidirectional", "batch_first", "proj_size"):
+            raise UserError(f"{where} has {short(name)}, but an LSTM may only be given 'bias' and 'dropout' here.")
+    check_choice(f"{where}['bias']", value.get("bias", True), (True, False))
+    check_real(f"{where}['dropout']", value.get("dropout", 0.0), "between 0 and 1", lambda x: 0 <= x <= 1)
+    return {name: bool(part) if name == "bias" else part for name, part in value.items()}
 
 
 def _check_layers(where: str, value: Any) -> Any:

@@ -495,7 +495,9 @@ def test_values_of_another_type_or_shape_are_told(name, tmp_path):
         model.learn(TOTAL, checkpoint)
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "text", "folder", "a model", "foreign state", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "changed", "empty", "text", "folder", "a model", "foreign state", "gone", "device"]
+)
 def test_whatever_lies_there_is_told_in_one_sentence(damage, tmp_path):
     setup, path = SETUPS["CartPole"], tmp_path / "checkpoint.zip"
     setup.model().learn(ROLLOUT, Checkpoint(path))
@@ -503,6 +505,8 @@ def test_whatever_lies_there_is_told_in_one_sentence(damage, tmp_path):
     path.unlink()
     if damage == "folder":
         path.mkdir()
+    elif damage == "device":
+        path.symlink_to("/dev/zero")
     elif damage == "a model":
         setup.model().save(path)
     elif damage == "foreign state":

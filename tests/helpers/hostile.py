@@ -211,6 +211,21 @@ def attributes(members: Members) -> Iterator[tuple[str, bytes]]:
     yield "Box of another shape", with_attributes(members, observation_space=serialized(box))
 
 
+def counts(members: Members) -> Iterator[tuple[str, bytes]]:
+    """
+    Put counts into a model that would make training endless.
+
+    :param members: of a good model
+    :return: models with such counts
+    """
+    for name in ("n_steps", "n_critic_updates", "cg_max_steps", "line_search_max_iter"):
+        for count in (10**6 + 1, 2**62, 1e30):
+            yield f"{name} = {count}", with_attributes(members, **{name: count})
+    # Each of them is allowed.
+    yield "steps of the critic", with_attributes(members, n_steps=10**6, batch_size=1, n_critic_updates=2)
+    yield "chunks", with_attributes(members, n_steps=10**5, cg_max_steps=100, fisher_chunk_size=1)
+
+
 def pickles(members: Members) -> Iterator[tuple[str, bytes]]:
     """
     Put pickles into a model that take memory or time.

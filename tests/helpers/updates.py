@@ -2,6 +2,7 @@
 Single updates, seen from the outside: a rollout, the state before and after, and torch's own KL divergence.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -196,3 +197,33 @@ class Crash(BaseCallback):
         if self.num_timesteps >= self.at:
             raise InterruptedError
         return True
+
+
+class Change(BaseCallback):
+    """
+    Change the model once, in the middle of a training.
+
+    :param when: the method of callbacks in which to do so
+    :param after: the steps after which to do so
+    :param change: the function that does it
+    """
+
+    def __init__(self, when: str, after: int, change: Callable[[Any], object]) -> None:
+        super().__init__()
+        self.when, self.after, self.change = when, after, change
+
+    def _maybe(self, when: str) -> None:
+        if when == self.when and self.num_timesteps >= self.after:
+            self.when = ""
+            self.change(self.model)
+
+    def _on_rollout_start(self) -> None:
+        self.num_timesteps = self.model.num_timesteps
+        self._maybe("on_rollout_start")
+
+    def _on_step(self) -> bool:
+        self._maybe("on_step")
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._maybe("on_rollout_end")

@@ -1,5 +1,7 @@
 import copy
 import itertools
+import math
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -19,7 +21,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 from updates import Crash, changed, state
 
-from sb3_trpo import TRPO, RecurrentTRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, RecurrentTRPO
 from sb3_trpo.checkpoints import Checkpoint
 from sb3_trpo.trust_region.fisher import Fisher
 from sb3_trpo.trust_region.linearization import Linearizations
@@ -325,6 +327,38 @@ def test_gsde_and_correlated_noise() -> None:
 def test_forms_of_lstm_that_have_no_place_are_named(argument: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"^policy_kwargs\\['lstm_kwargs'\\] has '{next(iter(argument))}'"):
         RecurrentTRPO("MlpLstmPolicy", "Pendulum-v1", policy_kwargs={"lstm_kwargs": argument}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("lstm_kwargs", "x", "is 'x', but must be a dictionary, or None"),
+        ("lstm_kwargs", [1], "is [1], but must be a dictionary, or None"),
+        ("lstm_kwargs", {"num_layers": 3}, "has 'num_layers', which is the policy's own argument 'n_lstm_layers'"),
+        ("lstm_kwargs", {"hidden_size": 5}, "has 'hidden_size', which is the policy's own argument 'lstm_hidden_size'"),
+        ("lstm_kwargs", {"input_size": 3}, "has 'input_size', but an LSTM may only be given 'bias' and 'dropout'"),
+        ("lstm_kwargs", {"device": "meta"}, "has 'device', but an LSTM may only be given"),
+        ("lstm_kwargs", {1: 2}, "has 1, but an LSTM may only be given"),
+        ("lstm_kwargs", {"dropout": "x"}, "['dropout'] is 'x', but must be between 0 and 1"),
+        ("lstm_kwargs", {"dropout": 2}, "['dropout'] is 2, but must be between 0 and 1"),
+        ("lstm_kwargs", {"bias": None}, "['bias'] is None, but must be one of True, False"),
+        ("lstm_hidden_size", 0, "is 0, but must be an integer of at least 1"),
+        ("n_lstm_layers", -1, "is -1, but must be an integer of at least 1"),
+        ("forget_bias", None, "is None, but must be a number"),
+        ("forget_bias", math.nan, "is nan, but must be a number"),
+    ],
+)
+@pytest.mark.parametrize("algorithm", [RecurrentTRPO, MaskableRecurrentTRPO])
+def test_arguments_of_the_lstm_that_are_not_allowed_are_named(algorithm: Any, name: str, value: Any, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"policy_kwargs['{name}']") + ".*" + re.escape(said)):
+        algorithm("MlpLstmPolicy", "CartPole-v1", policy_kwargs={name: value}, device="cpu")
+
+
+@pytest.mark.parametrize("lstm_kwargs", [None, {}, {"bias": 0}, {"dropout": 0}, {"bidirectional": False}])
+def test_arguments_of_the_lstm_that_are_allowed_train(lstm_kwargs: Any) -> None:
+    model = make(policy_kwargs={**SMALL, "lstm_kwargs": lstm_kwargs})
+    assert model.policy.lstm_actor.bias == ("bias" not in (lstm_kwargs or {}))
+    model.learn(64)
 
 
 def test_states_and_starts_that_do_not_fit_are_named() -> None:

@@ -2,6 +2,8 @@
 What a rollout tells: returns of rewards alone, ends of episodes, clipped actions, sizes.
 """
 
+import math
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +17,7 @@ from small_models import VECTOR, SpacesEnv
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv
 from updates import collect, log, pendulum, with_rollout
 
 from sb3_trpo import TRPO
@@ -107,3 +110,61 @@ def test_rollouts_between_two_entries_are_averaged(tmp_path) -> None:
     model.set_logger(configure(str(tmp_path), ["csv"]))
     collect(model)
     assert log(model)["rollout/truncated"] == 0.0
+
+
+class Telling(SpacesEnv):
+    """
+    Puts something of its own into the infos of its second episode's last step, as of Monitor.
+
+    :param told: what it puts there
+    :param always: whether it does so at every step
+    """
+
+    def __init__(self, told: dict[str, Any], always: bool = False) -> None:
+        super().__init__(VECTOR, spaces.Box(-1, 1, (1,)))
+        self.told, self.always, self.n_ends = told, always, 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        obs, reward, terminated, truncated, _ = super().step(action)
+        self.n_ends += truncated
+        told = self.told if self.always or (truncated and self.n_ends == 2) else {}
+        return obs, reward, terminated, truncated, told.copy()
+
+
+UNREADABLE: list[tuple[dict[str, Any], str]] = [
+    ({"episode": 5}, 'info["episode"] is 5, but must be a dictionary'),
+    ({"episode": "r"}, "info[\"episode\"] is 'r', but must be a dictionary"),
+    ({"episode": {"score": 1.0}}, "info[\"episode\"] is {'score': 1.0}, but must be a dictionary"),
+    ({"episode": {"r": "12", "l": 3}}, "info[\"episode\"] is {'r': '12', 'l': 3}"),
+    ({"episode": {"r": 1.0, "l": None}}, "info[\"episode\"] is {'r': 1.0, 'l': None}"),
+    ({"episode": {"r": np.zeros(2), "l": 3}}, 'info["episode"] is '),
+    ({"is_success": "yes"}, "info[\"is_success\"] is 'yes', but must be true or false"),
+]
+
+
+@pytest.mark.parametrize("use_sde", [False, True], ids=["fast path", "SB3's loop"])
+@pytest.mark.parametrize(("told", "said"), UNREADABLE)
+def test_what_the_log_can_not_read_is_told_once_and_left_out(told: dict[str, Any], said: str, use_sde: bool) -> None:
+    buffer = {"rollout_buffer_class": OwnBuffer} if use_sde else {}
+    honest = {"episode": {"r": 1.0, "l": 20}, "is_success": True}
+    tellers = iter([Telling(honest, True), Telling({**honest, **told})])
+    # No Monitor, whose own infos would take their place.
+    env = DummyVecEnv(2 * [lambda: next(tellers)])
+    model = TRPO("MlpPolicy", env, n_steps=50, batch_size=50, device="cpu", **buffer)
+    with pytest.warns(UserWarning, match=re.escape(said)) as caught:
+        model.learn(300)
+    (warning,) = [str(w.message) for w in caught if said in str(w.message)]
+    assert "(first in environment 1, after 80 steps)" in warning
+    assert model.num_timesteps == 300
+    assert all(episode == honest["episode"] for episode in model.ep_info_buffer)
+    assert set(model.ep_success_buffer) == {True}
+
+
+@pytest.mark.parametrize(
+    "told", [{"episode": {"r": math.nan, "l": 3}}, {"episode": {"r": np.float32(1), "l": np.int64(3)}}, {"episode": {}}]
+)
+def test_what_sb3_reads_stays(told: dict[str, Any], recwarn: pytest.WarningsRecorder) -> None:
+    model = TRPO("MlpPolicy", DummyVecEnv([lambda: Telling(told, True)]), n_steps=50, batch_size=50, device="cpu")
+    model.learn(50)
+    assert list(model.ep_info_buffer) == 50 * [told["episode"]]
+    assert not [w for w in recwarn if "left out of the log" in str(w.message)]

@@ -250,6 +250,12 @@ def assert_told(kind: Any, spoil: Callable[..., Any], said: str) -> None:
     assert caught.value.__notes__ == ["This happened in environment 1 of 2, after 10 steps."]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize("reward", ["1.5", b"2"])
+def test_a_reward_that_is_a_text_is_shown_when_the_episode_ends(reward: Any) -> None:
+    assert_told(DummyVecEnv, lambda o, _, terminated, truncated, info: (o, reward, True, truncated, info), "a number")
+
+
 def test_rewards_that_are_arrays_everywhere_are_shown() -> None:
     env = FORKED(2 * [lambda: Spoiled(gym.make("Pendulum-v1"), NO_NUMBERS["an array as a reward"][0])])
     with pytest.raises(ValueError, match="where a number has to be"):

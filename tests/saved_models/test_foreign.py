@@ -13,7 +13,7 @@ from small_models import ACTION_SPACES, OBSERVATION_SPACES, VECTOR, SpacesEnv
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.validation.values import UserError
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu"}
@@ -118,6 +118,48 @@ def test_models_of_which_nothing_can_be_had_are_named(algorithm, policy, actions
     algorithm(policy, env, policy_kwargs={**SMALL}, device="cpu", **settings).save(tmp_path / "model")
     with pytest.raises(UserError, match=rf"model can't be loaded: The file holds a.*{named}.*load it with"):
         TRPO.load(tmp_path / "model", device="cpu", trusted=trusted)
+
+
+OURS = {
+    TRPO: "MlpPolicy",
+    MaskableTRPO: "MlpPolicy",
+    RecurrentTRPO: "MlpLstmPolicy",
+    MaskableRecurrentTRPO: "MlpLstmPolicy",
+}
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("saved", OURS)
+def test_models_of_ours_are_called_by_their_own_names(saved, trusted, tmp_path):
+    env = MaskedEnv(VECTOR, ACTION_SPACES["Discrete"])
+    saved(OURS[saved], env, policy_kwargs={**SMALL}, batch_size=64, **SETTINGS).save(tmp_path / "model")
+    for loading in OURS:
+        if loading is saved:
+            assert type(loading.load(tmp_path / "model", device="cpu", trusted=trusted)) is saved
+        else:
+            said = f"model can't be loaded: The file holds a {saved.__name__}, .*; load it with {saved.__name__}"
+            with pytest.raises(UserError, match=said):
+                loading.load(tmp_path / "model", device="cpu", trusted=trusted)
+
+
+class OwnTRPO(TRPO):
+    """A user's algorithm."""
+
+
+def test_a_policy_that_is_given_decides_and_users_algorithms_are_of_their_kind(tmp_path):
+    env = MaskedEnv(VECTOR, ACTION_SPACES["Discrete"])
+    OwnTRPO("MlpPolicy", env, batch_size=64, **SETTINGS).save(tmp_path / "model")
+    assert isinstance(TRPO.load(tmp_path / "model", device="cpu"), TRPO)
+    assert isinstance(OwnTRPO.load(tmp_path / "model", device="cpu"), OwnTRPO)
+    given = {"policy_class": MaskableTRPO.policy_aliases["MlpPolicy"], "rollout_buffer_class": None}
+    model = MaskableTRPO.load(tmp_path / "model", env, device="cpu", custom_objects=given)
+    model.learn(64)
+
+
+@pytest.mark.parametrize("trusted", ["False", "no", None, 2])
+def test_trust_is_yes_or_no(trusted, tmp_path):
+    with pytest.raises(UserError, match=f"^trusted is {trusted!r}, but must be one of True, False"):
+        TRPO.load(tmp_path / "model", trusted=trusted)
 
 
 @pytest.mark.parametrize("share", [True, False])

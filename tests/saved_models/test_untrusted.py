@@ -7,8 +7,10 @@ import enum
 import io
 import itertools
 import json
+import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -195,7 +197,7 @@ def errors(members, trace, tmp_path_factory) -> dict[str, str]:
 
     :return: of loading each hostile model, by its name
     """
-    kinds = (hostile.archives, hostile.attributes, hostile.pickles, hostile.tensors)
+    kinds = (hostile.archives, hostile.attributes, hostile.counts, hostile.pickles, hostile.tensors)
     corpus = [kind(members) for kind in (*kinds, hostile.hidden, hostile.escapes, hostile.moments)]
     models = itertools.chain(hostile.code(members, trace), *corpus)
     return outcomes(models, tmp_path_factory.mktemp("hostile") / "models")
@@ -221,6 +223,34 @@ def test_no_code_runs_and_it_is_named(errors, members, trace):
         assert hostile.HOLDS_OPEN in errors[f"code {name}"]
     assert "it holds io.open, which is not allowed" in errors["code by its name"]
     assert "a name that is computed" in errors["code by a computed name"]
+
+
+def test_counts_that_would_make_training_endless_are_named(errors):
+    for name in ("n_steps", "n_critic_updates", "cg_max_steps", "line_search_max_iter"):
+        said = rf"its {name} is {2**62}, but may be at most 10*"
+        assert re.search(rf"{said} in a file that is not trusted; .*{name}=", errors[f"{name} = {2**62}"])
+    assert "would take 2e+06 steps of the critic" in errors["steps of the critic"]
+    assert "would take 1.1e+07 evaluations of a chunk" in errors["chunks"]
+
+
+def test_counts_can_be_given_in_the_place_of_the_files(members, tmp_path):
+    path = tmp_path / "model.zip"
+    path.write_bytes(hostile.with_attributes(members, n_critic_updates=10**9, n_steps=10**6, batch_size=10**5))
+    load = {"env": gym.make("Pendulum-v1"), "device": "cpu", "trusted": False}
+    with pytest.raises(RefusedModelError, match=r"n_critic_updates is 1000000000, .*n_critic_updates=\.\.\."):
+        TRPO.load(path, **load, n_steps=64)
+    model = TRPO.load(path, **load, n_steps=np.int64(64), batch_size=32, custom_objects={"n_critic_updates": 2})
+    assert (model.n_steps, model.batch_size, model.n_critic_updates) == (64, 32, 2)
+    model.learn(64)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that are files")
+@pytest.mark.parametrize("name", ["device", "device.zip", "pipe.zip"])
+def test_links_to_what_has_no_end_are_refused(name, tmp_path):
+    (tmp_path / "device.zip").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(RefusedModelError, match="it is no regular file, but a device or a pipe"):
+        TRPO.load(tmp_path / name, device="cpu", trusted=False)
 
 
 @pytest.mark.usefixtures("errors")

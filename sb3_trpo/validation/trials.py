@@ -1,0 +1,145 @@
+"""
+Checks of a policy by trying it on a few observations, where what is wrong with it shows nowhere else.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
+from stable_baselines3.common.utils import obs_as_tensor
+from torch.nn.parameter import is_lazy
+
+from sb3_trpo.validation.values import UserError, short
+
+# A function that evaluates actor and critic on observations.
+Evaluate = Callable[[Any], object]
+_N_TRIED = 2
+
+
+def some_observations(space: spaces.Space[Any], n: int) -> Any:
+    """
+    Sample observations, and leave the space's own random generator as it is.
+
+    :param space: the observation space
+    :param n: the number of observations
+    :return: an array with n rows, or a dictionary of such
+    """
+    space = copy.deepcopy(space)
+    space.seed(0)
+    samples = [space.sample() for _ in range(n)]
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([sample[key] for sample in samples]) for key in space.spaces}
+    return np.stack(samples)
+
+
+def check_features(policy: ActorCriticPolicy, evaluate: Evaluate) -> None:
+    """
+    Check that features extractors of the user's give as many features as they say.
+
+    Where they do not, but the policy can be evaluated all the same, that is the user's affair.
+
+    :param policy: the policy, new
+    :param evaluate: the function that evaluates it
+    :raises UserError: if one gives another number of features
+    """
+    extractors = {id(each): each for each in (policy.pi_features_extractor, policy.vf_features_extractor)}
+    users = [each for each in extractors.values() if not type(each).__module__.startswith("stable_baselines3.")]
+    if not users or any(map(is_lazy, [*policy.parameters(), *policy.buffers()])):
+        return
+    buffers = [(buffer, buffer.detach().clone()) for buffer in policy.buffers()]
+    obs = obs_as_tensor(some_observations(policy.observation_space, _N_TRIED), policy.device)
+    with th.random.fork_rng(devices=[]):
+        error = _error_of(policy, evaluate, obs)
+        # With a network of the user's, other errors may come of what the trial lacks.
+        if isinstance(error, RuntimeError) or (error is not None and type(policy.mlp_extractor) is MlpExtractor):
+            for extractor in users:
+                _compare_features(policy, extractor, obs)
+    with th.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def _compare_features(policy: ActorCriticPolicy, extractor: BaseFeaturesExtractor, obs: Any) -> None:
+    """
+    Compare the features of a few observations with what their extractor says.
+
+    :param policy: the policy
+    :param extractor: one of its features extractors
+    :param obs: a few observations, as tensors
+    :raises UserError: if they are others
+    """
+    found: list[Any] = []
+    error = _error_of(policy, lambda obs: found.append(BasePolicy.extract_features(policy, obs, extractor)), obs)
+    if error is not None:
+        # It can't be evaluated, and a rollout will tell why.
+        return
+    features, declared = found[0], extractor.features_dim
+    if not isinstance(features, th.Tensor):
+        given = f"gives {short(type(features).__name__)}, no tensor"
+    elif features.dtype != th.float32:
+        given = f"gives them as {features.dtype}, but must give torch.float32"
+    elif features.shape != (_N_TRIED, declared):
+        size = features.shape[1] if features.dim() == 2 else f"an array of shape {tuple(features.shape[1:])}"
+        given = f"gives {size} for each observation"
+    else:
+        return
+    name = type(extractor).__name__
+    raise UserError(
+        f"policy_kwargs['features_extractor_class'] is {name}, which says that it gives {short(declared)} features "
+        f"(features_dim), but it {given}."
+    )
+
+
+def check_precision(policy: ActorCriticPolicy, device: th.device, evaluate: Evaluate) -> None:
+    """
+    Check that a policy can still take what the algorithm gives it: observations in float32, on the algorithm's device.
+
+    :param policy: the policy
+    :param device: the algorithm's device
+    :param evaluate: the function that evaluates the policy
+    :raises UserError: if parameters are of another type or elsewhere, and the policy does not reckon with it
+    """
+    odd = [(name, each) for name, each in policy.named_parameters() if not _is_usual(each, device)]
+    if not odd:
+        return
+    name, parameter = odd[0]
+    obs = obs_as_tensor(some_observations(policy.observation_space, _N_TRIED), device)
+    error = _error_of(policy, evaluate, obs)
+    if error is not None:
+        raise UserError(
+            f"The policy's {name} is of type {parameter.dtype} on the device {parameter.device}, but must be of type "
+            f"torch.float32 on {device}, as the observations are (policy.float().to({str(device)!r}) makes it so): "
+            f"{str(error).rstrip('.')}."
+        ) from error
+
+
+def _is_usual(parameter: th.Tensor, device: th.device) -> bool:
+    is_of_type = parameter.dtype == th.float32 or not parameter.is_floating_point()
+    return is_lazy(parameter) or (is_of_type and parameter.device.type == device.type)
+
+
+def _error_of(policy: ActorCriticPolicy, evaluate: Evaluate, obs: Any) -> Exception | None:
+    """
+    Evaluate a policy, to see whether that fails.
+
+    :param policy: the policy
+    :param evaluate: the function that evaluates it, or a part of it
+    :param obs: a few observations, as tensors
+    :return: the exception; None if there is none
+    """
+    was_training = policy.training
+    policy.set_training_mode(False)
+    try:
+        with th.no_grad():
+            evaluate(obs)
+    except Exception as error:
+        # Networks may raise anything.
+        return error
+    finally:
+        policy.set_training_mode(was_training)
+    return None
