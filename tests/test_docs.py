@@ -17,7 +17,11 @@ from sb3_trpo.cli import COMMANDS, main
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
-    [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("benchmarks/*.md")],
+    [
+        page
+        for pages in ("*.md", "docs/**/*.md", "benchmarks/*.md", "sb3_trpo/**/*.md")
+        for page in REPOSITORY.glob(pages)
+    ],
     key=lambda page: page.relative_to(REPOSITORY).as_posix(),
 )
 README = REPOSITORY / "README.md"
