@@ -9,8 +9,9 @@ from pathlib import Path
 
 from setuptools import setup
 
-# The address of the repository, such as https://github.com/OWNER/sb3_trpo. The one place to set it: all project URLs
-# and all links of the long description are made from it. While it is empty there are none, and `make release` refuses.
+# The address of the repository, such as https://github.com/OWNER/sb3_trpo. The one place to set it: all project URLs,
+# all links of the long description and the addresses that findings name are made from it. While it is empty there are
+# none, and `make release` refuses.
 REPOSITORY = ""
 
 HERE = Path(__file__).parent
@@ -51,6 +52,7 @@ if __name__ == "__main__":
         long_description_content_type="text/markdown",
         project_urls={
             "Source": REPOSITORY,
+            "Documentation": f"{REPOSITORY}/tree/v{read_version()}/docs",
             "Issues": f"{REPOSITORY}/issues",
             "Changelog": f"{REPOSITORY}/blob/v{read_version()}/CHANGELOG.md",
         }

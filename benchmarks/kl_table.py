@@ -2,7 +2,7 @@
 Measure the KL divergence of single updates at the same ``target_kl``, by sb3-contrib's TRPO and by ours.
 
     python benchmarks/kl_table.py                   # measure, print the table, write results/kl_table.json
-    python benchmarks/kl_table.py --update-readme   # and put the table into the README
+    python benchmarks/kl_table.py --update-docs   # and put the table into docs/benchmarks.md
 
 Both algorithms have their defaults, on plain environments. Measured from the outside, with a copy of the policy from
 before the update and torch's own KL divergence: the sum over action dimensions of KL(old ‖ new), averaged over the
@@ -21,7 +21,7 @@ import numpy as np
 import sb3_contrib
 import torch as th
 from campaign.provenance import provenance
-from campaign.readme import KL_TABLE, README
+from campaign.readme import KL_TABLE, REPOSITORY
 from campaign.tables import table
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -29,6 +29,7 @@ from torch.distributions import kl_divergence
 
 import sb3_trpo
 
+PAGE = REPOSITORY / "docs" / "benchmarks.md"
 RESULTS = Path(__file__).parent / "results" / "kl_table.json"
 
 TASKS = ("InvertedPendulum-v5", "Hopper-v5", "HalfCheetah-v5", "Humanoid-v5")
@@ -103,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (5)")
     parser.add_argument("--updates", type=int, default=5, help="updates of each, from the first on (5)")
-    parser.add_argument("--update-readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--update-docs", action="store_true", help="put the table into docs/benchmarks.md")
     options = parser.parse_args()
     if min(options.seeds, options.updates) < 1:
         parser.error(f"seeds={options.seeds} and updates={options.updates} must be at least 1.")
@@ -131,8 +132,8 @@ def main() -> None:
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     section = kl_table(measurements, dimensions)
     print(section)
-    if options.update_readme:
-        README.write_text(KL_TABLE.replaced(README.read_text(), section))
+    if options.update_docs:
+        PAGE.write_text(KL_TABLE.replaced(PAGE.read_text(), section))
 
 
 if __name__ == "__main__":

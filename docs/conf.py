@@ -38,6 +38,7 @@ autodoc_typehints = "none"
 ELSEWHERE = {
     "changelog": "CHANGELOG.md",
     "contributing": "CONTRIBUTING.md",
+    "findings": "sb3_trpo/diagnosis/findings.md",
     "protocol": "benchmarks/README.md",
     "results": "benchmarks/RESULTS.md",
     "tuning": "benchmarks/TUNING.md",

@@ -79,6 +79,7 @@ COMMANDS: dict[str, Command] = {
     "enjoy-untrusted": Command("run a model of unknown origin", "sb3_trpo.commands.enjoy_untrusted"),
     "compare": Command("compare runs: mean and interval by settings", "sb3_trpo.commands.compare"),
     "diagnose": Command("say why a run does not learn, or check an environment", "sb3_trpo.commands.diagnose"),
+    "export": Command("write the policy of a run to an ONNX file", "sb3_trpo.commands.export"),
     "migrate": Command("convert files of sb3-contrib's TRPO", "sb3_trpo.commands.migrate"),
     "plot-train": RLZooCommand("plot training returns", "sb3_trpo.rl_zoo.plots", "plot_train"),
     "all-plots": RLZooCommand(

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -62,7 +63,7 @@ class DeployedPolicy(nn.Module):
         normalization = normalization or model.get_vec_normalize_env()
         # Of what the environments give, before it is normalised.
         self.observation_space = _raw_space(model.observation_space, normalization)
-        self.policy = copy.deepcopy(model.policy).cpu().eval().requires_grad_(False)
+        self.policy = _copy(model.policy).cpu().eval().requires_grad_(False)
         self.normalizers = nn.ModuleDict(_make_normalizers(normalization))
         space = model.action_space
         self._shape = space.shape or ()
@@ -227,6 +228,29 @@ def _draw(space: spaces.Space[Any], n: int) -> Arrays:
     if isinstance(space, spaces.Dict):
         return {key: np.stack([sample[key] for sample in samples]) for key in space.spaces}
     return np.stack(samples)
+
+
+def _copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
+    """
+    Copy a policy, whatever it has computed last.
+
+    Its distribution may hold tensors with a gradient, which torch does not copy: the noise of gSDE, before the first
+    action of a policy that was loaded, or means and deviations of which the caller asked for the gradient.
+
+    :param policy: the policy
+    :return: the copy
+    """
+    without_gradient: dict[int, Any] = {}
+    found: list[Any] = [policy.action_dist]
+    while found:
+        value = found.pop()
+        if isinstance(value, th.Tensor) and not value.is_leaf:
+            without_gradient[id(value)] = value.detach().clone()
+        elif isinstance(value, (list, tuple)):
+            found += value
+        elif isinstance(value, (Distribution, th.distributions.Distribution)):
+            found += vars(value).values()
+    return copy.deepcopy(policy, without_gradient)
 
 
 def _raw_space(seen: spaces.Space[Any], normalization: VecNormalize | None) -> spaces.Space[Any]:

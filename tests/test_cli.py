@@ -25,8 +25,10 @@ pytest.importorskip("rl_zoo3", reason="needs sb3-trpo[zoo]")
 
 import matplotlib.pyplot as plt
 import rl_zoo3.train
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO, __version__, diagnose
 from sb3_trpo.cli import COMMANDS, Command, main
@@ -128,6 +130,26 @@ def test_train_ends_with_what_is_wrong(capsys):
 def test_trpo_is_taken_for_granted(arguments, said, capsys):
     main(arguments)
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("trained")
+def test_export(tmp_path, capsys):
+    """The file acts as the model does behind its ``VecNormalize``, both loaded as SB3 loads them."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs sb3-trpo[onnx]")
+    main(["export", str(RUN), "-o", str(tmp_path / "policy")])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == (
+        f"Written to {tmp_path / 'policy.onnx'}, from {RUN / TASK}.zip: "
+        "input observation (batch, 2) float; output action (batch, 1) float."
+    )
+    env = VecNormalize.load(str(RUN / TASK / "vecnormalize.pkl"), make_vec_env(TASK))
+    observations = np.array([[-0.5, 0.01], [0.3, -0.05]], np.float32)
+    expected, _ = TRPO.load(RUN / f"{TASK}.zip", device="cpu").predict(
+        env.normalize_obs(observations), deterministic=True
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
+    (actions,) = session.run(["action"], {"observation": observations})
+    np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("trained")

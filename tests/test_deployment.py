@@ -110,6 +110,21 @@ def test_a_deployed_policy_is_a_copy_and_leaves_the_model_as_it_is() -> None:
     assert all(parameter.requires_grad for parameter in model.policy.parameters())
 
 
+@pytest.mark.parametrize(("actions", "use_sde"), [("Box", True), ("Box", False), ("MultiDiscrete", False)])
+def test_what_a_policy_has_computed_last_does_not_matter(actions: str, use_sde: bool, tmp_path: Any) -> None:
+    """After ``load``, where gSDE has drawn its noise with a gradient, and after somebody asked for gradients."""
+    trained("float32", actions, normalize=False, use_sde=use_sde).save(tmp_path / "model")
+    model = TRPO.load(
+        tmp_path / "model",
+        env=DummyVecEnv([lambda: SpacesEnv(OBSERVATION_SPACES["float32"], ACTION_SPACES[actions])]),
+        device="cpu",
+    )
+    raw = draw(model.observation_space)
+    for compute in (lambda: None, lambda: model.policy.get_distribution(th.as_tensor(raw))):
+        compute()
+        np.testing.assert_allclose(DeployedPolicy(model)(th.as_tensor(raw)), expected(model, raw), rtol=1e-5, atol=1e-6)
+
+
 def test_normalization_may_be_given_to_a_loaded_model(tmp_path: Any) -> None:
     model = trained("float32")
     model.save(tmp_path / "model")

@@ -149,13 +149,14 @@ reproducible.build_wheel("dist")
 EPOCH = 1_700_000_000  # seconds since 1970
 
 
-def build(sources: Path, umask: int, modified: int) -> Path:
+def build(sources: Path, umask: int, modified: int, address: str | None = None) -> Path:
     """
     Build the distributions of a copy of the sources.
 
     :param sources: a folder to be made, which gets a copy of the sources
     :param umask: permissions that the copy and all that is built don't get
     :param modified: when the sources were written, in seconds since 1970
+    :param address: that of the repository, empty for none; that of the checkout if None
     :return: a folder with wheel and source distribution
     """
     for name in ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
@@ -164,6 +165,9 @@ def build(sources: Path, umask: int, modified: int) -> Path:
     for name in ("sb3_trpo", "build_backend", "tests", "benchmarks"):
         ignored = shutil.ignore_patterns("__pycache__", "results")
         shutil.copytree(REPOSITORY / name, sources / name, ignore=ignored)
+    if address is not None:
+        setup = (sources / "setup.py").read_text()
+        (sources / "setup.py").write_text(re.sub('^REPOSITORY = ".*"', f'REPOSITORY = "{address}"', setup, flags=re.M))
     for path in sources.rglob("*"):
         path.chmod((0o777 if path.is_dir() or path.stat().st_mode & 0o100 else 0o666) & ~umask)
         os.utime(path, (modified, modified))
@@ -252,6 +256,43 @@ def test_the_long_description_has_no_relative_links(distributions):
     links = re.findall(r"\]\(([^)\s]+)\)", metadata)
     assert links
     assert [link for link in links if "://" not in link] == []
+
+
+# Where the findings of an installed package lead, and what its command says of each.
+EXPLAIN = """
+import sys
+from sb3_trpo.cli import main
+from sb3_trpo.diagnosis.explanations import read_sections
+from sb3_trpo.diagnosis.finding import Finding, Severity
+
+assert sys.modules["sb3_trpo"].__file__.startswith(sys.argv[1])
+print(Finding("small-batch", Severity.ERROR, "p", "e", "c").page)
+for name in read_sections():
+    main(["diagnose", "--explain", name])
+"""
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/owner/sb3_trpo"])
+def test_findings_of_an_installed_package_are_explained(tmp_path, address):
+    """Without a checkout: by the repository's address if it was set, else by a command; the command always works."""
+    (wheel,) = build(tmp_path / "sources", 0o022, EPOCH - 1000, address).glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    shutil.rmtree(tmp_path / "sources")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    command = [sys.executable, "-c", EXPLAIN, str(tmp_path / "installed")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    page, _, explained = done.stdout.partition("\n")
+    if address:
+        place, _, anchor = page.partition("#")
+        version = re.search(r"-([\d.]+)-", wheel.name)[1]
+        path = REPOSITORY / place.removeprefix(f"{address}/blob/v{version}/")
+        assert f"\n## {anchor}\n" in path.read_text()
+    else:
+        assert page == "`sb3-trpo diagnose --explain small-batch`"
+    assert "KL and its curvature are estimated from one rollout." in explained
+    assert "If it is\nKL(new ‖ old), the two were exchanged." in explained
 
 
 TRAIN = """

@@ -1,5 +1,5 @@
 """
-The sections of the main README that scripts write, each between two markers.
+The sections of pages that scripts write, each between two markers.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ README = REPOSITORY / "README.md"
 @dataclass(frozen=True)
 class Section:
     """
-    A section of README that a script writes.
+    A section of a page that a script writes.
 
     :param name: of the section
     :param script: that writes it

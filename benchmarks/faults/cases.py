@@ -3,6 +3,7 @@ The runs: what is wrong with each, by which rule it is to be found, and its heal
 """
 
 import functools
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -76,8 +77,9 @@ class Run:
             model.learn((self.n_updates + 1) * self.n_envs * settings["n_steps"])
             model.save(Path(folder) / "model")
             found = list(diagnose(folder).findings)
-        pages = [str(warning.message).partition("my-run-does-not-learn.md#")[2] for warning in caught]
-        return found, sorted({page.split(".")[0] for page in pages if page})
+        # Where a finding is explained, its name comes last.
+        named = [re.search(r"See .*?([\w-]+)`?\. \(This is said once", str(warning.message)) for warning in caught]
+        return found, sorted({match[1] for match in named if match})
 
     def make_env(self) -> gym.Env:
         """

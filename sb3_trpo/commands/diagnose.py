@@ -1,7 +1,8 @@
 """
 ``sb3-trpo diagnose``: say why a run does not learn.
 
-It reads the log of a run. With ``--env`` it also tries the task by random actions, and one update of TRPO on it.
+It reads the log of a run. With ``--env`` it also tries the task by random actions, and one update of TRPO on it. With
+``--explain`` it prints what the documentation says of a finding.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_trpo.diagnosis.diagnose import describe, diagnose
+from sb3_trpo.diagnosis.explanations import explain
 from sb3_trpo.diagnosis.finding import Finding
 from sb3_trpo.self_test import check_algorithm, check_task
 from sb3_trpo.trpo import TRPO
@@ -26,17 +28,20 @@ def main() -> None:
     """
     Run the command with the arguments in ``sys.argv``.
 
-    :raises UserError: if there is no log to read
+    :raises UserError: if there is no log to read, or no such finding
     """
     parser = argparse.ArgumentParser(description="Say why a run does not learn, and what to change.")
     parser.add_argument("run", nargs="?", help="folder of a run, or a progress.csv", type=pathlib.Path)
     parser.add_argument("--html", metavar="FILE", help="write a report with plots", type=pathlib.Path)
     parser.add_argument("--env", metavar="ID", help="try this task, and an update of TRPO on it")
+    parser.add_argument("--explain", metavar="FINDING", help="explain a finding, such as small-batch")
     args = parser.parse_args()
-    if args.run is None and args.env is None:
-        parser.error("name the folder of a run, or a task with --env.")
+    if args.run is None and args.env is None and args.explain is None:
+        parser.error("name the folder of a run, a task with --env, or a finding with --explain.")
     if args.html is not None and args.run is None:
         parser.error("--html shows a run: name its folder.")
+    if args.explain is not None:
+        print(explain(args.explain))
     if args.run is not None:
         diagnosis = diagnose(args.run)
         print(diagnosis)

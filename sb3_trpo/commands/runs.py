@@ -74,7 +74,7 @@ def find_runs(folder: pathlib.Path, depth: int = 0) -> Iterator[pathlib.Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is no folder; a run is one, such as logs/trpo/CartPole-v1_1.")
-    if _settings_folder(folder) is not None:
+    if settings_folder(folder) is not None:
         yield folder
     elif depth < MAX_DEPTH:
         # Links could lead round in circles.
@@ -83,7 +83,13 @@ def find_runs(folder: pathlib.Path, depth: int = 0) -> Iterator[pathlib.Path]:
             yield from find_runs(path, depth + 1)
 
 
-def _settings_folder(run: pathlib.Path) -> pathlib.Path | None:
+def settings_folder(run: pathlib.Path) -> pathlib.Path | None:
+    """
+    Find the folder with a run's settings, which RL Zoo names by the task, as it does the final model.
+
+    :param run: the run's folder
+    :return: the folder in it; None if it is no run of RL Zoo's
+    """
     return next((path.parent for path in sorted(run.glob("*/args.yml"))), None)
 
 
@@ -96,11 +102,11 @@ def read_run(folder: pathlib.Path) -> Run:
     :raises RefusedModelError: if a file is damaged, or larger than such a file is, or there are no evaluations
     :raises OSError: if a file is missing
     """
-    settings_folder = _settings_folder(folder)
-    if settings_folder is None:
+    place = settings_folder(folder)
+    if place is None:
         raise RefusedModelError("it is no run, for it has no args.yml")
-    arguments = _read_yaml(settings_folder / "args.yml")
-    hyperparams = _read_yaml(settings_folder / "config.yml")
+    arguments = read_yaml(place / "args.yml")
+    hyperparams = read_yaml(place / "config.yml")
     steps, returns = _read_evaluations(folder / "evaluations.npz")
     task = str(arguments.get("env", ""))
     given = arguments.get("n_timesteps", -1)
@@ -110,7 +116,7 @@ def read_run(folder: pathlib.Path) -> Run:
     settings |= {
         "n_timesteps": _to_number(n_timesteps),
         "evaluated at step": str(int(steps[-1])),
-        "made by": _read_origin(folder / f"{settings_folder.name}.zip"),
+        "made by": _read_origin(folder / f"{place.name}.zip"),
     }
     return Run(folder, task, str(arguments.get("seed", "unknown")), settings, steps, returns)
 
@@ -135,7 +141,7 @@ def _read_bytes(path: pathlib.Path, most: int) -> bytes:
     return content
 
 
-def _read_yaml(path: pathlib.Path) -> dict[str, Any]:
+def read_yaml(path: pathlib.Path) -> dict[str, Any]:
     """
     Read a file of RL Zoo's, which hold dictionaries that remember their order.
 
@@ -146,7 +152,7 @@ def _read_yaml(path: pathlib.Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise UserError(f"compare needs PyYAML: install it with {how_to_install('zoo')}.") from error
+        raise UserError(f"The settings of a run need PyYAML: install it with {how_to_install('zoo')}.") from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]  # It has no types.
         """A loader that makes no objects."""

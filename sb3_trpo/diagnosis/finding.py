@@ -5,7 +5,7 @@ What a rule finds.
 from dataclasses import dataclass
 from enum import IntEnum
 
-PAGE = "docs/my-run-does-not-learn.md"
+from sb3_trpo.diagnosis.explanations import where
 
 
 class Severity(IntEnum):
@@ -37,8 +37,8 @@ class Finding:
 
     @property
     def page(self) -> str:
-        """The section of the documentation that explains it."""
-        return f"{PAGE}#{self.name}"
+        """Where it is explained: an address, or a command between backticks."""
+        return where(self.name)
 
     def sentence(self) -> str:
         """

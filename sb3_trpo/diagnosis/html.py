@@ -117,12 +117,14 @@ def _section(panel: Panel, diagnosis: Shown) -> str:
 
 def _show(finding: Finding) -> str:
     severity = finding.severity.name.lower()
+    page = escape(finding.page.strip("`"))
+    page = f'<a href="{page}">{page}</a>' if "://" in page else f"<code>{page}</code>"
     evidence = f'<p class="evidence">{_sentence(finding.evidence)}</p>' if finding.evidence else ""
     return (
         f'<div class="finding {severity}"><span class="badge">{severity.upper()}</span>'
         f"<strong>{_sentence(finding.problem)}</strong>{evidence}"
         f"<p>Try: {escape(finding.change)}.</p>"
-        f'<p class="page">{escape(finding.page)}</p></div>\n'
+        f'<p class="page">{page}</p></div>\n'
     )
 
 

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch as th
-from campaign.readme import KL_TABLE, README
+from campaign.readme import KL_TABLE
 from gymnasium import spaces
-from kl_table import RESULTS, kl_table, mean_kl
+from kl_table import PAGE, RESULTS, kl_table, mean_kl
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (4,))
@@ -57,10 +57,10 @@ def test_text_without_a_section_is_refused():
         KL_TABLE.replaced(f"{KL_TABLE.end}\n{KL_TABLE.start}\n", "new")
 
 
-def test_readme_shows_what_was_measured():
+def test_the_page_shows_what_was_measured():
     result = json.loads(RESULTS.read_text())
-    readme = README.read_text()
-    assert KL_TABLE.replaced(readme, kl_table(result["kl"], result["action_dimensions"])) == readme
+    page = PAGE.read_text()
+    assert KL_TABLE.replaced(page, kl_table(result["kl"], result["action_dimensions"])) == page
 
 
 def test_measured_trust_region_holds():

@@ -11,6 +11,7 @@ from stable_baselines3.common.logger import configure
 
 from sb3_trpo import TRPO
 from sb3_trpo.cli import main
+from sb3_trpo.diagnosis.explanations import read_sections, where
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_a_run_is_told_what_is_wrong_with_it(run: Path, capsys: pytest.CaptureFi
     text = "\n".join(lines)
     assert "The policy hardly explores any more.\n        The smallest σ of its actions is 0.00" in text
     assert "Try: begin with more noise" in text
-    assert "See docs/my-run-does-not-learn.md#std-collapsed" in text
+    assert f"See {where('std-collapsed')}" in text
 
 
 def test_a_report_is_written(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +57,20 @@ def test_a_report_is_written(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_task_is_tried(env_id: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["diagnose", "--env", env_id])
     assert capsys.readouterr().out.startswith(f"{env_id}: {said}")
+
+
+@pytest.mark.parametrize("name", read_sections())
+def test_a_finding_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["diagnose", "--explain", name])
+    text = capsys.readouterr().out
+    assert text.strip() == read_sections()[name]
+    assert len(text) > 80
+    assert "\n#" not in text
+
+
+def test_a_finding_that_there_is_not() -> None:
+    with pytest.raises(SystemExit, match=r"There is no finding 'small\\x1bbatch'; there are small-batch, cg-far"):
+        main(["diagnose", "--explain", "small\x1bbatch"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["--html", "report.html", "--env", "CartPole-v1"]])

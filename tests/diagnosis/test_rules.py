@@ -13,14 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import N_ROWS, SETTINGS, healthy_log, record
 
-from sb3_trpo.diagnosis.finding import PAGE, Severity
+from sb3_trpo.diagnosis.explanations import read_sections
+from sb3_trpo.diagnosis.finding import Severity
 from sb3_trpo.diagnosis.record import Record, Settings, action_dimensions
 from sb3_trpo.diagnosis.rules import RULES, find
 
 REPOSITORY = Path(__file__).parents[2]
-SECTIONS = {
-    line.removeprefix("## ").strip() for line in (REPOSITORY / PAGE).read_text().splitlines() if line.startswith("## ")
-}
 
 
 def every(n: int, period: int, value: float, otherwise: float) -> np.ndarray:
@@ -219,7 +217,7 @@ def findings_in_the_sources() -> set[str]:
 def test_every_finding_is_explained_and_nothing_else() -> None:
     found = findings_in_the_sources()
     assert set(FAULTS) < found
-    assert found == {section for section in SECTIONS if "-" in section and section.islower()}
+    assert found == read_sections().keys()
 
 
 @pytest.mark.parametrize("name", FAULTS)
