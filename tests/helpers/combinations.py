@@ -13,8 +13,8 @@ def each_once(*axes: Mapping[str, Any]) -> list[Any]:
     """
     Combine the values of several axes.
 
-    The combinations of the quick suite go through all axes at once, the shorter ones again and again, so that each value
-    occurs. The others are slow.
+    The quick suite goes through all axes at once, through shorter ones again and again, so that each value occurs. All
+    other combinations are slow.
 
     :param axes: the values, by name
     :return: the parameters of a test, one for each axis
