@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from combinations import each_once
 from gymnasium import spaces
 from small_models import (
     ACTION_SPACES,
@@ -65,8 +66,7 @@ def train(policy: Any, env: Any, policy_kwargs: dict[str, Any] | None = None, **
     return model
 
 
-@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
-@pytest.mark.parametrize("observation_space", OBSERVATION_SPACES.values(), ids=OBSERVATION_SPACES)
+@pytest.mark.parametrize(("observation_space", "action_space"), each_once(OBSERVATION_SPACES, ACTION_SPACES))
 def test_every_observation_space_with_every_action_space(observation_space, action_space):
     policy, policy_kwargs = policy_for(observation_space)
     model = train(policy, SpacesEnv(observation_space, action_space), policy_kwargs)
