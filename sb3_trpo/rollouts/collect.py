@@ -93,7 +93,7 @@ class RolloutCollector(OnPolicyAlgorithm):
             if guard.is_stepping:
                 # An environment may have ended its episode and not begun the next: only a reset helps.
                 self._last_obs = None
-            elif guard.is_acting and isinstance(error, ValueError):
+            elif guard.is_acting and isinstance(error, ValueError) and not isinstance(error, UserError):
                 self._explain_distribution(guard)
             raise
         if is_complete:
