@@ -53,7 +53,7 @@ from sb3_trpo.validation.algorithm import check_changes, settings_of
 from sb3_trpo.validation.base_arguments import check_learn_arguments
 from sb3_trpo.validation.policies import check_policy_arguments
 from sb3_trpo.validation.spaces import SUPPORTED_SPACES, check_observation_encoding, check_spaces
-from sb3_trpo.validation.trials import check_features, check_precision
+from sb3_trpo.validation.trials import check_by_trial, check_precision
 
 # What the rollout buffers give: named tuples of tensors with a row for each state.
 Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
@@ -240,7 +240,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         self.set_random_seed(self.seed)
         self.policy = self._make_policy().to(self.device)
         check_family(self.policy)
-        check_features(self.policy, self._try_policy)
+        check_by_trial(self.policy, self._try_policy)
         # After the policy, which knows the shape of its memory.
         self.rollout_buffer = self._make_rollout_buffer()
         self._maybe_recommend_cpu()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # to the next, where the first rank may evaluate the policy.
 UPDATE_TIMEOUT, ROLLOUT_TIMEOUT = 60.0, 1800.0
 UPDATE_VARIABLE, ROLLOUT_VARIABLE = "SB3_TRPO_UPDATE_TIMEOUT", "SB3_TRPO_ROLLOUT_TIMEOUT"
+MAX_RANKS, MAX_PORT = 2**20, 2**16 - 1
 # What torchrun sets in the environment of each process.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -48,6 +49,7 @@ def launched_as() -> tuple[int, int]:
     Find out as which of how many ranks this process was launched, without talking to the others.
 
     :return: the number of the rank, and that of all
+    :raises UserError: if the variables that say so are none that a launcher sets
     """
     if not dist.is_available():
         return 0, 1
@@ -55,7 +57,8 @@ def launched_as() -> tuple[int, int]:
         return dist.get_rank(), dist.get_world_size()
     if not all(os.environ.get(name) for name in _LAUNCHED):
         return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    size = _whole("WORLD_SIZE", 1, MAX_RANKS)
+    return _whole("RANK", 0, size - 1), size
 
 
 def device_of_rank(device: th.device | str) -> th.device | str:
@@ -68,7 +71,7 @@ def device_of_rank(device: th.device | str) -> th.device | str:
     is_open = str(device) in ("auto", "cuda") and launched_as()[1] > 1 and th.cuda.is_available()
     if not is_open:
         return device
-    return th.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % th.cuda.device_count())
+    return th.device("cuda", _whole("LOCAL_RANK", 0, MAX_RANKS) % th.cuda.device_count())
 
 
 def join(device: th.device) -> Ranks:
@@ -114,16 +117,25 @@ def _initialize(backend: str, rank: int, size: int, timeout: datetime.timedelta)
     :param rank: the number of this rank
     :param size: the number of ranks
     :param timeout: how long to wait for the others
+    :raises LostRankError: if they do not come
     """
     from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    from sb3_trpo.ranks.blame import LostRankError
+
+    host, port = os.environ["MASTER_ADDR"], _whole("MASTER_PORT", 0, MAX_PORT)
     # torchrun's own process keeps the store, if it says so.
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store: Store = TCPStore(host, port, size, is_master, timeout)
-    # After a restart the store still has the addresses of processes that have ended.
-    store = PrefixStore(f"sb3_trpo/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    try:
+        store: Store = TCPStore(host, port, size, is_master, timeout)
+        # After a restart the store still has the addresses of processes that have ended.
+        store = PrefixStore(f"sb3_trpo/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except RuntimeError as error:
+        raise LostRankError(
+            f"Rank {rank} of {size} (RANK, WORLD_SIZE) did not meet the others at {host}:{port} (MASTER_ADDR, "
+            f"MASTER_PORT) within {timeout.total_seconds():g} seconds ({ROLLOUT_VARIABLE}): {_first_line(error)}."
+        ) from error
     # Without it, a rank that ends early may take others down with it, with an error from inside of gloo.
     atexit.register(_finish)
 
@@ -132,6 +144,29 @@ def _finish() -> None:
     if dist.is_initialized():
         _joined.clear()
         dist.destroy_process_group()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _whole(name: str, least: int, most: int) -> int:
+    """
+    Read a whole number that a launcher has set.
+
+    :param name: the variable's name
+    :param least: the least allowed value, which it has where it is not set
+    :param most: the largest allowed value
+    :return: the number
+    :raises UserError: if it is none, or beyond
+    """
+    text = os.environ.get(name, "") or str(least)
+    if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+        raise UserError(
+            f"The environment variable {name} is {text!r}, but must be a whole number from {least} to {most}, as "
+            "torchrun sets it."
+        )
+    return int(text)
 
 
 def _seconds(name: str, default: float) -> float:

@@ -6,7 +6,6 @@ stay with Gymnasium's environments, on which others publish their results.
 """
 
 import importlib.util
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import gymnasium as gym
 import rl_zoo3
 import yaml
-from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.rl_zoo.masked_runs import evaluate_with_masks
@@ -75,37 +73,11 @@ class TrainingManager(RankedExperimentManager):
         :return: the arguments of the algorithm, and the wrappers and callbacks
         :raises UserError: if RL Zoo can't read one of them, or no environment can be made with ``env_kwargs``
         """
-        try:
-            processed = super()._preprocess_hyperparams(hyperparams)
-        except Exception as error:
-            # What wrappers and callbacks of the user raise keeps its traceback.
-            if not _is_of_rl_zoo(error):
-                raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(
-                f"The hyperparameters of {self.env_name} in {self.config} can't be read ({reason})."
-            ) from error
+        processed = super()._preprocess_hyperparams(hyperparams)
         if not self.options.uses_envpool:
             check_env_kwargs("env_kwargs", self.env_name.gym_id, self.env_kwargs)
         check_env_kwargs("eval_env_kwargs", self.env_name.gym_id, self.eval_env_kwargs)
         return processed
-
-    @staticmethod
-    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        """
-        Make schedules of texts.
-
-        RL Zoo knows one form, for a learning rate that falls to 0. The algorithm reads all other texts itself.
-
-        :param hyperparams: the hyperparameters
-        :return: the hyperparameters with schedules
-        """
-        rate = hyperparams.get("learning_rate")
-        if not isinstance(rate, str) or rate.count("_") == 1:
-            processed: dict[str, Any] = ExperimentManager._preprocess_schedules(hyperparams)
-            return processed
-        others = {name: value for name, value in hyperparams.items() if name != "learning_rate"}
-        return ExperimentManager._preprocess_schedules(others) | {"learning_rate": rate}
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
@@ -175,18 +147,6 @@ class TrainingManager(RankedExperimentManager):
             info_keywords=self.monitor_kwargs.get("info_keywords", ()),
             **self.env_kwargs,
         )
-
-
-def _is_of_rl_zoo(error: Exception) -> bool:
-    """
-    Tell whether an error was raised by RL Zoo itself, by an expression that it evaluates, or by an import.
-
-    :param error: the error
-    :return: whether it was, and so is about a text in the hyperparameters
-    """
-    *_, last = traceback.extract_tb(error.__traceback__)
-    is_rl_zoos = Path(last.filename).parent == Path(rl_zoo3.__file__).parent
-    return is_rl_zoos or last.filename == "<string>" or last.filename.startswith("<frozen importlib")
 
 
 def _is_module(name: str) -> bool:

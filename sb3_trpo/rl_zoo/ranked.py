@@ -9,15 +9,15 @@ from typing import Any
 
 import rl_zoo3
 import torch as th
-from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_trpo.ranks.joining import join, launched_as
+from sb3_trpo.shipped.reading import ReadingManager
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.validation.values import UserError
 
 
-class RankedExperimentManager(ExperimentManager):
+class RankedExperimentManager(ReadingManager):
     """
     RL Zoo's experiment manager, of which there is one on each rank; only the first evaluates and writes.
 

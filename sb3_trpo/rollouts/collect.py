@@ -28,7 +28,8 @@ from sb3_trpo.rollouts.on_ranks import RankedCallback
 from sb3_trpo.rollouts.pooled_statistics import PooledStatistics
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
 from sb3_trpo.rollouts.statistics import MIB, EpisodeEnds, drop_unreadable, resident_memory, rollout_statistics
-from sb3_trpo.trust_region.families import keep_distribution
+from sb3_trpo.trust_region.families import family_and_z, keep_distribution
+from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.validation.values import UserError, warn_user
 
 
@@ -88,10 +89,12 @@ class RolloutCollector(OnPolicyAlgorithm):
                     pausing = PausingCallback(callback, guard)
                     with use_noise(noise, self.policy, lambda: guard.is_acting):
                         is_complete = self._run_loop(guard, pausing, rollout_buffer, n_rollout_steps)
-        except BaseException:
+        except BaseException as error:
             if guard.is_stepping:
                 # An environment may have ended its episode and not begun the next: only a reset helps.
                 self._last_obs = None
+            elif guard.is_acting and isinstance(error, ValueError) and not isinstance(error, UserError):
+                self._explain_distribution(guard)
             raise
         if is_complete:
             self._log_rollout(rollout_buffer, guard.ends)
@@ -185,6 +188,25 @@ class RolloutCollector(OnPolicyAlgorithm):
         :return: action distributions, and values, (N, 1)
         """
         return self.policy.get_distribution(obs), self.policy.predict_values(obs)
+
+    def _explain_distribution(self, guard: StepGuard) -> None:
+        """
+        Say for which environment the policy has no finite action, where torch's distributions refuse them all.
+
+        :param guard: the environments
+        :raises UserError: if there is one
+        """
+        try:
+            with keep_distribution(self.policy), skip_distribution_checks(), th.no_grad():
+                # By SB3's types, environments may give tuples, which policies do not take.
+                distribution, _ = self._evaluate_policy(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+                _, z = family_and_z(distribution)
+        except Exception:
+            # Something else is wrong, which the first error tells.
+            return
+        are_finite = th.stack([part.flatten(1).isfinite().all(dim=1) for part in z]).all(dim=0)
+        if len(are_finite) == guard.num_envs and not bool(are_finite.all()):
+            guard.refuse_actions(int(are_finite.int().argmin()))
 
     def _try_policy(self, obs: PyTorchObs) -> None:
         """

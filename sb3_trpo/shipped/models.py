@@ -177,7 +177,8 @@ def check_counts(hyperparams: dict[str, Any]) -> None:
     :raises UserError: if one is no whole number above 0, or there is no policy
     """
     for name in ("n_envs", "n_timesteps", "frame_stack"):
-        if hyperparams.get(name) is not None:
+        # RL Zoo takes None for no stack.
+        if name in hyperparams and not (name == "frame_stack" and hyperparams[name] is None):
             hyperparams[name] = as_integer(name, hyperparams[name], minimum=1)
     if not isinstance(hyperparams.get("policy"), (str, type)):
         raise UserError(f"policy is {short(hyperparams.get('policy'))}, but must be a name such as 'MlpPolicy'.")
@@ -230,7 +231,7 @@ def _make_manager(
     env_id: str, seed: int | None = None, vec_env: str = "dummy", hyperparams: dict[str, Any] | None = None
 ) -> "ExperimentManager":
     try:
-        from rl_zoo3.exp_manager import ExperimentManager
+        from sb3_trpo.shipped.reading import ReadingManager
     except ImportError as error:
         raise ImportError(
             f"The hyperparameters that ship are read by RL Zoo ({error}): install it with {how_to_install('zoo')}."
@@ -239,7 +240,7 @@ def _make_manager(
         raise UserError(f"env_id is {short(env_id)}, but must be the id of a task, such as 'Pendulum-v1'.")
     # Gymnasium says what is wrong with an id that RL Zoo would look up in vain.
     gym.spec(env_id)
-    manager = ExperimentManager(
+    manager = ReadingManager(
         argparse.Namespace(),
         "trpo",
         env_id,

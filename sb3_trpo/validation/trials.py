@@ -37,31 +37,74 @@ def some_observations(space: spaces.Space[Any], n: int) -> Any:
     return np.stack(samples)
 
 
-def check_features(policy: ActorCriticPolicy, evaluate: Evaluate) -> None:
+def check_by_trial(policy: ActorCriticPolicy, evaluate: Evaluate) -> None:
     """
-    Check that features extractors of the user's give as many features as they say.
+    Check that networks of the user's give as many features as they say, and leave their observations as they are.
 
-    Where they do not, but the policy can be evaluated all the same, that is the user's affair.
+    Where they do not give so many, but the policy can be evaluated all the same, that is the user's affair.
 
     :param policy: the policy, new
     :param evaluate: the function that evaluates it
-    :raises UserError: if one gives another number of features
+    :raises UserError: if they do not
     """
     extractors = {id(each): each for each in (policy.pi_features_extractor, policy.vf_features_extractor)}
-    users = [each for each in extractors.values() if not type(each).__module__.startswith("stable_baselines3.")]
-    if not users or any(map(is_lazy, [*policy.parameters(), *policy.buffers()])):
+    users = [each for each in extractors.values() if not _is_known(each)]
+    is_known = not users and _is_known(policy) and _is_known(policy.mlp_extractor)
+    if is_known or any(map(is_lazy, [*policy.parameters(), *policy.buffers()])):
         return
     buffers = [(buffer, buffer.detach().clone()) for buffer in policy.buffers()]
     obs = obs_as_tensor(some_observations(policy.observation_space, _N_TRIED), policy.device)
+    before = copy.deepcopy(obs)
     with th.random.fork_rng(devices=[]):
         error = _error_of(policy, evaluate, obs)
+        if error is None:
+            _check_same(policy, evaluate, obs, before)
         # With a network of the user's, other errors may come of what the trial lacks.
-        if isinstance(error, RuntimeError) or (error is not None and type(policy.mlp_extractor) is MlpExtractor):
+        elif isinstance(error, RuntimeError) or type(policy.mlp_extractor) is MlpExtractor:
             for extractor in users:
                 _compare_features(policy, extractor, obs)
     with th.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
+
+
+def _is_known(module: th.nn.Module) -> bool:
+    return type(module).__module__.startswith(("stable_baselines3.", "sb3_contrib.", "sb3_trpo."))
+
+
+def _check_same(policy: ActorCriticPolicy, evaluate: Evaluate, obs: Any, before: Any) -> None:
+    """
+    Check that a policy does not change its observations, for an update evaluates them many times.
+
+    :param policy: the policy
+    :param evaluate: the function that evaluates it
+    :param obs: the observations that it was evaluated on
+    :param before: the observations as they were
+    :raises UserError: if they are others after each evaluation
+    """
+    if _are_equal(obs, before):
+        return
+    # What is clipped once stays as it is.
+    once = copy.deepcopy(obs)
+    _error_of(policy, evaluate, obs)
+    if not _are_equal(obs, once):
+        names = ", ".join(
+            dict.fromkeys(
+                type(each).__name__
+                for each in (policy, policy.pi_features_extractor, policy.mlp_extractor)
+                if not _is_known(each)
+            )
+        )
+        raise UserError(
+            f"policy is {type(policy).__name__}, which changes its observations in place (look at {names}), but must "
+            "leave them as they are, for an update evaluates them many times: write x = x / 2, and not x /= 2."
+        )
+
+
+def _are_equal(obs: Any, others: Any) -> bool:
+    if isinstance(obs, dict):
+        return all(_are_equal(part, others[key]) for key, part in obs.items())
+    return th.equal(obs, others)
 
 
 def _compare_features(policy: ActorCriticPolicy, extractor: BaseFeaturesExtractor, obs: Any) -> None:

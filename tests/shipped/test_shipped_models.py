@@ -152,6 +152,14 @@ def test_environments_may_have_processes_of_their_own():
         (None, {}, "env_id is None, but must be the id of a task"),
         (gym.make("CartPole-v1"), {}, "env_id is .*, but must be the id of a task"),
         ("CartPole-v1", {"seed": "0"}, "seed is '0', but must be"),
+        ("CartPole-v1", {"n_timesteps": None}, "n_timesteps is None, but must be an integer of at least 1"),
+        ("CartPole-v1", {"normalize": "x"}, "hyperparameters of CartPole-v1 in .* can't be read .*name 'x'"),
+        ("CartPole-v1", {"normalize": "[1]"}, "hyperparameters of CartPole-v1 in .* can't be read"),
+        ("CartPole-v1", {"normalize": {"foo": 1}}, "normalize has 'foo', but VecNormalize has no such argument"),
+        ("CartPole-v1", {"env_wrapper": "foo.Bar"}, "can't be read .*No module named 'foo'"),
+        ("CartPole-v1", {"callback": "foo.Bar"}, "can't be read .*No module named 'foo'"),
+        ("CartPole-v1", {"learning_rate": "fast"}, "learning_rate is 'fast', but must be"),
+        ("CartPole-v1", {"learning_rate": "lin_x"}, "can't be read .*could not convert string to float: 'x'"),
         ("CartPole-v1", {"seed": -1}, "seed is -1, but must be"),
         ("CartPole-v1", {"env_kwargs": "x"}, "env_kwargs is 'x', with which no CartPole-v1 can be made"),
         ("CartPole-v1", {"env_kwargs": {"grafity": 1}}, "env_kwargs is {'grafity': 1}, with which no CartPole-v1"),
@@ -160,3 +168,17 @@ def test_environments_may_have_processes_of_their_own():
 def test_what_is_wrong_is_said(env_id, kwargs, said):
     with pytest.raises((ValueError, gym.error.Error), match=said):
         sb3_trpo.make(env_id, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("rate", "ends"),
+    [
+        ("lin_1e-3_1e-4", (1e-3, 1e-4)),
+        ("lin_1e-3", (1e-3, 0.0)),
+        (lambda progress: 1e-3 + progress, (1.001, 1e-3)),
+        (0.5, (0.5, 0.5)),
+    ],
+)
+def test_schedules_of_the_learning_rate_are_read_in_every_form(rate, ends):
+    model = sb3_trpo.make("CartPole-v1", seed=0, device="cpu", learning_rate=rate)
+    assert (model.lr_schedule(1.0), model.lr_schedule(0.0)) == pytest.approx(ends)

@@ -140,3 +140,60 @@ def test_policies_that_reckon_with_other_types_train() -> None:
     model.learn(64)
     assert "features_extractor.linear.weight" in changed(before, state(model))
     assert np.isfinite(model.predict(np.zeros(3, np.float32))[0]).all()
+
+
+class InPlace(BaseFeaturesExtractor):
+    """
+    Features that are made in the place of observations.
+
+    :param observation_space: the observation space
+    :param change: the function that makes them
+    """
+
+    def __init__(self, observation_space: Any, change: Callable[[th.Tensor], Any]) -> None:
+        super().__init__(observation_space, features_dim=3)
+        self.change, self.linear = change, nn.Linear(3, 3)
+
+    def forward(self, observations: Any) -> th.Tensor:
+        x = observations["x"] if isinstance(observations, dict) else observations
+        self.change(x)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("space", [VECTOR, spaces.Dict(x=VECTOR, y=VECTOR)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_observations_that_are_changed_in_place_are_told(space: spaces.Space, shared: bool) -> None:
+    kwargs = {
+        "features_extractor_class": InPlace,
+        "features_extractor_kwargs": {"change": lambda x: x.mul_(0.5)},
+        "share_features_extractor": shared,
+    }
+    policy = "MlpPolicy" if space is VECTOR else "MultiInputPolicy"
+    with pytest.raises(UserError, match=r"^policy is .*, which changes its observations in place \(look at InPlace\)"):
+        TRPO(policy, SpacesEnv(space, spaces.Discrete(3)), policy_kwargs=kwargs, **SETTINGS)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.clamp_(-0.1, 0.1), lambda x: x * 2])
+def test_what_is_clipped_once_stays(change: Any) -> None:
+    kwargs = {"features_extractor_class": InPlace, "features_extractor_kwargs": {"change": change}}
+    model = TRPO("MlpPolicy", SpacesEnv(VECTOR, spaces.Discrete(3)), policy_kwargs=kwargs, **SETTINGS).learn(64)
+    assert 0 < model.logger.name_to_value["train/kl_divergence_loss"] <= 0.01 * (1 + 1e-6)
+
+
+class Dividing(BaseFeaturesExtractor):
+    """Features that are not finite where an observation is large."""
+
+    def __init__(self, observation_space: Any) -> None:
+        super().__init__(observation_space, features_dim=3)
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, observations: Any) -> th.Tensor:
+        return self.linear(observations) / (observations < 0.9).all(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("actions", [spaces.Discrete(3), spaces.MultiBinary(2), spaces.Box(-1, 1, (1,))])
+def test_features_that_are_not_finite_are_told_with_environment_and_step(actions: spaces.Space) -> None:
+    kwargs = {"features_extractor_class": Dividing}
+    model = TRPO("MlpPolicy", SpacesEnv(VECTOR, actions), policy_kwargs=kwargs, **SETTINGS)
+    with pytest.raises(UserError, match=r"^The policy's action for environment 0 is not finite after \d+ steps"):
+        model.learn(640)
