@@ -5,6 +5,7 @@ What the pages say of this repository is so: snippets run; files, tests, command
 import ast
 import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
     [
         page
-        for pages in ("*.md", "docs/**/*.md", "benchmarks/*.md", "sb3_trpo/**/*.md")
+        for pages in ("*.md", "docs/**/*.md", "docs/**/*.ipynb", "benchmarks/*.md", "sb3_trpo/**/*.md")
         for page in REPOSITORY.glob(pages)
     ],
     key=lambda page: page.relative_to(REPOSITORY).as_posix(),
@@ -42,6 +43,20 @@ def name(page: Path) -> str:
     return page.relative_to(REPOSITORY).as_posix()
 
 
+def read(page: Path) -> str:
+    """
+    Read a page.
+
+    :param page: its file; of a notebook all code is taken for one block, for its cells run one after the other
+    :return: its text, in Markdown
+    """
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    prose, code = (["".join(cell["source"]) for cell in cells if cell["cell_type"] == t] for t in ("markdown", "code"))
+    return "\n\n".join(prose) + "\n\n```python\n" + "\n\n".join(code) + "\n```\n"
+
+
 def code(page: Path) -> list[str]:
     """
     Collect the spans between backticks, as words separated by single spaces.
@@ -49,7 +64,7 @@ def code(page: Path) -> list[str]:
     :param page: a page
     :return: the spans, in the page's order
     """
-    without_blocks = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    without_blocks = re.sub(r"^```.*?^```$", "", read(page), flags=re.DOTALL | re.MULTILINE)
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks)]
 
 
@@ -60,7 +75,7 @@ def snippets(page: Path) -> list[str]:
     :param page: a page
     :return: their sources
     """
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```python\n(.*?)^```$", read(page), flags=re.DOTALL | re.MULTILINE)
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -70,7 +85,7 @@ def commands(page: Path) -> list[list[str]]:
     :param page: a page
     :return: the words of each command of make, Python and sb3-trpo
     """
-    text = page.read_text().replace("\\\n", " ")
+    text = read(page).replace("\\\n", " ")
     # What follows two spaces and a # is a remark.
     lines = [line.partition("  #")[0] for line in re.findall(r"^    (\S.*)$", text, flags=re.MULTILINE)]
     words = [line.split() for line in [*lines, *code(page)]]
@@ -110,16 +125,25 @@ def test_readme_shows_code_and_every_way_to_run_it():
 
 @pytest.mark.parametrize(("page", "snippet"), each(snippets))
 def test_snippet_runs(page, snippet, tmp_path, monkeypatch):
-    """As it stands, but for the number of steps, of which an update's worth has to do."""
+    """As it stands, but for the number of steps: an update's worth, or a few where the page looks at the log."""
     monkeypatch.chdir(tmp_path)
-    short = re.sub(r"\.learn\((?:[\d_]+|(?=\)))", ".learn(1", snippet)
+    n_steps = 3000 if "progress.csv" in snippet else 1
+    short = re.sub(r"\.learn\((?:[\d_]+|(?=\)))", f".learn({n_steps}", snippet)
     short = short.replace(".learn(progress_bar", ".learn(1, progress_bar")
     exec(compile(short, name(page), "exec"), {"__name__": "__main__"})
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".ipynb"], ids=name)
+def test_notebooks_hold_no_results(page):
+    """They run when the pages are built, which a cell with a result would prevent."""
+    cells = [cell for cell in json.loads(page.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert [cell for cell in cells if cell["outputs"] or cell["execution_count"] is not None] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    links = re.findall(r"\]\(([^)\s]+)\)", read(page))
     assert [link for link in links if "://" not in link and not (page.parent / link.partition("#")[0]).exists()] == []
 
 
@@ -134,13 +158,13 @@ def test_paths_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_tests_that_are_named_exist(page):
-    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text())
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", read(page))
     assert [(file, test) for file, test in named if f"\ndef {test}(" not in (REPOSITORY / file).read_text()] == []
 
 
 @pytest.mark.parametrize("page", [REPOSITORY / "docs" / f"{page}.md" for page in PROMISING], ids=PROMISING)
 def test_every_row_of_a_table_of_promises_names_its_proof(page):
-    tables = re.findall(r"(?:^\|.*\n)+", page.read_text(), flags=re.MULTILINE)
+    tables = re.findall(r"(?:^\|.*\n)+", read(page), flags=re.MULTILINE)
     promises = [table.splitlines() for table in tables if "test" in table.splitlines()[0] or "proved" in table]
     rows = [row for _, _, *rows in promises for row in rows]
     assert rows
@@ -187,9 +211,7 @@ def test_python_finds_the_command(page, line):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_extras_exist(page):
     configuration = (REPOSITORY / "setup.cfg").read_text()
-    named = {
-        extra for extras in re.findall(r"(?:\.|sb3-trpo)\[([\w,]+)\]", page.read_text()) for extra in extras.split(",")
-    }
+    named = {extra for extras in re.findall(r"(?:\.|sb3-trpo)\[([\w,]+)\]", read(page)) for extra in extras.split(",")}
     assert {extra for extra in named if f"\n{extra} =\n" not in configuration} == set()
 
 
