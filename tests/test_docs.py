@@ -11,10 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+from masked_game import MaskedGame
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
 
-from sb3_trpo import TRPO, __all__
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO, __all__
 from sb3_trpo.cli import COMMANDS, main
+from sb3_trpo.saved_models.contrib import own_options
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
@@ -215,22 +221,55 @@ def test_extras_exist(page):
     assert {extra for extra in named if f"\n{extra} =\n" not in configuration} == set()
 
 
-def test_table_of_options_agrees_with_the_constructor():
-    table = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", OPTIONS.read_text(), flags=re.MULTILINE)
-    parameters = inspect.signature(TRPO).parameters.values()
-    own = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
-    assert {option: ast.literal_eval(default) for option, default in table} == own
+@pytest.mark.parametrize("algorithm", [TRPO, MaskableTRPO, RecurrentTRPO, MaskableRecurrentTRPO])
+def test_every_argument_has_its_row_with_its_default(algorithm):
+    rows = re.findall(r"^\| `(\w+)` \| (?:`([^`]+)`|required) \| \w", OPTIONS.read_text(), flags=re.MULTILINE)
+    parameters = [p for p in inspect.signature(algorithm).parameters.values() if not p.name.startswith("_")]
+    assert [name for name, _ in rows[: -len(own_options(TRPO))]] == [
+        p.name for p in parameters if p.kind is not p.KEYWORD_ONLY
+    ]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    assert {name: ast.literal_eval(default) for name, default in rows if default} == defaults
 
 
-def test_log_keys_are_logged():
-    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=256, device="cpu")
-    model.learn(256)
-    named = {span for span in code(LOG_KEYS) if re.match(r"(train|rollout)/\w", span)}
-    assert len(named) > 10
-    logged = model.logger.name_to_value.keys()
-    # Those of the rollout are written before the update; γ is logged by a callback.
-    assert {name for name in named if name.startswith("train/")} <= logged | {"train/gamma"}
-    assert {name for name in logged if name.startswith("train/")} <= named
+def documented_keys() -> set[str]:
+    """
+    List the log's keys that have a row.
+
+    :return: the keys, each with some text beside it
+    """
+    rows = re.findall(r"^\| ((?:`\w+/\w+`(?:, )?)+) \| [\w`]", LOG_KEYS.read_text(), flags=re.MULTILINE)
+    keys = [key for row in rows for key in re.findall(r"`([^`]+)`", row)]
+    assert len(set(keys)) == len(keys)
+    return set(keys)
+
+
+class Succeeds(gym.Wrapper):
+    def step(self, action):
+        *others, info = self.env.step(action)
+        return *others, {**info, "is_success": True}
+
+
+def test_every_key_of_the_log_has_its_row(tmp_path):
+    """Those that the sources name, and those that SB3 adds: in each class's training, with evaluations."""
+    sources = "".join(file.read_text() for file in (REPOSITORY / "sb3_trpo").rglob("*.py"))
+    keys = set(re.findall(r"\"((?:train|rollout|time|eval)/\w+)\"", sources))
+    assert "train/gamma" in keys
+    tasks = [Succeeds(gym.make("Pendulum-v1", max_episode_steps=20)), MaskedGame()]
+    memory = {"lstm_hidden_size": 4}
+    for algorithm, policy, env, policy_kwargs in (
+        (TRPO, "MlpPolicy", tasks[0], {}),
+        (RecurrentTRPO, "MlpLstmPolicy", tasks[0], memory),
+        (MaskableTRPO, "MlpPolicy", tasks[1], {}),
+        (MaskableRecurrentTRPO, "MlpLstmPolicy", tasks[1], memory),
+    ):
+        settings = {"n_steps": 64, "batch_size": 64, "n_critic_updates": 1, "device": "cpu"}
+        model = algorithm(policy, env, policy_kwargs={"net_arch": [4], **policy_kwargs}, **settings)
+        model.set_logger(configure(str(tmp_path), ["csv"]))
+        evaluation = EvalCallback(make_vec_env(lambda: tasks[0]), n_eval_episodes=1, eval_freq=50)
+        model.learn(65, callback=evaluation if algorithm is TRPO else None)
+        keys |= set((tmp_path / "progress.csv").read_text().splitlines()[0].split(","))
+    assert documented_keys() == keys
 
 
 def test_readers_start_at_one_place():
