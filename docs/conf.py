@@ -25,8 +25,9 @@ html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
-# The page `first-run` trains while it is built.
+# The pages `first-run` and `mend-a-run` train while they are built, each in a folder that is removed.
 nb_execution_mode = "auto"
+nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True

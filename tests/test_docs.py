@@ -5,21 +5,28 @@ What the pages say of this repository is so: snippets run; files, tests, command
 import ast
 import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+from masked_game import MaskedGame
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
 
-from sb3_trpo import TRPO, __all__
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO, __all__
 from sb3_trpo.cli import COMMANDS, main
+from sb3_trpo.saved_models.contrib import own_options
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
     [
         page
-        for pages in ("*.md", "docs/**/*.md", "benchmarks/*.md", "sb3_trpo/**/*.md")
+        for pages in ("*.md", "docs/**/*.md", "docs/**/*.ipynb", "benchmarks/*.md", "sb3_trpo/**/*.md")
         for page in REPOSITORY.glob(pages)
     ],
     key=lambda page: page.relative_to(REPOSITORY).as_posix(),
@@ -42,6 +49,20 @@ def name(page: Path) -> str:
     return page.relative_to(REPOSITORY).as_posix()
 
 
+def read(page: Path) -> str:
+    """
+    Read a page.
+
+    :param page: its file; of a notebook all code is taken for one block, for its cells run one after the other
+    :return: its text, in Markdown
+    """
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    prose, code = (["".join(cell["source"]) for cell in cells if cell["cell_type"] == t] for t in ("markdown", "code"))
+    return "\n\n".join(prose) + "\n\n```python\n" + "\n\n".join(code) + "\n```\n"
+
+
 def code(page: Path) -> list[str]:
     """
     Collect the spans between backticks, as words separated by single spaces.
@@ -49,7 +70,7 @@ def code(page: Path) -> list[str]:
     :param page: a page
     :return: the spans, in the page's order
     """
-    without_blocks = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    without_blocks = re.sub(r"^```.*?^```$", "", read(page), flags=re.DOTALL | re.MULTILINE)
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks)]
 
 
@@ -60,7 +81,7 @@ def snippets(page: Path) -> list[str]:
     :param page: a page
     :return: their sources
     """
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```python\n(.*?)^```$", read(page), flags=re.DOTALL | re.MULTILINE)
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -70,7 +91,7 @@ def commands(page: Path) -> list[list[str]]:
     :param page: a page
     :return: the words of each command of make, Python and sb3-trpo
     """
-    text = page.read_text().replace("\\\n", " ")
+    text = read(page).replace("\\\n", " ")
     # What follows two spaces and a # is a remark.
     lines = [line.partition("  #")[0] for line in re.findall(r"^    (\S.*)$", text, flags=re.MULTILINE)]
     words = [line.split() for line in [*lines, *code(page)]]
@@ -110,16 +131,25 @@ def test_readme_shows_code_and_every_way_to_run_it():
 
 @pytest.mark.parametrize(("page", "snippet"), each(snippets))
 def test_snippet_runs(page, snippet, tmp_path, monkeypatch):
-    """As it stands, but for the number of steps, of which an update's worth has to do."""
+    """As it stands, but for the number of steps: an update's worth, or a few where the page looks at the log."""
     monkeypatch.chdir(tmp_path)
-    short = re.sub(r"\.learn\((?:[\d_]+|(?=\)))", ".learn(1", snippet)
+    n_steps = 3000 if "progress.csv" in snippet else 1
+    short = re.sub(r"\.learn\((?:[\d_]+|(?=\)))", f".learn({n_steps}", snippet)
     short = short.replace(".learn(progress_bar", ".learn(1, progress_bar")
     exec(compile(short, name(page), "exec"), {"__name__": "__main__"})
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".ipynb"], ids=name)
+def test_notebooks_hold_no_results(page):
+    """They run when the pages are built, which a cell with a result would prevent."""
+    cells = [cell for cell in json.loads(page.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert [cell for cell in cells if cell["outputs"] or cell["execution_count"] is not None] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    links = re.findall(r"\]\(([^)\s]+)\)", read(page))
     assert [link for link in links if "://" not in link and not (page.parent / link.partition("#")[0]).exists()] == []
 
 
@@ -134,13 +164,13 @@ def test_paths_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_tests_that_are_named_exist(page):
-    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text())
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", read(page))
     assert [(file, test) for file, test in named if f"\ndef {test}(" not in (REPOSITORY / file).read_text()] == []
 
 
 @pytest.mark.parametrize("page", [REPOSITORY / "docs" / f"{page}.md" for page in PROMISING], ids=PROMISING)
 def test_every_row_of_a_table_of_promises_names_its_proof(page):
-    tables = re.findall(r"(?:^\|.*\n)+", page.read_text(), flags=re.MULTILINE)
+    tables = re.findall(r"(?:^\|.*\n)+", read(page), flags=re.MULTILINE)
     promises = [table.splitlines() for table in tables if "test" in table.splitlines()[0] or "proved" in table]
     rows = [row for _, _, *rows in promises for row in rows]
     assert rows
@@ -187,28 +217,59 @@ def test_python_finds_the_command(page, line):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_extras_exist(page):
     configuration = (REPOSITORY / "setup.cfg").read_text()
-    named = {
-        extra for extras in re.findall(r"(?:\.|sb3-trpo)\[([\w,]+)\]", page.read_text()) for extra in extras.split(",")
-    }
+    named = {extra for extras in re.findall(r"(?:\.|sb3-trpo)\[([\w,]+)\]", read(page)) for extra in extras.split(",")}
     assert {extra for extra in named if f"\n{extra} =\n" not in configuration} == set()
 
 
-def test_table_of_options_agrees_with_the_constructor():
-    table = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", OPTIONS.read_text(), flags=re.MULTILINE)
-    parameters = inspect.signature(TRPO).parameters.values()
-    own = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
-    assert {option: ast.literal_eval(default) for option, default in table} == own
+@pytest.mark.parametrize("algorithm", [TRPO, MaskableTRPO, RecurrentTRPO, MaskableRecurrentTRPO])
+def test_every_argument_has_its_row_with_its_default(algorithm):
+    rows = re.findall(r"^\| `(\w+)` \| (?:`([^`]+)`|required) \| \w", OPTIONS.read_text(), flags=re.MULTILINE)
+    parameters = [p for p in inspect.signature(algorithm).parameters.values() if not p.name.startswith("_")]
+    assert [name for name, _ in rows[: -len(own_options(TRPO))]] == [
+        p.name for p in parameters if p.kind is not p.KEYWORD_ONLY
+    ]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    assert {name: ast.literal_eval(default) for name, default in rows if default} == defaults
 
 
-def test_log_keys_are_logged():
-    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=256, device="cpu")
-    model.learn(256)
-    named = {span for span in code(LOG_KEYS) if re.match(r"(train|rollout)/\w", span)}
-    assert len(named) > 10
-    logged = model.logger.name_to_value.keys()
-    # Those of the rollout are written before the update; γ is logged by a callback.
-    assert {name for name in named if name.startswith("train/")} <= logged | {"train/gamma"}
-    assert {name for name in logged if name.startswith("train/")} <= named
+def documented_keys() -> set[str]:
+    """
+    List the log's keys that have a row.
+
+    :return: the keys, each with some text beside it
+    """
+    rows = re.findall(r"^\| ((?:`\w+/\w+`(?:, )?)+) \| [\w`]", LOG_KEYS.read_text(), flags=re.MULTILINE)
+    keys = [key for row in rows for key in re.findall(r"`([^`]+)`", row)]
+    assert len(set(keys)) == len(keys)
+    return set(keys)
+
+
+class Succeeds(gym.Wrapper):
+    def step(self, action):
+        *others, info = self.env.step(action)
+        return *others, {**info, "is_success": True}
+
+
+def test_every_key_of_the_log_has_its_row(tmp_path):
+    """Those that the sources name, and those that SB3 adds: in each class's training, with evaluations."""
+    sources = "".join(file.read_text() for file in (REPOSITORY / "sb3_trpo").rglob("*.py"))
+    keys = set(re.findall(r"\"((?:train|rollout|time|eval)/\w+)\"", sources))
+    assert "train/gamma" in keys
+    tasks = [Succeeds(gym.make("Pendulum-v1", max_episode_steps=20)), MaskedGame()]
+    memory = {"lstm_hidden_size": 4}
+    for algorithm, policy, env, policy_kwargs in (
+        (TRPO, "MlpPolicy", tasks[0], {}),
+        (RecurrentTRPO, "MlpLstmPolicy", tasks[0], memory),
+        (MaskableTRPO, "MlpPolicy", tasks[1], {}),
+        (MaskableRecurrentTRPO, "MlpLstmPolicy", tasks[1], memory),
+    ):
+        settings = {"n_steps": 64, "batch_size": 64, "n_critic_updates": 1, "device": "cpu"}
+        model = algorithm(policy, env, policy_kwargs={"net_arch": [4], **policy_kwargs}, **settings)
+        model.set_logger(configure(str(tmp_path), ["csv"]))
+        evaluation = EvalCallback(make_vec_env(lambda: tasks[0]), n_eval_episodes=1, eval_freq=50)
+        model.learn(65, callback=evaluation if algorithm is TRPO else None)
+        keys |= set((tmp_path / "progress.csv").read_text().splitlines()[0].split(","))
+    assert documented_keys() == keys
 
 
 def test_readers_start_at_one_place():
