@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from combinations import each_once
 from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,7 +34,8 @@ SETTINGS: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 64, "n_critic_upda
 KL_TOLERANCE = 1.001
 UNBOUNDED = spaces.Box(-np.inf, np.inf, (3,))
 # The plain networks have code of their own.
-ACTIVATIONS = pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU], ids=["plain", "general"])
+NETWORKS = {"plain": nn.Tanh, "general": nn.GELU}
+ACTIVATIONS = pytest.mark.parametrize("activation", NETWORKS.values(), ids=NETWORKS)
 
 
 class FaultyEnv(SpacesEnv):
@@ -182,8 +184,7 @@ SCALES = [1e-45, -1e-30, 1e-10, -1e10, 1e15, -1e15, 1e19, -1e25, 1e30, 1e38, -1e
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-@pytest.mark.parametrize("scale", SCALES)
-@ACTIVATIONS
+@pytest.mark.parametrize(("scale", "activation"), each_once(SCALES, NETWORKS))
 def test_rewards_of_any_size(scale, activation):
     # The first update, which is made here on the way, may be undone.
     with warnings.catch_warnings():
@@ -195,9 +196,9 @@ def test_rewards_of_any_size(scale, activation):
         assert result == "accepted"
 
 
-@pytest.mark.parametrize("normalize_advantage", [True, False])
-@pytest.mark.parametrize("reward", [0.0, 1.0, -1.0])
-@pytest.mark.parametrize("length", [1, 2, 10**9])
+@pytest.mark.parametrize(
+    ("reward", "length", "normalize_advantage"), each_once([0.0, 1.0, -1.0], [1, 2, 10**9], [True, False])
+)
 def test_rewards_and_episodes_that_are_all_the_same(reward, length, normalize_advantage):
     env = FaultyEnv(reward=lambda _: reward, length=length)
     assert update(model_of(env, normalize_advantage=normalize_advantage)) in ("accepted", "not accepted")
@@ -241,20 +242,24 @@ def test_observations_that_are_not_finite_in_a_rollout(fault, activation):
     assert not math.isnan(fault) or not changed(before, after)
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, -5.0, 1e4])
-@pytest.mark.parametrize(("damping", "preconditioner"), [(0.1, "kfac"), (0.0, "kfac"), (0.0, None)])
-@ACTIVATIONS
-def test_constant_observations(value, damping, preconditioner, activation):
+SOLVERS = {
+    "damped": {},
+    "not damped": {"cg_damping": 0.0},
+    "plain": {"cg_damping": 0.0, "preconditioner": None},
+}
+
+
+@pytest.mark.parametrize(("value", "solver", "activation"), each_once([0.0, 1.0, -5.0, 1e4], SOLVERS, NETWORKS))
+def test_constant_observations(value, solver, activation):
     """Of the Fisher matrix all but a few eigenvalues are zero."""
     env = FaultyEnv(observation=lambda x: np.full_like(x, value))
-    model = model_of(env, activation, cg_damping=damping, preconditioner=preconditioner)
+    model = model_of(env, activation, **solver)
     # Where the mean action is in the thousands, every action is clipped to the same bound: there is nothing to improve.
     is_out_of_reach = activation is nn.GELU and value == 1e4
     assert update(model) == ("not accepted" if is_out_of_reach else "accepted")
 
 
-@pytest.mark.parametrize("reward", [0.0, 1.0, 1e30])
-@pytest.mark.parametrize("value", [0.0, -5.0])
+@pytest.mark.parametrize(("value", "reward"), each_once([0.0, -5.0], [0.0, 1.0, 1e30]))
 def test_no_variance_at_all(value, reward):
     """VecNormalize divides by standard deviations that fall to zero."""
     env = DummyVecEnv([lambda: FaultyEnv(reward=lambda _: reward, observation=lambda x: np.full_like(x, value))])
@@ -273,8 +278,10 @@ def test_a_dead_network(damping, preconditioner):
     assert update(model) == "accepted"
 
 
-@pytest.mark.parametrize("log_std", [-100.0, -50.0, -20.0, -10.0, 2.0, 20.0, 40.0, 44.0, 80.0, 88.0, 100.0])
-@ACTIVATIONS
+LOG_STDS = [-100.0, -50.0, -20.0, -10.0, 2.0, 20.0, 40.0, 44.0, 80.0, 88.0, 100.0]
+
+
+@pytest.mark.parametrize(("log_std", "activation"), each_once(LOG_STDS, NETWORKS))
 def test_standard_deviations_at_their_bounds(log_std, activation):
     model = model_of(FaultyEnv(), activation)
     model.policy.log_std.data.fill_(log_std)
@@ -284,9 +291,12 @@ def test_standard_deviations_at_their_bounds(log_std, activation):
         assert result == "accepted"
 
 
-@pytest.mark.parametrize("actions", ["Discrete", "MultiDiscrete", "MultiBinary"])
-@pytest.mark.parametrize("bias", [20.0, 100.0, 1e4, 1e30, -1e30, 3e38])
-@ACTIVATIONS
+CHOICES = ["Discrete", "MultiDiscrete", "MultiBinary"]
+
+
+@pytest.mark.parametrize(
+    ("actions", "bias", "activation"), each_once(CHOICES, [20.0, 100.0, 1e4, 1e30, -1e30, 3e38], NETWORKS)
+)
 def test_probabilities_that_underflow(actions, bias, activation):
     model = copy_of_a_model(activation, actions)
     model.policy.action_net.bias.data[0] = bias
@@ -294,8 +304,7 @@ def test_probabilities_that_underflow(actions, bias, activation):
     assert update(model) in ("accepted", "not accepted")
 
 
-@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e5, 1e10])
-@ACTIVATIONS
+@pytest.mark.parametrize(("scale", "activation"), each_once([1e-40, 1e-20, 1e5, 1e10], NETWORKS))
 def test_observations_of_any_size(scale, activation):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
