@@ -53,7 +53,7 @@ from sb3_trpo.validation.algorithm import check_changes, settings_of
 from sb3_trpo.validation.base_arguments import check_learn_arguments
 from sb3_trpo.validation.policies import check_policy_arguments
 from sb3_trpo.validation.spaces import SUPPORTED_SPACES, check_observation_encoding, check_spaces
-from sb3_trpo.validation.trials import check_by_trial, check_precision
+from sb3_trpo.validation.trials import check_by_trial, check_precision, explain_features_dim
 from sb3_trpo.validation.values import UserError
 
 # What the rollout buffers give: named tuples of tensors with a row for each state.
@@ -226,7 +226,11 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         check_observation_encoding(self)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        self.policy = self._make_policy().to(self.device)
+        try:
+            self.policy = self._make_policy().to(self.device)
+        except (AssertionError, TypeError) as error:
+            explain_features_dim(error)
+            raise
         check_family(self.policy)
         check_by_trial(self.policy, self._try_policy)
         # After the policy, which knows the shape of its memory.
@@ -259,7 +263,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :raises UserError: if an argument is not allowed, there is no environment, one gives what can't be learned from,
             or this model is being trained already
         """
-        check_learn_arguments(total_timesteps, callback, log_interval)
+        check_learn_arguments(total_timesteps, callback, log_interval, tb_log_name)
         with self._learn_once(), end_workers_with_training(self.env), self._join_ranks(total_timesteps):
             return super().learn(
                 total_timesteps,
