@@ -53,7 +53,8 @@ from sb3_trpo.validation.algorithm import check_changes, settings_of
 from sb3_trpo.validation.base_arguments import check_learn_arguments
 from sb3_trpo.validation.policies import check_policy_arguments
 from sb3_trpo.validation.spaces import SUPPORTED_SPACES, check_observation_encoding, check_spaces
-from sb3_trpo.validation.trials import check_by_trial, check_precision
+from sb3_trpo.validation.trials import check_by_trial, check_precision, explain_features_dim
+from sb3_trpo.validation.values import UserError
 
 # What the rollout buffers give: named tuples of tensors with a row for each state.
 Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
@@ -83,6 +84,8 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
     # Whether environments and random numbers have got seeds of this rank's own.
     _is_seeded_by_rank = False
     _advice: Advice
+    # The id of the model that is being trained; None if it is not.
+    _learns_as: int | None = None
     # The hyperparameters that were checked last.
     _known_settings: Mapping[str, object] = MappingProxyType({})
 
@@ -238,7 +241,11 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         check_observation_encoding(self)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        self.policy = self._make_policy().to(self.device)
+        try:
+            self.policy = self._make_policy().to(self.device)
+        except (AssertionError, TypeError) as error:
+            explain_features_dim(error)
+            raise
         check_family(self.policy)
         check_by_trial(self.policy, self._try_policy)
         # After the policy, which knows the shape of its memory.
@@ -268,11 +275,11 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         :param reset_num_timesteps: whether to count steps from 0, rather than go on
         :param progress_bar: whether to show a progress bar
         :return: the algorithm
-        :raises UserError: if an argument is not allowed, there is no environment, or one gives what can't be learned
-            from
+        :raises UserError: if an argument is not allowed, there is no environment, one gives what can't be learned from,
+            or this model is being trained already
         """
-        check_learn_arguments(total_timesteps, callback, log_interval)
-        with end_workers_with_training(self.env), self._join_ranks(total_timesteps):
+        check_learn_arguments(total_timesteps, callback, log_interval, tb_log_name)
+        with self._learn_once(), end_workers_with_training(self.env), self._join_ranks(total_timesteps):
             return super().learn(
                 total_timesteps,
                 callback,
@@ -311,6 +318,25 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         if isinstance(self.action_space, (spaces.Discrete, spaces.MultiDiscrete)):
             return actions.astype(self.action_space.dtype, copy=False)
         return actions
+
+    @contextlib.contextmanager
+    def _learn_once(self) -> Iterator[None]:
+        """
+        Refuse, in the block, another training of this model: it has one rollout buffer.
+
+        :raises UserError: if it is in such a block already
+        """
+        # A copy that a callback makes is another model.
+        if self._learns_as == id(self):
+            raise UserError(
+                "learn() was called while this model is being trained already, by a callback or in another thread: "
+                "call it afterwards, or train a copy (copy.deepcopy(model))."
+            )
+        self._learns_as = id(self)
+        try:
+            yield
+        finally:
+            self._learns_as = None
 
     @contextlib.contextmanager
     def _join_ranks(self, total_timesteps: int) -> Iterator[None]:
@@ -419,6 +445,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
             "_advice",
             "_is_seeded_by_rank",
             "_known_settings",
+            "_learns_as",
             "_statistics",
             "ranks",
             "_last_noise",

@@ -27,7 +27,7 @@ def main() -> None:
 
     :raises UserError: if there is nothing to compare
     """
-    parser = argparse.ArgumentParser(description="Compare runs: mean and 95%% interval for each set of settings.")
+    parser = argparse.ArgumentParser(description="Compare runs: mean and 95% interval for each set of settings.")
     parser.add_argument("runs", nargs="+", type=pathlib.Path, help="folders of runs, or folders that hold such folders")
     parser.add_argument("-o", "--output", type=pathlib.Path, help="draw the learning curves to this file (.png, .svg)")
     args = parser.parse_args()

@@ -10,6 +10,7 @@ import argparse
 import base64
 import io
 import json
+import math
 import os
 import pathlib
 import re
@@ -27,7 +28,7 @@ from sb3_trpo.saved_models.origin import Origin, origin_of
 from sb3_trpo.saved_models.refused import RefusedModelError, printable
 from sb3_trpo.trpo import TRPO
 from sb3_trpo.validation.install import how_to_install
-from sb3_trpo.validation.values import UserError
+from sb3_trpo.validation.values import UserError, short
 
 CONTRIBS_TARGET_KL = 0.01
 HEADER = "# Converted for sb3_trpo: target_kl bounds KL summed over action dimensions.\n"
@@ -39,6 +40,8 @@ def main() -> None:
     parser.add_argument("file", help="a saved model (.zip) or hyperparameters of RL Zoo (.yml)", type=pathlib.Path)
     parser.add_argument("-o", "--output", help="where to write (beside it, as NAME-sb3_trpo)", type=pathlib.Path)
     args = parser.parse_args()
+    if args.output is not None and not args.output.name:
+        parser.error(f"argument -o/--output: {str(args.output)!r} is no name of a file")
     output = args.output or args.file.with_name(f"{args.file.stem}-sb3_trpo{args.file.suffix}")
     output = output if output.suffix else output.with_name(output.name + args.file.suffix)
     try:
@@ -102,23 +105,15 @@ def convert_hyperparameters(content: bytes) -> tuple[bytes, list[str]]:
     :return: the bytes of the converted file, and what has changed, in words
     :raises UserError: if there is nothing to convert, or it can't be converted
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise UserError(f"Hyperparameter files need PyYAML: install it with {how_to_install('zoo')}.") from error
-    text = content.decode()
-    if not is_contribs_file(text, own_options(TRPO)):
-        raise UserError("The file is meant for sb3_trpo already: there is nothing to convert.")
-    try:
-        entries = yaml.safe_load(text)
-        expected = {task: dict(entry) for task, entry in entries.items()}
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise UserError("The file does not hold RL Zoo's hyperparameters: one entry for each task.") from error
+    text, expected = _read_entries(content)
     changes = []
     for task, entry in expected.items():
         old = entry.get("target_kl", CONTRIBS_TARGET_KL)
+        if not (isinstance(old, (int, float)) and 0.0 < old < math.inf):
+            changes.append(f"{task}: left as it is, for its target_kl is {short(old)}, no number above 0")
+            continue
         n = _action_dimensions(task)
-        if n is None or not isinstance(old, (int, float)):
+        if n is None:
             changes.append(f"{task}: left as it is, for its action space is not known here")
             continue
         new = _round(kl_factor(n) * old)
@@ -127,11 +122,55 @@ def convert_hyperparameters(content: bytes) -> tuple[bytes, list[str]]:
         if n > 1 or "target_kl" in entry:
             entry["target_kl"] = new
             text = _set_target_kl(text, task, new)
-    if yaml.safe_load(text) != expected:
+    if not _holds(text, expected):
         raise UserError(
             "The file is written in a way that can't be edited line by line. By hand: " + "; ".join(changes) + "."
         )
     return (HEADER + text).encode(), changes
+
+
+def _read_entries(content: bytes) -> tuple[str, dict[str, dict[str, Any]]]:
+    """
+    Read a file of hyperparameters.
+
+    :param content: the bytes of the file
+    :return: the text, and a copy of each task's entry
+    :raises UserError: if there is nothing to convert, or it holds something else
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise UserError(f"Hyperparameter files need PyYAML: install it with {how_to_install('zoo')}.") from error
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError("The file is no text in UTF-8, as RL Zoo's hyperparameters are.") from error
+    if not is_contribs_file(text, own_options(TRPO)):
+        raise UserError("The file is meant for sb3_trpo already: there is nothing to convert.")
+    try:
+        entries = {task: dict(entry) for task, entry in yaml.safe_load(text).items()}
+        json.dumps(entries, default=str, skipkeys=True)
+    # Nested too deeply, or in itself.
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise UserError("The file does not hold RL Zoo's hyperparameters: one entry for each task.") from error
+    return text, entries
+
+
+def _holds(text: str, entries: dict[str, dict[str, Any]]) -> bool:
+    """
+    Tell whether a text that was edited line by line holds what it should.
+
+    :param text: the text
+    :param entries: the entries that it should hold
+    :return: whether it does
+    """
+    import yaml
+
+    try:
+        # Written out, for NaN is not the same as itself.
+        return repr(yaml.safe_load(text)) == repr(entries)
+    except yaml.YAMLError:
+        return False
 
 
 def _action_dimensions(task: str) -> int | None:

@@ -32,7 +32,7 @@ from sb3_trpo.update.sequences import (
     shuffle_sequences,
 )
 from sb3_trpo.validation.install import how_to_install
-from sb3_trpo.validation.values import UserError
+from sb3_trpo.validation.values import UserError, short
 
 try:
     from sb3_contrib import RecurrentPPO
@@ -106,8 +106,12 @@ class RecurrentTRPO(TRPO):
                 f"state is {what}, but must be what predict() gave last, two arrays of shape (layers, "
                 f"observations, units) = {(layers, n, hidden_units)}, or None where episodes begin."
             )
+        if state is not None and not all(map(_is_finite, state)):
+            raise UserError("state has numbers that are not finite, but must be what predict() gave last.")
         if starts is not None and np.size(starts) != n:
             raise UserError(f"episode_start has {np.size(starts)} values, but must have {n}: one per observation.")
+        if starts is not None and not np.isin(starts, (0, 1)).all():
+            raise UserError(f"episode_start is {short(starts)}, but must be true or false for each observation.")
 
     def get_checkpoint_state(self) -> dict[str, Any]:
         """
@@ -222,7 +226,15 @@ class RecurrentTRPO(TRPO):
         return shuffle_sequences(samples, batch_size, self.ranks)
 
     def _make_policy(self) -> ActorCriticPolicy:
-        policy = super()._make_policy()
+        try:
+            policy = super()._make_policy()
+        except AssertionError as error:
+            if self.policy_kwargs.get("shared_lstm"):
+                raise UserError(
+                    "policy_kwargs['shared_lstm'] is True, but must be False beside an LSTM of the critic's own: give "
+                    f"'enable_critic_lstm': False, too ({error})"
+                ) from error
+            raise
         if not isinstance(policy, RecurrentActorCriticPolicy):
             raise UserError(
                 f"policy is {type(policy).__name__}, but must be 'MlpLstmPolicy', 'CnnLstmPolicy', "
@@ -255,6 +267,11 @@ class RecurrentTRPO(TRPO):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_lstm_states"]
+
+
+def _is_finite(part: Any) -> bool:
+    numbers = np.asarray(part)
+    return numbers.dtype.kind in "biuf" and bool(np.isfinite(numbers).all())
 
 
 allow_in_files(

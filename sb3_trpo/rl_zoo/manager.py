@@ -122,9 +122,22 @@ class TrainingManager(RankedExperimentManager):
         self.callbacks.append(ProgressLog(Path(self.save_path)))
 
     def hyperparameters_optimization(self) -> None:
-        """Tune the hyperparameters; trials are evaluated with masks, if the algorithm has them."""
-        with evaluate_with_masks(self.algo):
-            super().hyperparameters_optimization()
+        """
+        Tune the hyperparameters; trials are evaluated with masks, if the algorithm has them.
+
+        :raises UserError: if no trial was completed
+        """
+        try:
+            with evaluate_with_masks(self.algo):
+                super().hyperparameters_optimization()
+        except ValueError as error:
+            # Optuna's study has no best trial, where RL Zoo asks for it.
+            if "No trials are completed" not in str(error):
+                raise
+            raise UserError(
+                "The search has no best trial, for none was completed: all have failed or were pruned, or the search "
+                "was ended in the first."
+            ) from error
 
     def make_envpool(self, n_envs: int, monitor_dir: str | None) -> VecEnv:
         """

@@ -76,8 +76,8 @@ def _step_dummy(env: DummyVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvSt
             infos[i] = info
             dones[i] = done = terminated or truncated
             if done:
-                if isinstance(result[1], (str, bytes)):
-                    # NumPy has made a number of the text. To look for that costs time, so not at every step.
+                # What NumPy and Python have made numbers of costs time to look for, so not at every step.
+                if not _is_usual(*result):
                     _explain_result(result)
                 info["terminal_observation"] = obs
                 obs, env.reset_infos[i] = single.reset()
@@ -87,6 +87,16 @@ def _step_dummy(env: DummyVecEnv, blame: Blame, actions: np.ndarray) -> VecEnvSt
     except Exception as error:
         blame(error, i)
     return _copied(env.buf_obs), rewards.copy(), dones.copy(), infos.copy()
+
+
+def _is_usual(obs: Any, reward: Any, terminated: Any, truncated: Any, _: Any) -> bool:
+    return (
+        isinstance(obs, np.ndarray)
+        and obs.dtype.kind in "fiu"
+        and isinstance(reward, (float, int))
+        and isinstance(terminated, (bool, np.bool_))
+        and isinstance(truncated, (bool, np.bool_))
+    )
 
 
 def _explain_result(result: Any) -> None:
@@ -101,14 +111,18 @@ def _explain_result(result: Any) -> None:
             f"A step gave {short(result)}, but must give five things: observation, reward, terminated, truncated, "
             "info (Gym's old interface has four)."
         )
-    _, reward, terminated, truncated, info = result
+    obs, reward, terminated, truncated, info = result
     if np.ndim(reward) > 0 or isinstance(reward, (dict, str, bytes)):
         raise ValueError(f"A reward is {short(reward)}, but must be a number (reward.item(), if it is an array).")
     for name, value in (("terminated", terminated), ("truncated", truncated)):
-        if np.size(value) != 1:
+        # None counts as false, and any number but NaN as SB3 takes it.
+        if np.size(value) != 1 or isinstance(value, (str, bytes)) or value != value:
             raise ValueError(f"{name} is {short(value)}, but must be true or false.")
     if not isinstance(info, dict):
         raise ValueError(f"An info is {short(info)}, but must be a dictionary.")
+    for part in obs.values() if isinstance(obs, dict) else [obs]:
+        if isinstance(part, np.ndarray) and part.dtype.kind in "USc":
+            raise ValueError(f"An observation is {short(part)}, but must be of real numbers.")
 
 
 def _write(buffers: dict[Any, np.ndarray], i: int, obs: Any) -> None:

@@ -65,13 +65,14 @@ def _check_buffer_arguments(buffer_class: type, arguments: object) -> None:
             )
 
 
-def check_learn_arguments(total_timesteps: object, callback: object, log_interval: object) -> None:
+def check_learn_arguments(total_timesteps: object, callback: object, log_interval: object, tb_log_name: object) -> None:
     """
     Check arguments of ``learn``.
 
     :param total_timesteps: the argument of this name
     :param callback: the argument of this name
     :param log_interval: the argument of this name
+    :param tb_log_name: the argument of this name
     :raises UserError: if one is not allowed
     """
     # Infinity trains until a callback ends it.
@@ -79,6 +80,8 @@ def check_learn_arguments(total_timesteps: object, callback: object, log_interva
         raise UserError(f"total_timesteps is {short(total_timesteps)}, but must be a number of steps.")
     if log_interval is not None and as_integer("log_interval", log_interval, minimum=-MAX_INTEGER) == 0:
         raise UserError("log_interval is 0, but must be a number of updates of at least 1, or None for no log.")
+    if tb_log_name is not None and not isinstance(tb_log_name, str):
+        raise UserError(f"tb_log_name is {short(tb_log_name)}, but must be a text, or None.")
     # SB3 takes lists, and would call other containers.
     parts: Iterable[object] = callback if isinstance(callback, list) else [callback]
     for part in parts:

@@ -4,6 +4,7 @@ Checks of a policy by trying it on a few observations, where what is wrong with 
 
 import copy
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,32 @@ def some_observations(space: spaces.Space[Any], n: int) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: np.stack([sample[key] for sample in samples]) for key in space.spaces}
     return np.stack(samples)
+
+
+def explain_features_dim(error: Exception) -> None:
+    """
+    Name the features extractor that can't be made, or be followed by a layer, for its number of features is none.
+
+    :param error: the exception that was raised while the policy was made
+    :raises UserError: if that is the reason
+    """
+    traceback = error.__traceback__
+    while traceback is not None:
+        shown = traceback.tb_frame.f_locals
+        made = shown.get("self")
+        if traceback.tb_frame.f_code is BaseFeaturesExtractor.__init__.__code__:
+            declared, name = shown["features_dim"], type(made).__name__
+        elif isinstance(made, BasePolicy) and hasattr(made, "features_extractor"):
+            extractor = made.features_extractor
+            declared, name = getattr(extractor, "features_dim", 1), type(extractor).__name__
+        else:
+            declared, name = 1, ""
+        if not isinstance(declared, Integral) or declared < 1:
+            raise UserError(
+                f"policy_kwargs['features_extractor_class'] is {name}, whose features_dim is {short(declared)}, but "
+                "must be a whole number of at least 1."
+            ) from error
+        traceback = traceback.tb_next
 
 
 def check_by_trial(policy: ActorCriticPolicy, evaluate: Evaluate) -> None:

@@ -109,7 +109,16 @@ def test_hyperparameters(migrate, tmp_path):
         ("a.zip", b"no archive", "neither a model"),
         ("a.yml", b"- 1", "does not hold RL Zoo's hyperparameters"),
         ("a.yml", b"Swimmer-v5: {target_kl: 0.01}", "By hand: Swimmer-v5: target_kl: 0.01 -> 0.0175"),
+        (
+            "a.yml",
+            b"Swimmer-v5: &h\n  target_kl: 0.01\nReacher-v5: *h\n",
+            "By hand: Swimmer-v5: target_kl: 0.01 -> 0.0",
+        ),
         ("missing.zip", None, "No such file"),
+        ("a.yml", "target_kl: 0.01".encode("utf-16"), "no text in UTF-8"),
+        ("a.yml", b"\xff\x00", "no text in UTF-8"),
+        ("a.yml", b"[" * 500, "does not hold RL Zoo's hyperparameters"),
+        ("a.yml", b"&a CartPole-v1: &b\n  x: *b\n", "does not hold RL Zoo's hyperparameters"),
     ],
 )
 def test_what_can_not_be_converted_is_named(name: str, content: bytes | None, named: str, migrate, tmp_path: Path):
@@ -118,3 +127,18 @@ def test_what_can_not_be_converted_is_named(name: str, content: bytes | None, na
     with pytest.raises(UserError, match=named):
         migrate(tmp_path / name)
     assert [file.name for file in tmp_path.iterdir()] == ([name] if content is not None else [])
+
+
+@pytest.mark.parametrize("value", [".nan", "x", "-1", ".inf", "lin_0.1"])
+def test_a_target_that_is_no_number_is_left_as_it_is(value: str, migrate, tmp_path: Path, capsys):
+    (tmp_path / "a.yml").write_text(f"CartPole-v1:\n  target_kl: {value}\n")
+    migrate(tmp_path / "a.yml")
+    assert "CartPole-v1: left as it is, for its target_kl is" in capsys.readouterr().out
+    assert f"target_kl: {value}\n" in (tmp_path / "a-sb3_trpo.yml").read_text()
+
+
+def test_an_output_without_a_name_is_named(migrate, tmp_path: Path, capsys):
+    (tmp_path / "a.yml").write_text("CartPole-v1:\n  target_kl: 0.01\n")
+    with pytest.raises(SystemExit):
+        migrate(tmp_path / "a.yml", "-o", "")
+    assert "'.' is no name of a file" in capsys.readouterr().err

@@ -354,6 +354,11 @@ def test_arguments_of_the_lstm_that_are_not_allowed_are_named(algorithm: Any, na
         algorithm("MlpLstmPolicy", "CartPole-v1", policy_kwargs={name: value}, device="cpu")
 
 
+def test_a_shared_lstm_beside_one_of_the_critics_is_named() -> None:
+    with pytest.raises(UserError, match=r"^policy_kwargs\['shared_lstm'\] is True, .*'enable_critic_lstm': False, too"):
+        make(policy_kwargs={**SMALL, "shared_lstm": True})
+
+
 @pytest.mark.parametrize("lstm_kwargs", [None, {}, {"bias": 0}, {"dropout": 0}, {"bidirectional": False}])
 def test_arguments_of_the_lstm_that_are_allowed_train(lstm_kwargs: Any) -> None:
     model = make(policy_kwargs={**SMALL, "lstm_kwargs": lstm_kwargs})
@@ -369,6 +374,12 @@ def test_states_and_starts_that_do_not_fit_are_named() -> None:
             model.predict(obs, wrong)
     for starts in (np.zeros(1), np.zeros(3), True):
         with pytest.raises(UserError, match=r"^episode_start has \d values, but must have 2"):
+            model.predict(obs, episode_start=starts)
+    for wrong in ((right * np.nan, right), (right, right + np.inf), (right.astype(str), right)):
+        with pytest.raises(UserError, match=r"^state has numbers that are not finite"):
+            model.predict(obs, wrong)
+    for starts in ([np.nan, 0.0], ["a", "b"], [0.5, 0.5], [None, None], [2, 0]):
+        with pytest.raises(UserError, match=r"^episode_start is .* true or false for each observation"):
             model.predict(obs, episode_start=starts)
     assert model.predict(obs, (right, right), [False, True])[0].shape == (2, 1)
     assert model.predict(obs[0], None, np.ones(1))[0].shape == (1,)

@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -28,6 +30,7 @@ from sb3_trpo import TRPO
 from sb3_trpo.cli import main
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.rl_zoo.plugin import register
+from sb3_trpo.validation.values import UserError
 
 HYPERPARAMETERS = ALGORITHMS["trpo"].hyperparameters
 TASKS = yaml.safe_load(HYPERPARAMETERS.read_text())
@@ -164,6 +167,19 @@ def test_optimization_tries_the_new_options(capsys):
     best = TRPO.load("logs/trpo/Pendulum-v1_2/Pendulum-v1.zip", device="cpu")
     assert best.cg_damping == pytest.approx(study.best_trial.params["cg_damping"])
     assert best.policy_kwargs["log_std_init"] == study.best_trial.params["log_std_init"]
+
+
+def test_a_search_without_a_finished_trial_says_so():
+    def spoiled(**kwargs: Any) -> gym.Env:
+        return gym.wrappers.TransformReward(gym.make("Pendulum-v1", **kwargs), lambda _: np.nan)
+
+    gym.register("SpoiledPendulum-v0", entry_point=spoiled, max_episode_steps=200)
+    options = ["-n", "512", "--n-trials", "1", "--no-optim-plots", "--device", "cpu", "--pruner", "none"]
+    try:
+        with pytest.raises((UserError, SystemExit), match="has no best trial, for none was completed"):
+            main(["train", "-optimize", "--env", "SpoiledPendulum-v0", *options])
+    finally:
+        del gym.registry["SpoiledPendulum-v0"]
 
 
 @settings(deadline=None, max_examples=30)

@@ -250,10 +250,20 @@ def assert_told(kind: Any, spoil: Callable[..., Any], said: str) -> None:
     assert caught.value.__notes__ == ["This happened in environment 1 of 2, after 10 steps."]
 
 
+NO_NUMBERS_BUT_TAKEN = {
+    "a text as a reward": (lambda o, r, *rest: (o, "1.5", *rest), "A reward is '1.5', but must be a number"),
+    "bytes as a reward": (lambda o, r, *rest: (o, b"2", *rest), "A reward is b'2', but must be a number"),
+    "a text as an end": (lambda o, r, _, *rest: (o, r, "False", *rest), "terminated is 'False', but must be true or"),
+    "nan as an end": (lambda o, r, _, *rest: (o, r, np.nan, *rest), "terminated is nan, but must be true or false"),
+    "texts": (lambda o, *rest: (np.array(["1", "2", "3"]), *rest), "An observation is .* must be of real numbers"),
+}
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
-@pytest.mark.parametrize("reward", ["1.5", b"2"])
-def test_a_reward_that_is_a_text_is_shown_when_the_episode_ends(reward: Any) -> None:
-    assert_told(DummyVecEnv, lambda o, _, terminated, truncated, info: (o, reward, True, truncated, info), "a number")
+@pytest.mark.parametrize("fault", NO_NUMBERS_BUT_TAKEN)
+def test_what_numpy_takes_for_a_number_is_shown_when_the_episode_ends(fault: str) -> None:
+    spoil, said = NO_NUMBERS_BUT_TAKEN[fault]
+    assert_told(DummyVecEnv, lambda o, r, terminated, truncated, info: spoil(o, r, True, True, info), said)
 
 
 def test_rewards_that_are_arrays_everywhere_are_shown() -> None:

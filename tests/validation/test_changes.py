@@ -2,6 +2,7 @@
 What callbacks change in the middle of a training: allowed changes work, all others are named in one sentence.
 """
 
+import copy
 import math
 import re
 from typing import Any
@@ -143,3 +144,20 @@ def test_noise_that_the_policy_has_not_is_named() -> None:
     model = TRPO("MlpPolicy", "CartPole-v1", **SETTINGS)
     with pytest.raises(UserError, match=r"^noise_correlation is 0.5, but must be 0 where actions are not Gaussian"):
         model.learn(192, Change("on_step", 64, spoil("noise_correlation", 0.5)))
+
+
+def test_a_training_within_a_training_is_named_and_a_copy_may_be_trained() -> None:
+    copies: list[TRPO] = []
+
+    def learn_in_callback(model: TRPO) -> None:
+        copies.append(copy.deepcopy(model).learn(64))
+        with pytest.raises(UserError, match=r"^learn\(\) was called while this model is being trained already"):
+            model.learn(64)
+
+    model = TRPO("MlpPolicy", "Pendulum-v1", **SETTINGS)
+    model.learn(192, Change("on_step", 70, learn_in_callback))
+    assert [each.num_timesteps for each in [model, *copies]] == [192, 64]
+    with pytest.raises(UserError):
+        model.learn(192, Change("on_step", 70, spoil("batch_size", 0)))
+    model.batch_size = 32
+    model.learn(64)

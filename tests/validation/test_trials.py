@@ -79,6 +79,28 @@ def test_features_of_other_kinds_are_named(give: Any, said: str) -> None:
         TRPO("MultiInputPolicy", env, policy_kwargs=kwargs, **SETTINGS)
 
 
+class Sized(BaseFeaturesExtractor):
+    """
+    Says what it is told.
+
+    :param observation_space: the observation space
+    :param size: the number of features
+    """
+
+    def __init__(self, observation_space: Any, size: Any) -> None:
+        super().__init__(observation_space, size)
+
+
+@pytest.mark.parametrize("size", [0, -1, None, "8", 8.5, 8.0])
+@pytest.mark.parametrize(("algorithm", "policy"), [(TRPO, "MlpPolicy"), (RecurrentTRPO, "MlpLstmPolicy")])
+def test_numbers_of_features_that_are_none_are_named(algorithm: Any, policy: str, size: Any) -> None:
+    kwargs = {"features_extractor_class": Sized, "features_extractor_kwargs": {"size": size}}
+    with pytest.raises(
+        UserError, match=f"^policy_kwargs.* is Sized, whose features_dim is {size!r}, but must be a whole"
+    ):
+        algorithm(policy, "CartPole-v1", policy_kwargs=kwargs, **SETTINGS)
+
+
 class KnowsBetter(ActorCriticPolicy):
     """A policy whose network takes what features there are."""
 

@@ -108,6 +108,7 @@ def test_schedules_that_fail_later_are_named(name: str) -> None:
         ((64, [CheckpointCallback]), "callback is the class CheckpointCallback, but must be an object of it"),
         ((64, None, 0), "log_interval is 0, but must be"),
         ((64, None, "1"), "log_interval is '1', but must be"),
+        ((64, None, 1, 5), "tb_log_name is 5, but must be a text, or None"),
     ],
 )
 def test_arguments_of_learn_that_are_not_allowed_are_named(arguments: tuple[Any, ...], said: str) -> None:
