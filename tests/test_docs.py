@@ -131,11 +131,16 @@ def test_readme_shows_code_and_every_way_to_run_it():
 
 @pytest.mark.parametrize(("page", "snippet"), each(snippets))
 def test_snippet_runs(page, snippet, tmp_path, monkeypatch):
-    """As it stands, but for the number of steps: an update's worth, or a few where the page looks at the log."""
+    """
+    As it stands, but for the numbers of steps and of evaluated episodes: an update's worth of steps, or a few where the
+    page looks at the log, and one episode.
+    """
     monkeypatch.chdir(tmp_path)
     n_steps = 3000 if "progress.csv" in snippet else 1
     short = re.sub(r"\.learn\((?:[\d_]+|(?=\)))", f".learn({n_steps}", snippet)
-    short = short.replace(".learn(progress_bar", ".learn(1, progress_bar")
+    short = short.replace(".learn(progress_bar", ".learn(1, progress_bar").replace(
+        "n_eval_episodes=10", "n_eval_episodes=1"
+    )
     exec(compile(short, name(page), "exec"), {"__name__": "__main__"})
 
 

@@ -90,6 +90,7 @@ def test_a_lock_is_held_once(tmp_path):
     second.close()
 
 
+@pytest.mark.slow
 def test_a_campaign_runs_what_is_missing_and_repeats_nothing(tmp_path, capsys):
     runs = [RUN, replace(RUN, seed=1), replace(RUN, label="broken", hyperparams={**HYPERPARAMS, "n_steps": "many"})]
     results.write(runs[1].path(tmp_path), runs[1], *learning_run(runs[1], lambda steps: None))

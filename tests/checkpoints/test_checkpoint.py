@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch as th
+from combinations import each_once
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
@@ -137,7 +138,13 @@ SETUPS = {
 MUJOCO = {task: Setup(task, VecNormalize) for task in ("InvertedPendulum-v5", "Hopper-v5")}
 
 
-@pytest.mark.parametrize("name", [*SETUPS, *MUJOCO])
+# Parts of "every option", or the same again by another way.
+LONG = {"CartPole", "gSDE, noise once a rollout", "InvertedPendulum-v5"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in (*SETUPS, *MUJOCO)]
+)
 def test_a_crash_changes_nothing(name, tmp_path):
     if name in MUJOCO:
         pytest.importorskip("mujoco", reason="needs sb3-trpo[mujoco]")
@@ -361,7 +368,10 @@ def run(folder: Path, task: str, total: int, *life: object) -> int:
 
 @pytest.mark.parametrize(
     ("task", "n_kills"),
-    [("Pendulum-v1", 1), pytest.param("HalfCheetah-v5", 20, marks=pytest.mark.slow)],
+    [
+        pytest.param("Pendulum-v1", 1, marks=pytest.mark.slow),
+        pytest.param("HalfCheetah-v5", 20, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_processes(task, n_kills, tmp_path):
     rng, total = random.Random(0), (3 * n_kills + 1) * ROLLOUT
@@ -399,10 +409,10 @@ def test_a_checkpoint_takes_the_place_of_the_last_as_a_whole(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.zip"]
 
 
-@pytest.mark.parametrize(
-    "name", ["checkpoint.zip", "checkpoint", "v1.5", "folder", "link", "dangling", "new/one", "~/home"]
-)
-@pytest.mark.parametrize("kind", [str, Path])
+NAMES = ["checkpoint.zip", "checkpoint", "v1.5", "folder", "link", "dangling", "new/one", "~/home"]
+
+
+@pytest.mark.parametrize(("name", "kind"), each_once(NAMES, {"str": str, "Path": Path}))
 @pytest.mark.filterwarnings("ignore:Path .* does not exist", "ignore:Path .* is a folder")
 def test_every_path_leads_to_the_same_file(name, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

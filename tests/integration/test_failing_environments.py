@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from combinations import each_once
 from rollout_envs import PATHS, paths
 from small_models import ACTION_SPACES, VECTOR, SpacesEnv
 from stable_baselines3.common.callbacks import BaseCallback
@@ -128,17 +129,17 @@ def assert_lives_on(model: TRPO, watch: Watch, folder: Path) -> None:
     assert changed(watch.state, state(model))
 
 
-@pytest.mark.parametrize(
-    ("fault", "how"),
-    [
-        ("raises", "ended with code 1"),
-        ("raises in reset", "ended with code 1"),
-        ("exits", "ended with code 3"),
-        ("is killed", "was killed by signal 9"),
-    ],
-)
-@paths
-def test_a_process_that_ends_is_named_and_none_is_left(fault, how, path, tmp_path):
+ENDS = {
+    "raises": "ended with code 1",
+    "raises in reset": "ended with code 1",
+    "exits": "ended with code 3",
+    "is killed": "was killed by signal 9",
+}
+
+
+@pytest.mark.parametrize(("fault", "path"), each_once(list(ENDS), list(PATHS)))
+def test_a_process_that_ends_is_named_and_none_is_left(fault, path, tmp_path):
+    how = ENDS[fault]
     inner = make_env(SubprocVecEnv, fault)
     model, watch = model_in(VecNormalize(VecMonitor(inner)), **PATHS[path]), Watch()
     at = N_ENVS * (80 if fault == "raises in reset" else FAILS_AT)
