@@ -86,7 +86,7 @@ class RolloutCollector(OnPolicyAlgorithm):
                 if not why_not:
                     is_complete = FastRollout(self, guard, callback, rollout_buffer, noise).collect()
                 else:
-                    pausing = PausingCallback(callback, guard)
+                    pausing = PausingCallback(callback, guard, self)
                     with use_noise(noise, self.policy, lambda: guard.is_acting):
                         is_complete = self._run_loop(guard, pausing, rollout_buffer, n_rollout_steps)
         except BaseException as error:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
@@ -146,11 +147,13 @@ class PausingCallback(BaseCallback):
 
     :param callback: the callback that was given to ``learn``
     :param guard: the environments that the loop steps
+    :param algorithm: the algorithm that collects the rollout
     """
 
-    def __init__(self, callback: BaseCallback, guard: StepGuard) -> None:
+    def __init__(self, callback: BaseCallback, guard: StepGuard, algorithm: OnPolicyAlgorithm) -> None:
         super().__init__()
         self.callback = callback
+        self.algorithm = algorithm
         self.guard = guard
         self._shown = callback.callbacks[0] if isinstance(callback, ShowingCallback) else callback
 
@@ -174,8 +177,13 @@ class PausingCallback(BaseCallback):
 
     def on_step(self) -> bool:
         """Finish a step."""
+        last_obs = self.algorithm._last_obs
         with self._pause():
-            return self.callback.on_step()
+            goes_on = self.callback.on_step()
+        if self.algorithm._last_obs is None:
+            # A callback has given the model other environments (set_env); SB3's loop has yet to store this step.
+            self.algorithm._last_obs = last_obs
+        return goes_on
 
     def on_rollout_end(self) -> None:
         """Finish the rollout."""

@@ -139,3 +139,11 @@ class ShowingCallback(CallbackList):
         # Callbacks find in it what they would without this one.
         shown["callback"] = self.callbacks[0]
         super().on_training_start(shown, globals_)
+
+    def on_rollout_start(self) -> None:
+        """Begin the rollout, also where a callback gives the model other environments, for the rollout after this."""
+        # ``set_env`` forgets it.
+        last_obs = self.model._last_obs
+        super().on_rollout_start()
+        if self.model._last_obs is None:
+            self.model._last_obs = last_obs

@@ -12,6 +12,7 @@ import gymnasium as gym
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -155,6 +156,7 @@ def _check_numbers(algorithm: Hyperparameters) -> None:
 class Trainable(Hyperparameters, Protocol):
     """An algorithm with its policy made."""
 
+    policy: ActorCriticPolicy
     env: VecEnv | None
     rollout_buffer: RolloutBuffer
     lr_schedule: Schedule
@@ -192,6 +194,9 @@ def check_changes(algorithm: Trainable, known: Mapping[str, object]) -> bool:
             f"lr_schedule is {short(algorithm.lr_schedule)}, but must be a function of the remaining progress, which "
             "goes from 1 to 0."
         )
+    if not hasattr(algorithm.policy.optimizer, "param_groups"):
+        optimizer = short(algorithm.policy.optimizer)
+        raise UserError(f"The policy's optimizer is {optimizer}, but must be one of torch.optim, for the critic.")
     check_integer("num_timesteps", algorithm.num_timesteps, minimum=-MAX_INTEGER)
     changed = {name for name in CHANGEABLE if getattr(algorithm, name) is not known.get(name)}
     if not changed:

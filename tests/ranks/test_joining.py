@@ -41,9 +41,7 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("RANK", "²", "from 0 to 1"),
     ],
 )
-def test_what_no_launcher_says_is_named_when_the_model_is_made(
-    launch: Any, name: str, value: str, allowed: str
-) -> None:
+def test_what_no_launcher_says_is_named_at_once(launch: Any, name: str, value: str, allowed: str) -> None:
     launch(**{name: value})
     said = f"^The environment variable {name} is '{value}', but must be a whole number {allowed}"
     with pytest.raises(UserError, match=said):

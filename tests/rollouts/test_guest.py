@@ -335,8 +335,8 @@ def test_a_buffers_method_that_a_user_has_replaced_is_called(
 
 
 @paths
-@pytest.mark.parametrize("moment", ["step", "rollout's end"])
-def test_a_callback_may_give_other_environments(moment: str, path: str) -> None:
+@pytest.mark.parametrize("moment", ["rollout's start", "step", "rollout's end"])
+def test_a_callback_may_give_other_environments(moment: str, path: str, recwarn: pytest.WarningsRecorder) -> None:
     other = make_vec_env("Pendulum-v1", 2, seed=5)
 
     class Moves(BaseCallback):
@@ -349,13 +349,19 @@ def test_a_callback_may_give_other_environments(moment: str, path: str) -> None:
                 self._move()
             return True
 
+        def _on_rollout_start(self) -> None:
+            if moment == "rollout's start":
+                self._move()
+
         def _on_rollout_end(self) -> None:
-            if moment != "step":
+            if moment == "rollout's end":
                 self._move()
 
     model = model_in(make_vec_env("Pendulum-v1", 2, seed=0), **PATHS[path]).learn(3 * 2 * N_STEPS, Moves())
     assert model.num_timesteps == 3 * 2 * N_STEPS
     assert other.envs[0].unwrapped.state is not None
+    assert model.logger.name_to_value["train/is_line_search_success"] == 1.0
+    assert [str(w.message) for w in recwarn if "undone" in str(w.message)] == []
     assert model.rollout_buffer.episode_starts.sum() == 0  # Pendulum's episodes are longer than two rollouts
 
 

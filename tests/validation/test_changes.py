@@ -146,6 +146,14 @@ def test_noise_that_the_policy_has_not_is_named() -> None:
         model.learn(192, Change("on_step", 64, spoil("noise_correlation", 0.5)))
 
 
+@pytest.mark.parametrize("when", ["on_rollout_start", "on_step", "on_rollout_end"])
+@pytest.mark.parametrize("optimizer", [None, "Adam", 5])
+def test_an_optimizer_that_is_none_is_named(optimizer: Any, when: str) -> None:
+    model = TRPO("MlpPolicy", "Pendulum-v1", **SETTINGS)
+    with pytest.raises(UserError, match=r"^The policy's optimizer is"):
+        model.learn(192, Change(when, 65, lambda model: setattr(model.policy, "optimizer", optimizer)))
+
+
 def test_a_training_within_a_training_is_named_and_a_copy_may_be_trained() -> None:
     copies: list[TRPO] = []
 
