@@ -42,6 +42,7 @@ ROWS = {
     "wide-policy-step": Row("updates", "wide_policy_step", "the same, 256-256, 5000 steps"),
     "fisher": Row("fisher", "fisher_product", "one Fisher-vector product"),
     "direction": Row("direction", "direction", "the tolerance of conjugate gradient", threads=(1,)),
+    "many": Row("many", "many", "pendulums in one array, 24 steps of each environment, 256-128-64 ELU"),
     "learn-1": Row("learning", "learn_1", "`learn()`, HalfCheetah-v5, 1 environment"),
     "learn-8": Row("learning", "learn_8", "`learn()`, HalfCheetah-v5, 8 environments in DummyVecEnv"),
     "variants": Row("variants", "variants", "`learn()` with callbacks, networks and observations of other kinds"),
