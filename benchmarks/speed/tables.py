@@ -51,6 +51,7 @@ COMPARISONS = (
     Comparison("defaults", THEIRS, 4.0),
     Comparison("zoo", THEIRS, 5.0),
     Comparison("wide", THEIRS, 4.0),
+    *(Comparison(row, THEIRS, 5.0) for row in ("wide-relu", "wide-elu", "wider-relu", "wider-elu")),
     Comparison("images", THEIRS, 5.0),
     Comparison("defaults", "PPO", 8.0),
     Comparison("learn-1", THEIRS, 3.0),

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sb3_trpo
 
 TINY = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2}
-SLOW_ROWS = {"images", "many", "policy-step", "growth", "learn-1", "wide"}
+SLOW_ROWS = {"images", "many", "policy-step", "growth", "learn-1", "wide", "wide-relu", "wider-relu", "wider-elu"}
 positive = st.floats(1e-3, 1e3)
 
 
