@@ -49,6 +49,10 @@ ROWS = {
     "many": Row("many", "many", "pendulums in one array, 24 steps of each environment, 256-128-64 ELU"),
     "learn-1": Row("learning", "learn_1", "`learn()`, HalfCheetah-v5, 1 environment"),
     "learn-8": Row("learning", "learn_8", "`learn()`, HalfCheetah-v5, 8 environments in DummyVecEnv"),
+    "learn-subproc-8": Row("learning", "learn_subproc_8", "`learn()`, HalfCheetah-v5, 8 environments in SubprocVecEnv"),
+    "learn-subproc-64": Row(
+        "learning", "learn_subproc_64", "`learn()`, HalfCheetah-v5, 64 environments in SubprocVecEnv"
+    ),
     "variants": Row("variants", "variants", "`learn()` with callbacks, networks and observations of other kinds"),
     "masks": Row("twins", "masks", "`train()` with action masks", threads=(1,)),
     "lstm": Row("twins", "lstm", "`learn()` with an LSTM of 64 units, CartPole-v1 without velocities, 8 environments"),

@@ -56,6 +56,8 @@ COMPARISONS = (
     Comparison("defaults", "PPO", 8.0),
     Comparison("learn-1", THEIRS, 3.0),
     Comparison("learn-8", THEIRS, 2.5),
+    Comparison("learn-subproc-8", THEIRS, 1.5),
+    Comparison("learn-subproc-64", THEIRS, 1.5),
     Comparison("lstm", "RecurrentPPO", 1.0),
     Comparison("envpool", THEIRS, 4.0),
 )
