@@ -8,7 +8,8 @@ from typing import Any
 from campaign.tables import table
 
 from speed.cells import OURS, THEIRS, Results, amount, equal_quality, judge, judge_at_most, of_row, with_quartiles
-from speed.measure import ratio
+from speed.measure import ratio, spread
+from speed.variants import PLAIN
 
 # Of the time of sb3-contrib's TRPO over ours; PPO has no target.
 MANY_AT_LEAST = {"train": 5.0, "learn": 3.0}
@@ -22,6 +23,11 @@ rollout, 5 times: the TRPOs for their critics, PPO for everything. The policy st
 MEMORY_OF_MANY = """
 Memory that `train()` takes, each in a process of its own.
 """
+# Of the plainest pipeline's speed.
+SHARE_AT_LEAST = {"a callback that does nothing": 0.9}
+OTHER_SHARE_AT_LEAST = 0.5
+# Of sb3-contrib's time over ours: each, and more than half of them.
+VARIANT_AT_LEAST, MOST_AT_LEAST = 1.5, 2.0
 
 
 def many(found: Results) -> str:
@@ -63,3 +69,25 @@ def _memory_of_many(found: Results) -> list[str]:
                 lines.append([name, f"{int(n_samples):,}", *sizes, goal])
     header = ["", "samples", "rollout", "extra", "extra beyond one copy of the rollout", "its growth"]
     return [MEMORY_OF_MANY, table(header, lines)] if lines else []
+
+
+def variants(found: Results) -> str:
+    """List pipelines of other kinds, beside our plainest one and beside sb3-contrib's of the same kind."""
+    lines, factors = [], []
+    for threads, measured in of_row(found, "variants"):
+        ours, theirs = measured["seconds"][OURS], measured["seconds"][THEIRS]
+        for name, seconds in ours.items():
+            factors.append(ratio(theirs[name], seconds))
+            beside = f"≥ {VARIANT_AT_LEAST:g}: {judge(factors[-1].median, VARIANT_AT_LEAST)}"
+            rates = [f"{measured['steps'] / spread(times[name]).median:.0f}/s" for times in (ours, theirs)]
+            line = [name, str(threads), *rates, with_quartiles(factors[-1]), beside, "", ""]
+            if name != PLAIN:
+                share, at_least = ratio(ours[PLAIN], seconds), SHARE_AT_LEAST.get(name, OTHER_SHARE_AT_LEAST)
+                line[-2:] = [with_quartiles(share, 2), f"≥ {at_least:g}: {judge(share.median, at_least)}"]
+            lines.append(line)
+    header = ["what", "threads", "ours", "sb3-contrib", "ratio", "to reach", "ours over our plainest", "to reach"]
+    n_above = sum(factor.median > MOST_AT_LEAST for factor in factors)
+    most = "reached" if 2 * n_above > len(factors) else "**missed**"
+    return (
+        f"Above {MOST_AT_LEAST:g}, which most should be: {n_above} of {len(factors)}, {most}.\n\n{table(header, lines)}"
+    )

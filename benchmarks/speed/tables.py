@@ -22,12 +22,11 @@ from speed.cells import (
     of_row,
     with_quartiles,
 )
-from speed.large_tables import many
+from speed.large_tables import many, variants
 from speed.measure import ratio, spread
 from speed.profiling import PARTS
 from speed.rows import ROWS
 from speed.twins import WITHOUT
-from speed.variants import PLAIN
 
 PICTURE = "growth.png"
 
@@ -63,8 +62,6 @@ COMPARISONS = (
 )
 FISHER_AT_MOST = 1.3
 MASKS_AT_MOST = 1.15
-SHARE_AT_LEAST = {"a callback that does nothing": 0.9}
-OTHER_SHARE_AT_LEAST = 0.5
 MEMORY_AT_MOST = 0.25
 
 HEAD = """Made by `{command}` (how: [README.md](README.md#speed)). Ours and the peers in turns in one process:
@@ -257,21 +254,6 @@ def profiles(found: Results) -> str:
         lines.append(["sum", *(f"{sum(column.values()):.1f}" for column in values)])
         return table(header, lines)
     return ""
-
-
-def variants(found: Results) -> str:
-    """
-    List pipelines of other kinds beside the plainest one.
-    """
-    lines = []
-    for threads, measured in of_row(found, "variants"):
-        for name in measured["seconds"]:
-            if name != PLAIN:
-                share = ratio(measured["seconds"][PLAIN], measured["seconds"][name])
-                at_least = SHARE_AT_LEAST.get(name, OTHER_SHARE_AT_LEAST)
-                goal = f"≥ {at_least:g}: {judge(share.median, at_least)}"
-                lines.append([name, str(threads), amount(measured, name), with_quartiles(share, 2), goal])
-    return table(["what", "threads", "speed", "share of the plainest pipeline's speed", "to reach"], lines)
 
 
 def masks(found: Results) -> str:

@@ -7,6 +7,7 @@ import pytest
 from speed import large_tables
 from speed.many import ALGORITHMS, for_ppo, many_setting
 from speed.pendulums import MAX_SPEED, N_OBSERVATIONS, N_PENDULUMS, TIME_LIMIT, Pendulums
+from speed.variants import PLAIN, VARIANTS
 from stable_baselines3.common.vec_env import VecMonitor
 
 
@@ -67,3 +68,22 @@ def test_memory_is_judged_by_its_growth_beyond_the_rollout(beyond, says):
     assert "| 98,304 | 30 MiB | 130 MiB | 100 MiB |  |" in first
     assert "| 5000 MiB |" in theirs
     assert says in second
+
+
+@pytest.mark.parametrize(("slowest", "n_above"), [(1.6, 2), (1.2, 2)])
+def test_variants_are_judged_beside_sb3_contrib_and_beside_the_plainest(slowest, n_above):
+    ours = {PLAIN: [1.0], "ELU": [1.25], "gSDE": [4.0]}
+    theirs = {PLAIN: [3.0], "ELU": [3.75], "gSDE": [4.0 * slowest]}
+    measured = {"seconds": {"sb3_trpo": ours, "sb3-contrib": theirs}, "steps": 1000}
+    text = large_tables.variants({("variants", 1): {"measured": measured}})
+    assert f"{n_above} of 3, reached" in text
+    plain, elu, gsde = (line.split("|")[1:-1] for line in text.splitlines()[-3:])
+    assert [cell.strip() for cell in plain[2:5]] == ["1000/s", "333/s", "3.0 [3.0, 3.0]"]
+    assert elu[-2:] == [" 0.80 [0.80, 0.80] ", " ≥ 0.5: reached "]
+    assert "50% short" in gsde[-1]
+    assert ("reached" in gsde[5]) == (slowest >= 1.5)
+
+
+def test_every_variant_has_a_peer_of_the_same_kind():
+    assert {"ELU", "SiLU", "GELU", "LeakyReLU", "gSDE", "Dict observations"} <= set(VARIANTS)
+    assert any(variant.callback is not None for variant in VARIANTS.values())
