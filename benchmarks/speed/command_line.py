@@ -15,6 +15,7 @@ from pathlib import Path
 import torch as th
 
 from speed import tables
+from speed.cells import of_row
 from speed.pictures import draw_growth
 from speed.rows import ROWS
 from speed.run import Run, read, write
@@ -132,7 +133,7 @@ def make_tables(out: Path) -> list[Path]:
     print(text)
     written = [out / "TABLE.md"]
     written[0].write_text(text)
-    for _, measured in tables.of_row(found, "growth"):
+    for _, measured in of_row(found, "growth"):
         written.append(out / tables.PICTURE)
         draw_growth(measured, written[-1])
     return written

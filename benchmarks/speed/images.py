@@ -140,11 +140,17 @@ def measure_memory(name: str, n_images: int, chunk: int | None, device: str) -> 
     update = _workload_of(name, workload).update(ALGORITHMS[name], **changes)
     update.prepare()
     update.release()
-    extra = _gpu_memory_of(update.model.train) if device != "cpu" else _memory_of(update.model.train)
+    extra = _gpu_memory_of(update.model.train) if device != "cpu" else memory_of_call(update.model.train)
     return {"extra": extra, "rollout": update.n_bytes / MIB}
 
 
-def _memory_of(function: Callable[[], None]) -> float:
+def memory_of_call(function: Callable[[], None]) -> float:
+    """
+    Measure what a call takes.
+
+    :param function: what is called
+    :return: in MiB, this process's memory at its peak during the call, less what it was before
+    """
     reset_peak()
     before = memory("VmRSS")
     function()

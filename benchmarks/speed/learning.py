@@ -2,6 +2,7 @@
 Measure ``learn()``: environment steps per second, everything included.
 """
 
+import multiprocessing
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,6 +25,8 @@ BATCH = 2048
 REPETITIONS = 5
 OUR_ENVPOOLS = [(n_envs, threads) for n_envs in (8, 16, 32, 64) for threads in (1, 2)]
 THEIR_ENVS = [("DummyVecEnv", n_envs) for n_envs in (1, 4, 16, 64)] + [("SubprocVecEnv", n_envs) for n_envs in (2, 4)]
+
+PRELOADED = ("sb3_trpo", "sb3_contrib", "gymnasium.envs.mujoco.half_cheetah_v5", "matplotlib.figure")
 
 
 def learn_contender(algorithm: type[OnPolicyAlgorithm], env: VecEnv, batch: int, n_updates: int) -> Contender:
@@ -60,6 +63,33 @@ def learn_8(run: Run) -> dict[str, Any]:
     batch, n_updates = run.pick(BATCH, 64), run.pick(8, 1)
     contenders = _both(lambda: make_vec_env(TASK, 8, seed=0, vec_env_cls=DummyVecEnv), batch, n_updates)
     return {"seconds": alternate(contenders, run.pick(REPETITIONS, 1)), "steps": batch * n_updates}
+
+
+def learn_subproc_8(run: Run) -> dict[str, Any]:
+    return _learn_subproc(run, run.pick(8, 2))
+
+
+def learn_subproc_64(run: Run) -> dict[str, Any]:
+    return _learn_subproc(run, run.pick(64, 3))
+
+
+def _learn_subproc(run: Run, n_envs: int) -> dict[str, Any]:
+    # The processes' common origin imports once what each of them would import by itself.
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    batch, n_updates = run.pick(BATCH, 64), run.pick(8, 1)
+    envs: list[VecEnv] = []
+
+    def make_env() -> VecEnv:
+        envs.append(make_vec_env(TASK, n_envs, seed=0, vec_env_cls=SubprocVecEnv))
+        return envs[-1]
+
+    try:
+        contenders = _both(make_env, batch, n_updates)
+        seconds = alternate(contenders, run.pick(REPETITIONS, 1))
+    finally:
+        for env in envs:
+            env.close()
+    return {"seconds": seconds, "steps": batch // n_envs * n_envs * n_updates}
 
 
 def _both(make_env: Callable[[], VecEnv], batch: int, n_updates: int) -> dict[str, Contender]:

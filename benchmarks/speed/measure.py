@@ -4,13 +4,15 @@ Timing of things side by side, and what is said of the times.
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 Seconds = Mapping[str, Sequence[float]]
+Name = TypeVar("Name", bound=Hashable)
 
 
 def nothing() -> None:
@@ -47,7 +49,7 @@ class Spread:
     high: float
 
 
-def alternate(contenders: Mapping[str, Contender], repetitions: int, warm_up: int = 1) -> dict[str, list[float]]:
+def alternate(contenders: Mapping[Name, Contender], repetitions: int, warm_up: int = 1) -> dict[Name, list[float]]:
     """
     Time contenders in turns, so that whatever slows the machine down for a while slows all of them down. Each is the
     first of its turn equally often.
@@ -57,7 +59,7 @@ def alternate(contenders: Mapping[str, Contender], repetitions: int, warm_up: in
     :param warm_up: turns before these, which are thrown away
     :return: seconds of each repetition, by name
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[Name, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     # What is there already needs no look at each collection, which then takes no time.
     gc.collect()

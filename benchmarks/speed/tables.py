@@ -2,7 +2,6 @@
 The section "Speed" of the report, from the rows' files and from nothing else.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,24 @@ import numpy as np
 from campaign.tables import table
 
 from speed import run as results
-from speed.measure import Spread, ratio, spread
+from speed.cells import (
+    OURS,
+    THEIRS,
+    Results,
+    amount,
+    equal_quality,
+    judge,
+    judge_at_most,
+    milliseconds,
+    of_row,
+    with_quartiles,
+)
+from speed.large_tables import many, variants
+from speed.measure import ratio, spread
 from speed.profiling import PARTS
 from speed.rows import ROWS
 from speed.twins import WITHOUT
-from speed.variants import PLAIN
 
-Results = dict[tuple[str, int], dict[str, Any]]
-
-OURS, THEIRS = "sb3_trpo", "sb3-contrib"
 PICTURE = "growth.png"
 
 
@@ -42,21 +50,19 @@ COMPARISONS = (
     Comparison("defaults", THEIRS, 4.0),
     Comparison("zoo", THEIRS, 5.0),
     Comparison("wide", THEIRS, 4.0),
+    *(Comparison(row, THEIRS, 5.0) for row in ("wide-relu", "wide-elu", "wider-relu", "wider-elu")),
     Comparison("images", THEIRS, 5.0),
     Comparison("defaults", "PPO", 8.0),
     Comparison("learn-1", THEIRS, 3.0),
     Comparison("learn-8", THEIRS, 2.5),
+    Comparison("learn-subproc-8", THEIRS, 1.5),
+    Comparison("learn-subproc-64", THEIRS, 1.5),
     Comparison("lstm", "RecurrentPPO", 1.0),
     Comparison("envpool", THEIRS, 4.0),
 )
 FISHER_AT_MOST = 1.3
 MASKS_AT_MOST = 1.15
-SHARE_AT_LEAST = {"a callback that does nothing": 0.9}
-OTHER_SHARE_AT_LEAST = 0.5
 MEMORY_AT_MOST = 0.25
-QUALITY_AT_LEAST = 0.99
-# A critic that is worse by more than this, and by more than the noise, is not as good.
-MAX_EXCESS = 0.01
 
 HEAD = """Made by `{command}` (how: [README.md](README.md#speed)). Ours and the peers in turns in one process:
 the median of the repetitions; of ratios also the quartiles of the repetitions' own ratios, in brackets. Above 1 we are
@@ -87,26 +93,6 @@ def is_on_gpu(found: Results) -> bool:
     return any(values.get("device", "cpu") != "cpu" for values in found.values())
 
 
-def of_row(found: Results, row: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Return the threads, and what was measured."""
-    return ((threads, values["measured"]) for (name, threads), values in found.items() if name == row)
-
-
-def with_quartiles(value: Spread, digits: int = 1) -> str:
-    return f"{value.median:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
-
-
-def milliseconds(seconds: list[float]) -> str:
-    median = 1000 * spread(seconds).median
-    return f"{median:.0f} ms" if median >= 100 else f"{median:.3g} ms"
-
-
-def amount(measured: dict[str, Any], name: str) -> str:
-    """Return the time of a repetition, or steps per second where these are counted."""
-    seconds = measured["seconds"][name]
-    return f"{measured['steps'] / spread(seconds).median:.0f}/s" if "steps" in measured else milliseconds(seconds)
-
-
 def comparisons(found: Results) -> str:
     """
     Ours against each peer, and what was to be reached.
@@ -116,7 +102,7 @@ def comparisons(found: Results) -> str:
         for threads, measured in of_row(found, comparison.row):
             seconds = measured["seconds"]
             factor = ratio(seconds[comparison.peer], seconds[OURS])
-            verdict = _verdict(factor.median, comparison.at_least)
+            verdict = judge(factor.median, comparison.at_least)
             lines.append(
                 [
                     f"{ROWS[comparison.row].title}; {comparison.peer}",
@@ -125,41 +111,11 @@ def comparisons(found: Results) -> str:
                     amount(measured, comparison.peer),
                     with_quartiles(factor),
                     "" if is_on_gpu(found) else f"≥ {comparison.at_least:g}: {verdict}",
-                    *_equal_quality(measured, comparison.peer),
+                    *equal_quality(measured, comparison.peer),
                 ]
             )
     header = ["what; peer", "threads", "ours", "peer", "ratio", "to reach", "direction", "critic loss"]
     return table(header, lines)
-
-
-def _verdict(value: float, at_least: float) -> str:
-    return "reached" if value >= at_least else f"**{1 - value / at_least:.0%} short**"
-
-
-def _verdict_at_most(value: float, at_most: float) -> str:
-    return "reached" if value <= at_most else f"**{value / at_most - 1:.0%} over**"
-
-
-def _equal_quality(measured: dict[str, Any], peer: str) -> tuple[str, str]:
-    """
-    Say how equal the contenders' results are.
-
-    :return: of the direction and of the critic; empty where they aren't compared, as with another algorithm
-    """
-    if peer != THEIRS or "quality" not in measured:
-        return "", ""
-    quality = measured["quality"]
-    worst, against_theirs = min(quality["to_plain"]), min(quality["to_sb3_contrib"])
-    low = "" if worst >= QUALITY_AT_LEAST else " **too low**"
-    direction = f"{worst:.3f}{low}; {against_theirs:.3f}"
-    if "critic_loss" not in measured:
-        return direction, ""
-    losses = {name: np.array(measured["critic_loss"][name]) for name in (OURS, peer)}
-    scale = losses[peer].mean()
-    ours, theirs = losses[OURS] / scale, losses[peer] / scale
-    noise = ours.std() + theirs.std()
-    high = " **too high**" if ours.mean() - 1 > max(MAX_EXCESS, 2 * noise) else ""
-    return direction, f"{ours.mean():.3f} ± {ours.std():.3f} (theirs ± {theirs.std():.3f}){high}"
 
 
 def policy_steps(found: Results) -> str:
@@ -185,7 +141,7 @@ def fisher_products(found: Results) -> str:
             seconds = case["seconds"]
             factor = ratio(seconds[OURS], seconds["matrix products"])
             rate = case["flop"] / spread(seconds["matrix products"]).median / 1e9
-            verdict = _verdict_at_most(factor.median, FISHER_AT_MOST)
+            verdict = judge_at_most(factor.median, FISHER_AT_MOST)
             lines.append(
                 [
                     f"{name}, N={case['samples']}",
@@ -300,21 +256,6 @@ def profiles(found: Results) -> str:
     return ""
 
 
-def variants(found: Results) -> str:
-    """
-    List pipelines of other kinds beside the plainest one.
-    """
-    lines = []
-    for threads, measured in of_row(found, "variants"):
-        for name in measured["seconds"]:
-            if name != PLAIN:
-                share = ratio(measured["seconds"][PLAIN], measured["seconds"][name])
-                at_least = SHARE_AT_LEAST.get(name, OTHER_SHARE_AT_LEAST)
-                goal = f"≥ {at_least:g}: {_verdict(share.median, at_least)}"
-                lines.append([name, str(threads), amount(measured, name), with_quartiles(share, 2), goal])
-    return table(["what", "threads", "speed", "share of the plainest pipeline's speed", "to reach"], lines)
-
-
 def masks(found: Results) -> str:
     """Compare updates with masks to updates without."""
     lines = []
@@ -322,7 +263,7 @@ def masks(found: Results) -> str:
         for actions, seconds in measured["seconds"].items():
             (with_masks,) = (name for name in seconds if name != WITHOUT)
             factor = ratio(seconds[with_masks], seconds[WITHOUT])
-            goal = f"≤ {MASKS_AT_MOST:g}: {_verdict_at_most(factor.median, MASKS_AT_MOST)}"
+            goal = f"≤ {MASKS_AT_MOST:g}: {judge_at_most(factor.median, MASKS_AT_MOST)}"
             times = [milliseconds(seconds[name]) for name in (with_masks, WITHOUT)]
             lines.append([actions, str(threads), *times, with_quartiles(factor, 2), goal])
     return table(["actions", "threads", "with masks", WITHOUT, "ratio", "to reach"], lines)
@@ -378,6 +319,7 @@ def remarks(found: Results) -> str:
 
 SECTIONS = (
     ("", comparisons, tuple({comparison.row for comparison in COMPARISONS})),
+    ("### Thousands of environments in one array", many, ("many",)),
     ("### Fisher-vector product", fisher_products, ("fisher",)),
     (
         "### Policy step, at equal numbers of conjugate gradient iterations",

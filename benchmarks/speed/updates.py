@@ -8,6 +8,7 @@ from typing import Any
 
 import sb3_contrib
 import stable_baselines3
+from torch import nn
 
 import sb3_trpo
 from speed import peers
@@ -46,6 +47,27 @@ def zoo(run: Run) -> dict[str, Any]:
 
 def wide(run: Run) -> dict[str, Any]:
     return _whole_update(run, Setting(_sizes(run, WIDE), device=run.device), repetitions=7)
+
+
+def wide_relu(run: Run) -> dict[str, Any]:
+    return _wide(run, [256, 256], nn.ReLU)
+
+
+def wide_elu(run: Run) -> dict[str, Any]:
+    return _wide(run, [256, 256], nn.ELU)
+
+
+def wider_relu(run: Run) -> dict[str, Any]:
+    return _wide(run, [400, 300], nn.ReLU)
+
+
+def wider_elu(run: Run) -> dict[str, Any]:
+    return _wide(run, [400, 300], nn.ELU)
+
+
+def _wide(run: Run, layers: list[int], activation: type[nn.Module]) -> dict[str, Any]:
+    hyperparameters = _sizes(run, {**WIDE, "policy_kwargs": {"net_arch": layers, "activation_fn": activation}})
+    return _whole_update(run, Setting(hyperparameters, device=run.device), repetitions=7)
 
 
 def policy_step(run: Run) -> dict[str, Any]:

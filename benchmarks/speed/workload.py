@@ -32,6 +32,7 @@ class Setting:
     :param normalize: whether they are wrapped in ``VecNormalize``
     :param policy: its alias
     :param make_env: makes one environment; None is ``TASK``
+    :param make_batch: makes all of them, in a ``VecEnv`` of its own, of their number and a seed; None is SB3's
     :param device: of torch
     """
 
@@ -40,10 +41,14 @@ class Setting:
     normalize: bool = False
     policy: str = "MlpPolicy"
     make_env: Callable[[], Any] | None = None
+    make_batch: Callable[[int, int], VecEnv] | None = None
     device: str = "cpu"
 
     def make_envs(self, seed: int = 0) -> VecEnv:
-        env = make_vec_env(self.make_env or TASK, n_envs=self.n_envs, seed=seed)
+        if self.make_batch is not None:
+            env = self.make_batch(self.n_envs, seed)
+        else:
+            env = make_vec_env(self.make_env or TASK, n_envs=self.n_envs, seed=seed)
         return VecNormalize(env) if self.normalize else env
 
     def make_model(self, algorithm: type[OnPolicyAlgorithm], env: VecEnv, **changes: Any) -> OnPolicyAlgorithm:

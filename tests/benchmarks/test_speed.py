@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from speed import command_line, fisher, images, tables
 from speed.command_line import main, measure
 from speed.measure import Contender, alternate, ratio, slope, spread
-from speed.profiling import Stopwatch
 from speed.quality import Judged, sb3_contrib_direction
 from speed.rows import ROWS
 from speed.run import Run, path_of, read
+from speed.stopwatch import Stopwatch
 from speed.updates import make_ppo_workload
 from speed.workload import Setting, make_workload, resized
 from stable_baselines3.common.env_checker import check_env
@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import sb3_trpo
 
 TINY = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2}
-SLOW_ROWS = {"images", "policy-step", "growth", "learn-1", "wide"}
+SLOW_ROWS = {"images", "many", "policy-step", "growth", "learn-1", "wide", "wide-relu", "wider-relu", "wider-elu"}
+SLOW_ROWS |= {"learn-subproc-8", "learn-subproc-64"}
 positive = st.floats(1e-3, 1e3)
 
 
