@@ -416,8 +416,13 @@ def test_a_full_disk_gets_one_sentence_and_leaves_no_half_of_a_model():
     ("module", "extra", "statement"),
     [
         ("rl_zoo3", "zoo", "main(['train'])"),
-        ("rl_zoo3", "zoo", "import sb3_trpo.rl_zoo"),
-        ("envpool", "envpool", "main(['train', '--vec-env', 'envpool', '--eval-freq', '-1'])"),
+        pytest.param("rl_zoo3", "zoo", "import sb3_trpo.rl_zoo", marks=pytest.mark.slow),
+        pytest.param(
+            "envpool",
+            "envpool",
+            "main(['train', '--vec-env', 'envpool', '--eval-freq', '-1'])",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @pytest.mark.usefixtures("in_temporary_folder")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from combinations import each_once
 from gymnasium import spaces
 from small_models import VECTOR, Extractor, SpacesEnv, TwoHeadsPolicy
 from stable_baselines3.common.env_util import make_vec_env
@@ -50,8 +51,7 @@ def train_measured(model: Any) -> float:
 MUJOCO = {"InvertedPendulum-v5": 1, "Hopper-v5": 3, "HalfCheetah-v5": 6, "Humanoid-v5": 17}
 
 
-@pytest.mark.parametrize("env_id", MUJOCO)
-@pytest.mark.parametrize("target_kl", [0.003, 0.03])
+@pytest.mark.parametrize(("env_id", "target_kl"), each_once(list(MUJOCO), [0.003, 0.03]))
 def test_kl_stays_within_delta_and_uses_it(env_id: str, target_kl: float) -> None:
     env = VecNormalize(make_vec_env(env_id, n_envs=4, seed=0))
     model = pendulum(env=env, n_steps=160, policy_kwargs={}, target_kl=target_kl)

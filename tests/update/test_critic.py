@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import sb3_contrib
 import torch as th
+from combinations import each_once
 from gymnasium import spaces
 from small_models import VECTOR, Extractor, SpacesEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -115,13 +116,12 @@ def assert_same_fit(model: Any, reference: Any, fitted: CriticFit, losses: th.Te
         assert ours[name].dtype == tensor.dtype
 
 
-@pytest.mark.parametrize(
-    ("is_builtin", "max_grad_norm"),
-    [(True, None), (True, 0.5), (False, 0.5)],
-    ids=["plain-unclipped", "plain-clipped", "general-clipped"],
-)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_fit_is_that_of_a_loop_in_torch(optimizer: str, max_grad_norm: float | None, is_builtin: bool) -> None:
+WAYS = {"plain-unclipped": (True, None), "plain-clipped": (True, 0.5), "general-clipped": (False, 0.5)}
+
+
+@pytest.mark.parametrize(("optimizer", "way"), each_once(list(OPTIMIZERS), WAYS))
+def test_a_fit_is_that_of_a_loop_in_torch(optimizer: str, way: tuple[bool, float | None]) -> None:
+    is_builtin, max_grad_norm = way
     optimizer_class, optimizer_kwargs = OPTIMIZERS[optimizer]
     kwargs = {"optimizer_class": optimizer_class, "optimizer_kwargs": optimizer_kwargs, "net_arch": [16, 16]}
     model, reference = pendulum(policy_kwargs=kwargs), pendulum(policy_kwargs=kwargs)
@@ -133,8 +133,10 @@ def test_a_fit_is_that_of_a_loop_in_torch(optimizer: str, max_grad_norm: float |
         assert_same_fit(model, reference, fit(model, settings, is_builtin), reference_fit(reference, settings))
 
 
-@pytest.mark.parametrize("activation_fn", [nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.SiLU, nn.PReLU])
-@pytest.mark.parametrize("batch_size", [7, 256, 1000])
+ACTIVATIONS = {each.__name__: each for each in (nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.SiLU, nn.PReLU)}
+
+
+@pytest.mark.parametrize(("activation_fn", "batch_size"), each_once(ACTIVATIONS, [7, 256, 1000]))
 def test_the_same_holds_for_other_networks_and_batch_sizes(activation_fn: type[nn.Module], batch_size: int) -> None:
     kwargs = {"activation_fn": activation_fn, "net_arch": {"pi": [4], "vf": [8, 20, 8]}}
     settings = CriticSettings(n_epochs=1, batch_size=batch_size, max_grad_norm=None)

@@ -103,36 +103,37 @@ def test_environments_of_sb3(policy, env):
     train(policy, env, {"net_arch": [8], "features_extractor_kwargs": extractors[policy]})
 
 
+OPTIONS = [
+    {"sub_sampling_factor": 3},
+    {"fisher_chunk_size": 50},
+    {"fisher_chunk_size": 50, "sub_sampling_factor": 3},
+    {"preconditioner": None},
+    {"normalize_advantage": False},
+    {"cg_warm_start": True, "ent_coef": 0.01, "max_grad_norm": 0.5},
+]
+
+
 @pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"sub_sampling_factor": 3},
-        {"fisher_chunk_size": 50},
-        {"fisher_chunk_size": 50, "sub_sampling_factor": 3},
-        {"preconditioner": None},
-        {"normalize_advantage": False},
-        {"cg_warm_start": True, "ent_coef": 0.01, "max_grad_norm": 0.5},
-    ],
-    ids=lambda kwargs: " ".join(kwargs),
+    ("kwargs", "observations"), each_once({" ".join(each): each for each in OPTIONS}, ["float32", "Dict"])
 )
-@pytest.mark.parametrize("observations", ["float32", "Dict"])
 def test_options_with_vectors_and_dictionaries(observations, kwargs):
     observation_space = OBSERVATION_SPACES[observations]
     policy, policy_kwargs = policy_for(observation_space)
     train(policy, SpacesEnv(observation_space, BOX), policy_kwargs, **kwargs)
 
 
-@pytest.mark.parametrize("sde_sample_freq", [-1, 4])
+KINDS_OF_GSDE = [
+    {},
+    {"full_std": False},
+    {"use_expln": True},
+    {"squash_output": True},
+    {"squash_output": True, "full_std": False, "use_expln": True, "log_std_init": -1.0},
+]
+
+
 @pytest.mark.parametrize(
-    "policy_kwargs",
-    [
-        {},
-        {"full_std": False},
-        {"use_expln": True},
-        {"squash_output": True},
-        {"squash_output": True, "full_std": False, "use_expln": True, "log_std_init": -1.0},
-    ],
-    ids=lambda kwargs: " ".join(kwargs) or "plain",
+    ("policy_kwargs", "sde_sample_freq"),
+    each_once({" ".join(each) or "plain": each for each in KINDS_OF_GSDE}, [-1, 4]),
 )
 def test_state_dependent_exploration(policy_kwargs, sde_sample_freq):
     env = SpacesEnv(VECTOR, BOX)
@@ -159,8 +160,9 @@ def test_state_dependent_exploration_with_learned_features():
     train(LearnedExplorationPolicy, SpacesEnv(VECTOR, BOX), use_sde=True)
 
 
-@pytest.mark.parametrize("share_features_extractor", [True, False])
-@pytest.mark.parametrize("observations", ["float32", "image", "Dict"])
+@pytest.mark.parametrize(
+    ("observations", "share_features_extractor"), each_once(["float32", "image", "Dict"], [True, False])
+)
 def test_features_extractor_shared_or_not(observations, share_features_extractor):
     observation_space = OBSERVATION_SPACES[observations]
     policy, policy_kwargs = policy_for(observation_space)
@@ -202,8 +204,7 @@ def test_optimizers(optimizer_class):
     train("MlpPolicy", SpacesEnv(VECTOR, BOX), {"net_arch": [8], "optimizer_class": optimizer_class})
 
 
-@pytest.mark.parametrize("share_features_extractor", [True, False])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("layer", "share_features_extractor"), each_once(list(LAYERS), [True, False]))
 def test_layers_of_all_kinds(layer, share_features_extractor):
     policy_kwargs = {
         "features_extractor_class": Extractor,
