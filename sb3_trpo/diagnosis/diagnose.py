@@ -15,6 +15,7 @@ from sb3_trpo.diagnosis.record import Record
 from sb3_trpo.diagnosis.rules import RULES, find
 from sb3_trpo.diagnosis.run_files import STEPS, read_record
 from sb3_trpo.saved_models.refused import printable
+from sb3_trpo.validation.values import UserError, short
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class Diagnosis:
 
         :return: updates and steps
         """
-        (updates,) = self.record.complete("train/kl_divergence_loss")
         (steps,) = self.record.complete(STEPS)
-        n_updates = round(len(updates) * self.record.updates_per_row())
-        return f"{n_updates} updates" + (f", {steps.max():.0f} steps" if len(steps) else "")
+        return f"{self._n_updates()} updates" + (f", {steps.max():.0f} steps" if len(steps) else "")
+
+    def _n_updates(self) -> int:
+        (updates,) = self.record.complete("train/kl_divergence_loss")
+        return round(len(updates) * self.record.updates_per_row()) if len(updates) else 0
 
     def headline(self) -> str:
         """
@@ -52,6 +55,8 @@ class Diagnosis:
 
         :return: the numbers of errors and of warnings
         """
+        if not self.findings and self._n_updates() == 0:
+            return "The log has no update that could be judged"
         if not self.findings:
             return f"Nothing found, by {len(RULES)} rules"
         counts = Counter(finding.severity.name.lower() for finding in self.findings)
@@ -89,6 +94,8 @@ def diagnose(path: str | os.PathLike[str]) -> Diagnosis:
     :return: the findings, with their evidence
     :raises UserError: if there is no log, or it can't be read
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"path is {short(path)}, but must be the path of a run's folder, or of a progress.csv.")
     run = Path(path)
     with np.errstate(all="ignore"):
         record = read_record(run)

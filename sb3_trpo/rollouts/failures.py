@@ -10,14 +10,16 @@ import socket
 import struct
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_trpo.validation.values import warn_user
+from sb3_trpo.validation.values import short, warn_user
 
 # A pipe is closed a little before its process is seen to have ended.
 SECONDS_TO_END = 5.0
@@ -56,7 +58,7 @@ class Failures:
         self._is_told = True
         if isinstance(self._env, SubprocVecEnv) and isinstance(error, (EOFError, OSError)):
             self._raise_end_of_process(error, index)
-        _add_note(error, f"This happened in environment {index} of {self._env.num_envs}, {self._when()}.")
+        _add_note(error, f"This happened in environment {index} of {self._env.num_envs}, {self._when()}.{_hint(error)}")
         raise error
 
     def explain(self, error: Exception) -> None:
@@ -265,6 +267,38 @@ def _first_at_work(traceback: TracebackType | None, objects: Sequence[object]) -
                 return i
         traceback = traceback.tb_next
     return None
+
+
+def _hint(error: Exception) -> str:
+    """
+    Say what SB3's code could not read of what an environment gave, where its error shows neither.
+
+    :param error: the exception
+    :return: a sentence, after a space; empty if it was raised elsewhere
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    code, shown = frames[-1].f_code, frames[-1].f_locals
+    is_unpacked = "unpack" in str(error)
+    if code is Monitor.step.__code__ and is_unpacked:
+        return (
+            " A step must give five things: observation, reward, terminated, truncated, info (Gym's old interface has "
+            "four)."
+        )
+    if code is Monitor.step.__code__ and not _is_number(shown.get("reward", 0.0)):
+        return f" The reward is {short(shown['reward'])}, but must be a number."
+    if code is DummyVecEnv.reset.__code__ and is_unpacked:
+        return " A reset must give two things: observation and info (Gym's old interface has the observation alone)."
+    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error) and "reset" in str(error):
+        return " A reset must take the arguments seed and options."
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _counted_by_loop(traceback: TracebackType | None, env: DummyVecEnv) -> int | None:

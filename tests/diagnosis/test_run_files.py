@@ -5,6 +5,7 @@ Runs as they lie on the disk: whole, cut, resumed, foreign, hostile.
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,3 +141,20 @@ def test_no_file_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, noi
         assert str(diagnose(folder))
     except UserError as error:
         assert str(error).isprintable()  # noqa: PT017
+
+
+KEYS = "time/total_timesteps,train/kl_divergence_loss,train/explained_variance\n"
+
+
+@pytest.mark.parametrize("rows", ["", "nan,nan,nan\n", "64,,\n", "64,inf,nan\n", '"64,0.01,0.5"\n'])
+def test_a_log_without_an_update_is_no_clean_bill(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "progress.csv").write_text(KEYS + rows)
+    lines = str(diagnose(tmp_path)).splitlines()
+    assert "0 updates" in lines[0]
+    assert lines[1] == "The log has no update that could be judged."
+
+
+@pytest.mark.parametrize("path", [None, 5, b"x", ["run"]])
+def test_what_is_no_path_is_named(path: Any) -> None:
+    with pytest.raises(UserError, match=r"^path is .*, but must be the path of a run's folder"):
+        diagnose(path)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from combinations import each_once
@@ -390,3 +391,54 @@ def is_running(process: Path) -> bool:
         return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+class Odd(gym.Wrapper):
+    """
+    Gives something else in each step, or in each reset.
+
+    :param step: a function of what a step gives, or None
+    :param reset: a function of what a reset gives, or None
+    """
+
+    def __init__(self, step: Any = None, reset: Any = None) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self.spoil_step, self.spoil_reset = step, reset
+
+    def step(self, action: Any) -> Any:
+        result = super().step(action)
+        return self.spoil_step(*result) if self.spoil_step else result
+
+    def reset(self, **kwargs: Any) -> Any:
+        result = super().reset(**kwargs)
+        return self.spoil_reset(*result) if self.spoil_reset else result
+
+
+class OldReset(gym.Wrapper):
+    """Has the reset of the old Gym."""
+
+    def reset(self) -> Any:
+        return self.env.reset()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Odd(lambda o, r, done, _, info: (o, r, done, info)), "after 1 steps. A step must give five things:"),
+        (lambda: Odd(lambda o, r, *rest: (o, np.array([1.0]), *rest)), "The reward is array([1.]), but must be"),
+        (lambda: Odd(lambda o, r, *rest: (o, 1j, *rest)), "The reward is 1j, but must be a number."),
+        (lambda: Odd(lambda o, r, *rest: (o, 10**400, *rest)), "The reward is a whole number of 1329 bits, but must"),
+        (lambda: Odd(lambda o, r, *rest: (o, None, *rest)), "The reward is None, but must be a number."),
+        (lambda: Odd(None, lambda o, info: o), "before the first step. A reset must give two things"),
+        (lambda: Odd(None, lambda o, info: None), "before the first step. A reset must give two things"),
+        (lambda: OldReset(gym.make("Pendulum-v1")), "A reset must take the arguments seed and options."),
+    ],
+)
+def test_what_the_monitor_around_an_environment_can_not_read_is_told(make: Any, said: str) -> None:
+    model = TRPO("MlpPolicy", make(), n_steps=16, batch_size=16, device="cpu")
+    with pytest.raises((ValueError, TypeError, OverflowError)) as caught:
+        model.learn(16)
+    (note,) = caught.value.__notes__
+    assert note.startswith("This happened in environment 0 of 1, ")
+    assert said in note
