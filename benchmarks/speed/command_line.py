@@ -16,7 +16,7 @@ import torch as th
 
 from speed import tables
 from speed.cells import of_row
-from speed.pictures import draw_growth
+from speed.pictures import draw_budget, draw_growth
 from speed.rows import ROWS
 from speed.run import Run, read, write
 
@@ -133,7 +133,8 @@ def make_tables(out: Path) -> list[Path]:
     print(text)
     written = [out / "TABLE.md"]
     written[0].write_text(text)
-    for _, measured in of_row(found, "growth"):
-        written.append(out / tables.PICTURE)
-        draw_growth(measured, written[-1])
+    for row, draw in (("growth", draw_growth), ("budget", draw_budget)):
+        for _, measured in of_row(found, row):
+            written.append(out / tables.PICTURES[row][0])
+            draw(measured, written[-1])
     return written

@@ -91,3 +91,14 @@ def variants(found: Results) -> str:
     return (
         f"Above {MOST_AT_LEAST:g}, which most should be: {n_above} of {len(factors)}, {most}.\n\n{table(header, lines)}"
     )
+
+
+def budget(found: Results) -> str:
+    """List where the time of a training goes."""
+    for _, measured in of_row(found, "budget"):
+        whole = sum(measured["seconds"].values())
+        parts = [*measured["seconds"].items(), ("whole", whole)]
+        lines = [[part, f"{seconds:.1f} s", f"{seconds / whole:.1%}"] for part, seconds in parts]
+        caption = f"One run of {measured['timesteps']:,} steps of {measured['task']}, with the options of `make train`."
+        return f"{caption}\n\n{table(['part', 'time', 'share'], lines)}"
+    return ""

@@ -58,6 +58,7 @@ ROWS = {
     "lstm": Row("twins", "lstm", "`learn()` with an LSTM of 64 units, CartPole-v1 without velocities, 8 environments"),
     "envpool": Row("learning", "envpool", "`learn()`, HalfCheetah-v5, best settings of each"),
     "profile": Row("profiling", "profile", "where a `learn()` iteration goes", threads=(1,)),
+    "budget": Row("budget", "budget", "where the time of `make train` goes", threads=(1,)),
     "growth": Row("growth", "growth", "growth with samples and parameters", threads=(1,), on_gpu=True),
     "images": Row("images", "images", "`train()`, 1024 images 4x84x84, NatureCNN, shared extractor", on_gpu=True),
 }

@@ -22,13 +22,17 @@ from speed.cells import (
     of_row,
     with_quartiles,
 )
-from speed.large_tables import many, variants
+from speed.large_tables import budget, many, variants
 from speed.measure import ratio, spread
 from speed.profiling import PARTS
 from speed.rows import ROWS
 from speed.twins import WITHOUT
 
-PICTURE = "growth.png"
+# Name and title, by the row.
+PICTURES = {
+    "growth": ("growth.png", "Time of an update by samples and by parameters"),
+    "budget": ("budget.png", "Time of a training by its parts"),
+}
 
 
 @dataclass(frozen=True)
@@ -330,6 +334,7 @@ SECTIONS = (
     ("### Memory with images", memory, ("images",)),
     ("### Growth", growth, ("growth",)),
     ("### Where an iteration of `learn()` goes", profiles, ("profile",)),
+    ("### Where the time of `make train` goes", budget, ("budget",)),
     ("### `learn()` of other kinds", variants, ("variants",)),
     ("### Updates with action masks", masks, ("masks",)),
     ("### Settings tried with EnvPool and without", settings_tried, ("envpool",)),
@@ -350,8 +355,9 @@ def section(found: Results, folder: str = "speed") -> str:
     for heading, make, rows in SECTIONS:
         if any(row in rows for row, _ in found):
             parts += [heading, make(found)] if heading else [make(found)]
-            if make is growth:
-                parts.append(f"![Time of an update by samples and by parameters](results/{folder}/{PICTURE})")
+            if rows[0] in PICTURES:
+                name, title = PICTURES[rows[0]]
+                parts.append(f"![{title}](results/{folder}/{name})")
     if found:
         parts.append(remarks(found))
     return "\n\n".join(parts) + "\n"

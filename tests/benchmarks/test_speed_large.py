@@ -1,12 +1,21 @@
 """
-The speed benchmark with thousands of environments: its simulation, and how it is judged.
+The rows of the speed benchmark that measure several things at once: what they measure, and how it is judged.
 """
+
+import builtins
+import importlib
+import threading
 
 import numpy as np
 import pytest
 from speed import large_tables
+from speed.command_line import make_tables
 from speed.many import ALGORITHMS, for_ppo, many_setting
 from speed.pendulums import MAX_SPEED, N_OBSERVATIONS, N_PENDULUMS, TIME_LIMIT, Pendulums
+from speed.pictures import draw_budget
+from speed.run import Run, write
+from speed.stopwatch import Stopwatch
+from speed.timed_run import IMPORTS, PARTS, TIMED, time_imports
 from speed.variants import PLAIN, VARIANTS
 from stable_baselines3.common.vec_env import VecMonitor
 
@@ -87,3 +96,45 @@ def test_variants_are_judged_beside_sb3_contrib_and_beside_the_plainest(slowest,
 def test_every_variant_has_a_peer_of_the_same_kind():
     assert {"ELU", "SiLU", "GELU", "LeakyReLU", "gSDE", "Dict observations"} <= set(VARIANTS)
     assert any(variant.callback is not None for variant in VARIANTS.values())
+
+
+BUDGET = {"seconds": {"rollouts": 3.0, "updates": 1.0}, "task": "Pendulum-v1", "timesteps": 2000}
+
+
+def test_the_parts_of_a_budget_make_the_whole(tmp_path):
+    text = large_tables.budget({("budget", 1): {"measured": BUDGET}})
+    assert text.splitlines()[-3:] == [
+        "| rollouts | 3.0 s | 75.0% |",
+        "| updates | 1.0 s | 25.0% |",
+        "| whole | 4.0 s | 100.0% |",
+    ]
+    draw_budget(BUDGET, tmp_path / "budget.png")
+    assert (tmp_path / "budget.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_budget_times_is_there_under_its_name():
+    for module, owner, name, part in TIMED:
+        found = importlib.import_module(module)
+        assert callable(getattr(getattr(found, owner) if owner else found, name))
+        assert part in PARTS
+
+
+def test_an_import_is_timed_in_the_main_thread_alone(monkeypatch):
+    # Put back at the end.
+    monkeypatch.setattr(builtins, "__import__", builtins.__import__)
+    watch = Stopwatch()
+    time_imports(watch)
+    thread = threading.Thread(target=lambda: __import__("colorsys"))
+    thread.start()
+    thread.join()
+    assert IMPORTS not in watch.seconds
+    import colorsys  # noqa: F401
+
+    assert watch.seconds[IMPORTS] > 0
+
+
+def test_a_budget_is_shown_in_the_report_with_its_picture(tmp_path):
+    write(tmp_path, "budget", Run(threads=1, quick=True), BUDGET, load_before=0.0)
+    assert tmp_path / "budget.png" in make_tables(tmp_path)
+    text = (tmp_path / "TABLE.md").read_text()
+    assert f"](results/{tmp_path.name}/budget.png)" in text
