@@ -29,7 +29,7 @@ import sb3_trpo
 
 TINY = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2}
 SLOW_ROWS = {"images", "many", "policy-step", "growth", "learn-1", "wide", "wide-relu", "wider-relu", "wider-elu"}
-SLOW_ROWS |= {"learn-subproc-8", "learn-subproc-64", "budget"}
+SLOW_ROWS |= {"learn-subproc-8", "learn-subproc-64", "budget", "envpool", "lstm", "masks", "variants"}
 positive = st.floats(1e-3, 1e3)
 
 
