@@ -141,6 +141,7 @@ def test_a_loaded_model_without_environments_is_warned_of(tmp_path: Any) -> None
     assert {warning.filename for warning in caught} == {__file__}
 
 
+@pytest.mark.slow
 def test_export_says_nothing(tmp_path: Any) -> None:
     """In a process of its own, for torch says some of it once."""
     code = (

@@ -272,7 +272,7 @@ for name in read_sections():
 """
 
 
-@pytest.mark.parametrize("address", ["", "https://example.org/owner/sb3_trpo"])
+@pytest.mark.parametrize("address", ["", pytest.param("https://example.org/owner/sb3_trpo", marks=pytest.mark.slow)])
 def test_findings_of_an_installed_package_are_explained(tmp_path, address):
     """Without a checkout: by the repository's address if it was set, else by a command; the command always works."""
     (wheel,) = build(tmp_path / "sources", 0o022, EPOCH - 1000, address).glob("*.whl")

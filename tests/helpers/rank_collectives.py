@@ -1,12 +1,13 @@
 """
-Use each collective once, as one of several ranks, and leave what it gave: ``python rank_collectives.py FOLDER``.
+Use each collective once, as one of several ranks, and leave what it gave.
 """
 
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
 import torch as th
+import torch.distributed as dist
 
 from sb3_trpo.ranks.alone import Ranks
 from sb3_trpo.ranks.joining import join
@@ -56,6 +57,16 @@ def use_each(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    joined = join(th.device("cpu"))
-    th.save(use_each(joined), Path(sys.argv[1]) / f"{joined.rank}")
+def use_each_as(rank: int, size: int, port: int, folder: Path) -> None:
+    """
+    Use each collective once, in a process of its own.
+
+    :param rank: the number of this rank
+    :param size: the number of ranks
+    :param port: where they meet
+    :param folder: the folder for what each collective gave
+    """
+    th.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    th.save(use_each(join(th.device("cpu"))), folder / f"{rank}")
+    dist.destroy_process_group()

@@ -345,7 +345,7 @@ class Tells(BaseCallback):
     ("start_method", "fault", "ended_by"),
     [
         ("forkserver", "blocks", signal.SIGTERM),
-        ("fork", "", signal.SIGKILL),
+        pytest.param("fork", "", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("forkserver", "", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("fork", "blocks", signal.SIGTERM, marks=pytest.mark.slow),
     ],

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 # An address that is reserved for examples (RFC 5737).
@@ -41,5 +43,6 @@ def test_training_and_acting_need_no_network(tmp_path):
     assert (tmp_path / "model.zip").exists()
 
 
+@pytest.mark.slow
 def test_the_watch_sees_what_is_caught():
     assert run("-c", TRY_TO_CONNECT, folder=HERE).stdout.split() == ["socket.getaddrinfo", "socket.connect"]

@@ -2,13 +2,13 @@
 The collectives of several ranks: each gives all of them what one process with everything would have.
 """
 
-from pathlib import Path
+import multiprocessing
 from typing import Any
 
 import pytest
 import torch as th
-from launching import HELPERS, run_ranks
-from rank_collectives import PRECISIONS, SAMPLES, vector
+from launching import free_port
+from rank_collectives import PRECISIONS, SAMPLES, use_each_as, vector
 
 from sb3_trpo.ranks.alone import Share
 
@@ -23,9 +23,18 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     :return: what each rank got
     """
-    folder: Path = tmp_path_factory.mktemp("collectives")
-    run_ranks(request.param, [HELPERS / "rank_collectives.py", folder])
-    return [th.load(folder / f"{rank}", weights_only=False) for rank in range(request.param)]
+    folder, size, port = tmp_path_factory.mktemp("collectives"), request.param, free_port()
+    # Forks of a server that has imported torch.
+    processes = [
+        multiprocessing.get_context("forkserver").Process(target=use_each_as, args=(rank, size, port, folder))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0] * size
+    return [th.load(folder / f"{rank}", weights_only=False) for rank in range(size)]
 
 
 def test_all_ranks_have_the_same_bits(results: list[dict[str, Any]]) -> None:

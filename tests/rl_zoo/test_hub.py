@@ -18,6 +18,7 @@ from sb3_trpo.cli import main
 from sb3_trpo.rl_zoo.hub import complete_hub_integration
 
 
+@pytest.mark.slow
 def test_trained_policy_is_loaded_and_offered_to_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = ["--env", "CartPole-v1", "-f", "logs", "--device", "cpu"]

@@ -37,7 +37,7 @@ def files_in(folder: pathlib.Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("n_kills", [10, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [5, pytest.param(400, marks=pytest.mark.slow)])
 def test_a_killed_saver_leaves_a_whole_model(n_kills, tmp_path):
     done = subprocess.run(
         [sys.executable, KILL_SAVERS, str(tmp_path), str(n_kills), "0"], capture_output=True, text=True, check=True
