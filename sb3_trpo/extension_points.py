@@ -7,8 +7,7 @@ small methods below, and inherits the algorithm itself, its checks, its limits, 
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import gymnasium as gym
@@ -49,12 +48,11 @@ from sb3_trpo.update.clipped_actions import log_prob_of_executed
 from sb3_trpo.update.critic import shuffle_rows
 from sb3_trpo.update.samples import chunk_size, chunks, n_rows, select, whole_rollout
 from sb3_trpo.update.transaction import check_before_rollout
-from sb3_trpo.validation.algorithm import check_changes, settings_of
+from sb3_trpo.validation.algorithm import settings_of
 from sb3_trpo.validation.base_arguments import check_learn_arguments
 from sb3_trpo.validation.policies import check_policy_arguments
 from sb3_trpo.validation.spaces import SUPPORTED_SPACES, check_observation_encoding, check_spaces
-from sb3_trpo.validation.trials import check_by_trial, check_precision, explain_features_dim
-from sb3_trpo.validation.values import UserError
+from sb3_trpo.validation.trials import check_by_trial, explain_features_dim
 
 # What the rollout buffers give: named tuples of tensors with a row for each state.
 Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
@@ -84,10 +82,6 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
     # Whether environments and random numbers have got seeds of this rank's own.
     _is_seeded_by_rank = False
     _advice: Advice
-    # The id of the model that is being trained; None if it is not.
-    _learns_as: int | None = None
-    # The hyperparameters that were checked last.
-    _known_settings: Mapping[str, object] = MappingProxyType({})
 
     # ---- The policy, as the update sees it ----
 
@@ -320,25 +314,6 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         return actions
 
     @contextlib.contextmanager
-    def _learn_once(self) -> Iterator[None]:
-        """
-        Refuse, in the block, another training of this model: it has one rollout buffer.
-
-        :raises UserError: if it is in such a block already
-        """
-        # A copy that a callback makes is another model.
-        if self._learns_as == id(self):
-            raise UserError(
-                "learn() was called while this model is being trained already, by a callback or in another thread: "
-                "call it afterwards, or train a copy (copy.deepcopy(model))."
-            )
-        self._learns_as = id(self)
-        try:
-            yield
-        finally:
-            self._learns_as = None
-
-    @contextlib.contextmanager
     def _join_ranks(self, total_timesteps: int) -> Iterator[None]:
         """
         Train together with the other ranks in the block, if this process was launched as one of several.
@@ -401,18 +376,6 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
             check_before_rollout(self.policy)
             raise
         return callback.end_rollout(is_complete) if isinstance(callback, RankedCallback) else is_complete
-
-    def _check_changes(self) -> None:
-        """
-        Check what a callback may have changed since the last look.
-
-        :raises UserError: if a hyperparameter is not allowed, or the policy is of another precision or elsewhere
-        """
-        check_precision(self.policy, self.device, self._try_policy)
-        algorithm: Any = self  # Some of the hyperparameters are the subclass's.
-        if check_changes(algorithm, self._known_settings):
-            check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)
-            self._known_settings = settings_of(algorithm)
 
     @classmethod
     def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:

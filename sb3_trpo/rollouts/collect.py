@@ -3,7 +3,8 @@ Collection of rollouts: by the fast path where nobody can tell it from SB3's loo
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
+from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -23,13 +24,15 @@ from sb3_trpo.rollouts.checks import Observations, OutputChecks, innermost
 from sb3_trpo.rollouts.failures import Failures, WaitingWatch, limit_waiting
 from sb3_trpo.rollouts.fast_rollout import FastRollout, why_not_fast
 from sb3_trpo.rollouts.guard import CopyingGuard, PausingCallback, StepGuard
-from sb3_trpo.rollouts.noise import keep_noise, noise_of_rollout, use_noise
+from sb3_trpo.rollouts.noise import check_noise, keep_noise, noise_of_rollout, use_noise
 from sb3_trpo.rollouts.on_ranks import RankedCallback
 from sb3_trpo.rollouts.pooled_statistics import PooledStatistics
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
 from sb3_trpo.rollouts.statistics import MIB, EpisodeEnds, drop_unreadable, resident_memory, rollout_statistics
 from sb3_trpo.trust_region.families import family_and_z, keep_distribution
 from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
+from sb3_trpo.validation.algorithm import check_changes, settings_of
+from sb3_trpo.validation.trials import check_precision
 from sb3_trpo.validation.values import UserError, warn_user
 
 
@@ -45,6 +48,12 @@ class RolloutCollector(OnPolicyAlgorithm):
     ranks: Ranks = ALONE
     # What their environments are normalised with.
     _statistics: PooledStatistics | None = None
+    # The id of the model that is being trained; None if it is not.
+    _learns_as: int | None = None
+    # The hyperparameters that were checked last.
+    _known_settings: Mapping[str, object] = MappingProxyType({})
+    min_std: float | Schedule
+    max_std: float | Schedule | None
     noise_correlation: float
     env_timeout: float | None
     check_env_outputs: bool
@@ -188,6 +197,37 @@ class RolloutCollector(OnPolicyAlgorithm):
         :return: action distributions, and values, (N, 1)
         """
         return self.policy.get_distribution(obs), self.policy.predict_values(obs)
+
+    def _check_changes(self) -> None:
+        """
+        Check what a callback may have changed since the last look.
+
+        :raises UserError: if a hyperparameter is not allowed, or the policy is of another precision or elsewhere
+        """
+        check_precision(self.policy, self.device, self._try_policy)
+        algorithm: Any = self  # Some of the hyperparameters are the subclass's.
+        if check_changes(algorithm, self._known_settings):
+            check_noise(self.policy, self.min_std, self.max_std, self.noise_correlation)
+            self._known_settings = settings_of(algorithm)
+
+    @contextlib.contextmanager
+    def _learn_once(self) -> Iterator[None]:
+        """
+        Refuse, in the block, another training of this model: it has one rollout buffer.
+
+        :raises UserError: if it is in such a block already
+        """
+        # A copy that a callback makes is another model.
+        if self._learns_as == id(self):
+            raise UserError(
+                "learn() was called while this model is being trained already, by a callback or in another thread: "
+                "call it afterwards, or train a copy (copy.deepcopy(model))."
+            )
+        self._learns_as = id(self)
+        try:
+            yield
+        finally:
+            self._learns_as = None
 
     def _explain_distribution(self, guard: StepGuard) -> None:
         """
