@@ -33,7 +33,6 @@ from sb3_trpo.networks.untouched import is_untouched
 from sb3_trpo.rollouts.advantages import compute_returns_and_advantage
 from sb3_trpo.rollouts.checks import Observations, count_states, last_observation
 from sb3_trpo.rollouts.guard import StepGuard
-from sb3_trpo.rollouts.infos import note_episodes
 from sb3_trpo.rollouts.noise import CorrelatedNoise
 from sb3_trpo.rollouts.samplers import SAMPLERS, make_sampler
 from sb3_trpo.rollouts.shown_locals import ShowingCallback, ShownLocals
@@ -162,7 +161,7 @@ class FastRollout:
             if on_demand.infos.is_read:
                 # A callback may have written into them.
                 infos = on_demand.infos.read()
-            note_episodes(algorithm, infos, dones)
+            algorithm._update_info_buffer(infos, dones)
 
             self._store(n_steps, obs, actions, rewards)
             if np.count_nonzero(dones):
