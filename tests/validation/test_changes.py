@@ -59,8 +59,17 @@ def spoil(name: str, value: Any) -> Any:
     return lambda model: setattr(model, name, value)
 
 
-@pytest.mark.parametrize("when", ["on_rollout_start", "on_step", "on_rollout_end"])
-@pytest.mark.parametrize(("name", "value", "allowed"), SPOILED)
+MOMENTS = ("on_rollout_start", "on_step", "on_rollout_end")
+
+
+# One moment for each value, and all for the first.
+@pytest.mark.parametrize(
+    ("name", "value", "allowed", "when"),
+    [
+        *((*SPOILED[0], when) for when in MOMENTS),
+        *((*spoiled, MOMENTS[i % 3]) for i, spoiled in enumerate(SPOILED[1:])),
+    ],
+)
 def test_what_a_callback_spoils_is_named(name: str, value: Any, allowed: str, when: str) -> None:
     if name == "num_timesteps":
         # At the end of a rollout, SB3's loop is the next that reads it.
@@ -146,8 +155,7 @@ def test_noise_that_the_policy_has_not_is_named() -> None:
         model.learn(192, Change("on_step", 64, spoil("noise_correlation", 0.5)))
 
 
-@pytest.mark.parametrize("when", ["on_rollout_start", "on_step", "on_rollout_end"])
-@pytest.mark.parametrize("optimizer", [None, "Adam", 5])
+@pytest.mark.parametrize(("optimizer", "when"), zip([None, "Adam", 5], MOMENTS, strict=True))
 def test_an_optimizer_that_is_none_is_named(optimizer: Any, when: str) -> None:
     model = TRPO("MlpPolicy", "Pendulum-v1", **SETTINGS)
     with pytest.raises(UserError, match=r"^The policy's optimizer is"):
