@@ -95,6 +95,8 @@ _pythons_format = warnings.formatwarning
 
 # The system's answers where a file has no place.
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+# The status of a program that Ctrl-C has ended, as shells have it.
+INTERRUPTED = 130
 USAGE = "usage: sb3-trpo COMMAND [OPTION ...]\n\n{commands}\n\n`sb3-trpo COMMAND --help` lists the options of one."
 
 
@@ -137,6 +139,9 @@ def _run(name: str, arguments: list[str]) -> None:
         sys.exit(f"sb3-trpo {name}: {error} (or {how_to_install(extra)})")
     except (UserError, UnregisteredEnv) as error:
         sys.exit(f"sb3-trpo {name}: {error}")
+    except KeyboardInterrupt:
+        # A training ends by itself, and saves. This comes while something is imported, say.
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise

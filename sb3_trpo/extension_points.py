@@ -238,7 +238,7 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         try:
             self.policy = self._make_policy().to(self.device)
         except (AssertionError, TypeError) as error:
-            explain_features_dim(error)
+            explain_features_dim(error, self.observation_space, self.policy_kwargs)
             raise
         check_family(self.policy)
         check_by_trial(self.policy, self._try_policy)

@@ -394,6 +394,17 @@ def test_bad_input_gets_one_sentence(arguments, named):
     assert named in end.value.code
 
 
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
+    class Interrupted(Command):
+        def run(self):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setitem(COMMANDS, "interrupted", Interrupted("is interrupted", ""))
+    with pytest.raises(SystemExit) as end:
+        main(["interrupted"])
+    assert end.value.code == 130
+
+
 @pytest.mark.usefixtures("in_temporary_folder")
 def test_a_full_disk_gets_one_sentence_and_leaves_no_half_of_a_model():
     Path("short.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 64, n_steps: 64, batch_size: 64}\n")

@@ -30,6 +30,7 @@ from sb3_trpo.rollouts.pooled_statistics import PooledStatistics
 from sb3_trpo.rollouts.shown_locals import ShowingCallback
 from sb3_trpo.rollouts.statistics import MIB, EpisodeEnds, drop_unreadable, resident_memory, rollout_statistics
 from sb3_trpo.trust_region.families import family_and_z, keep_distribution
+from sb3_trpo.trust_region.kl import DistributionParameters
 from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.validation.algorithm import check_changes, settings_of
 from sb3_trpo.validation.trials import check_precision
@@ -248,14 +249,16 @@ class RolloutCollector(OnPolicyAlgorithm):
         if len(are_finite) == guard.num_envs and not bool(are_finite.all()):
             guard.refuse_actions(int(are_finite.int().argmin()))
 
-    def _try_policy(self, obs: PyTorchObs) -> None:
+    def _try_policy(self, obs: PyTorchObs) -> DistributionParameters:
         """
         Evaluate actor and critic, to see whether they can, and leave nothing of it behind.
 
         :param obs: observations of N states
+        :return: the parameters of the action distributions
         """
         with keep_distribution(self.policy):
-            self._evaluate_policy(obs)
+            distribution, _ = self._evaluate_policy(obs)
+            return family_and_z(distribution)[1]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if self.ranks.is_alone:

@@ -3,8 +3,9 @@ Checks of a policy by trying it on a few observations, where what is wrong with 
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 from stable_baselines3.common.utils import obs_as_tensor
 from torch.nn.parameter import is_lazy
 
-from sb3_trpo.validation.values import UserError, short
+from sb3_trpo.validation.values import UserError, short, warn_user
 
-# A function that evaluates actor and critic on observations.
-Evaluate = Callable[[Any], object]
+# A function that evaluates actor and critic on observations, and gives the parameters of the action distributions.
+Evaluate = Callable[[Any], Sequence[th.Tensor]]
 _N_TRIED = 2
 
 
@@ -38,37 +39,41 @@ def some_observations(space: spaces.Space[Any], n: int) -> Any:
     return np.stack(samples)
 
 
-def explain_features_dim(error: Exception) -> None:
+def explain_features_dim(error: Exception, space: spaces.Space[Any], policy_kwargs: Mapping[str, Any]) -> None:
     """
     Name the features extractor that can't be made, or be followed by a layer, for its number of features is none.
 
     :param error: the exception that was raised while the policy was made
+    :param space: the observation space
+    :param policy_kwargs: the arguments of the policy
     :raises UserError: if that is the reason
     """
-    traceback = error.__traceback__
-    while traceback is not None:
-        shown = traceback.tb_frame.f_locals
-        made = shown.get("self")
-        if traceback.tb_frame.f_code is BaseFeaturesExtractor.__init__.__code__:
-            declared, name = shown["features_dim"], type(made).__name__
-        elif isinstance(made, BasePolicy) and hasattr(made, "features_extractor"):
-            extractor = made.features_extractor
-            declared, name = getattr(extractor, "features_dim", 1), type(extractor).__name__
-        else:
-            declared, name = 1, ""
-        if not isinstance(declared, Integral) or declared < 1:
-            raise UserError(
-                f"policy_kwargs['features_extractor_class'] is {name}, whose features_dim is {short(declared)}, but "
-                "must be a whole number of at least 1."
-            ) from error
-        traceback = traceback.tb_next
+    kind = policy_kwargs.get("features_extractor_class")
+    if kind is None or error.__traceback__ is None:
+        return
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    if frame.f_code is BaseFeaturesExtractor.__init__.__code__:
+        # The base class has refused its argument, and keeps it nowhere.
+        declared = frame.f_locals["features_dim"]
+    else:
+        try:
+            declared = kind(space, **(policy_kwargs.get("features_extractor_kwargs") or {})).features_dim
+        except Exception:
+            # It can't be made for another reason, which the error tells.
+            return
+    if not isinstance(declared, Integral) or declared < 1:
+        raise UserError(
+            f"policy_kwargs['features_extractor_class'] is {kind.__name__}, whose features_dim is {short(declared)}, "
+            "but must be a whole number of at least 1."
+        ) from error
 
 
 def check_by_trial(policy: ActorCriticPolicy, evaluate: Evaluate) -> None:
     """
     Check that networks of the user's give as many features as they say, and leave their observations as they are.
 
-    Where they do not give so many, but the policy can be evaluated all the same, that is the user's affair.
+    Where they do not give so many, but the policy can be evaluated all the same, that is the user's affair. A warning
+    names networks that answer the same observations in another way each time.
 
     :param policy: the policy, new
     :param evaluate: the function that evaluates it
@@ -86,6 +91,7 @@ def check_by_trial(policy: ActorCriticPolicy, evaluate: Evaluate) -> None:
         error = _error_of(policy, evaluate, obs)
         if error is None:
             _check_same(policy, evaluate, obs, before)
+            _check_repeatable(policy, evaluate, obs)
         # With a network of the user's, other errors may come of what the trial lacks.
         elif isinstance(error, RuntimeError) or type(policy.mlp_extractor) is MlpExtractor:
             for extractor in users:
@@ -115,17 +121,38 @@ def _check_same(policy: ActorCriticPolicy, evaluate: Evaluate, obs: Any, before:
     once = copy.deepcopy(obs)
     _error_of(policy, evaluate, obs)
     if not _are_equal(obs, once):
-        names = ", ".join(
-            dict.fromkeys(
-                type(each).__name__
-                for each in (policy, policy.pi_features_extractor, policy.mlp_extractor)
-                if not _is_known(each)
-            )
-        )
         raise UserError(
-            f"policy is {type(policy).__name__}, which changes its observations in place (look at {names}), but must "
-            "leave them as they are, for an update evaluates them many times: write x = x / 2, and not x /= 2."
+            f"policy is {type(policy).__name__}, which changes its observations in place (look at "
+            f"{_names_of_users(policy)}), but must leave them as they are, for an update evaluates them many times: "
+            "write x = x / 2, and not x /= 2."
         )
+
+
+def _check_repeatable(policy: ActorCriticPolicy, evaluate: Evaluate, obs: Any) -> None:
+    """
+    Warn of a policy whose action distributions are others each time, for KL is then measured on one of them.
+
+    :param policy: the policy
+    :param evaluate: the function that evaluates it
+    :param obs: a few observations, as tensors
+    """
+    answers: list[Any] = []
+    for _ in range(2):
+        if _error_of(policy, lambda obs: answers.append(evaluate(obs)), obs) is not None:
+            return
+    first, second = answers
+    # A GPU may sum in any order.
+    if not all(th.allclose(one, other, rtol=1e-3, atol=1e-5) for one, other in zip(first, second, strict=True)):
+        warn_user(
+            f"policy is {type(policy).__name__}, which gives other action distributions each time that it is asked "
+            f"about the same observations, in evaluation mode, too (look at {_names_of_users(policy)}: random numbers, "
+            "or a state that moves with each call). KL is measured on one evaluation, and may be larger in another."
+        )
+
+
+def _names_of_users(policy: ActorCriticPolicy) -> str:
+    modules = (policy, policy.pi_features_extractor, policy.mlp_extractor)
+    return ", ".join(dict.fromkeys(type(each).__name__ for each in modules if not _is_known(each)))
 
 
 def _are_equal(obs: Any, others: Any) -> bool:
@@ -193,7 +220,7 @@ def _is_usual(parameter: th.Tensor, device: th.device) -> bool:
     return is_lazy(parameter) or (is_of_type and parameter.device.type == device.type)
 
 
-def _error_of(policy: ActorCriticPolicy, evaluate: Evaluate, obs: Any) -> Exception | None:
+def _error_of(policy: ActorCriticPolicy, evaluate: Callable[[Any], object], obs: Any) -> Exception | None:
     """
     Evaluate a policy, to see whether that fails.
 

@@ -101,6 +101,47 @@ def test_numbers_of_features_that_are_none_are_named(algorithm: Any, policy: str
         algorithm(policy, "CartPole-v1", policy_kwargs=kwargs, **SETTINGS)
 
 
+class Counting(nn.Module):
+    """A layer whose answer moves with each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        self.n += 1
+        return x + 0.1 * self.n
+
+
+def noisy(x: th.Tensor) -> th.Tensor:
+    return th.nn.functional.pad(x + 0.1 * th.randn_like(x), (0, 5))
+
+
+def moving() -> Callable[[th.Tensor], th.Tensor]:
+    layer = Counting()
+    return lambda x: th.nn.functional.pad(layer(x), (0, 5))
+
+
+def with_features(give: Callable[[th.Tensor], th.Tensor], algorithm: Any = TRPO, policy: str = "MlpPolicy") -> Any:
+    kwargs = {"features_extractor_class": Features, "features_extractor_kwargs": {"give": give}}
+    return algorithm(policy, "Pendulum-v1", policy_kwargs=kwargs, **SETTINGS)
+
+
+@pytest.mark.parametrize("make", [lambda: noisy, moving], ids=["random", "moving"])
+def test_a_network_that_answers_in_another_way_each_time_is_told_once(make: Any) -> None:
+    with pytest.warns(UserWarning, match="other action distributions each time.*look at Features") as caught:
+        with_features(make())
+    assert len([warning for warning in caught if "each time" in str(warning.message)]) == 1
+
+
+@pytest.mark.parametrize(("algorithm", "policy"), [(TRPO, "MlpPolicy"), (RecurrentTRPO, "MlpLstmPolicy")])
+def test_a_network_that_answers_alike_is_told_nothing(
+    algorithm: Any, policy: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    with_features(lambda x: th.nn.functional.pad(th.dropout(x, 0.5, train=False), (0, 5)), algorithm, policy)
+    assert [str(warning.message) for warning in recwarn if "each time" in str(warning.message)] == []
+
+
 class KnowsBetter(ActorCriticPolicy):
     """A policy whose network takes what features there are."""
 
