@@ -131,10 +131,8 @@ def test_a_training_keeps_the_episodes_that_sb3s_loop_keeps():
         def _run_loop(self, *args: Any) -> bool:
             return super()._run_loop(*args)
 
-    ours, sb3s = (
-        algorithm("MlpPolicy", Batch(), n_steps=8, batch_size=80, stats_window_size=1000, seed=0, device="cpu").learn(8 * N_ENVS)
-        for algorithm in (TRPO, WithSb3Loop)
-    )
+    options: dict[str, Any] = {"n_steps": 8, "batch_size": 80, "stats_window_size": 1000, "seed": 0, "device": "cpu"}
+    ours, sb3s = (algorithm("MlpPolicy", Batch(), **options).learn(8 * N_ENVS) for algorithm in (TRPO, WithSb3Loop))
     assert ours.ep_info_buffer == sb3s.ep_info_buffer
     assert ours.ep_success_buffer == sb3s.ep_success_buffer
     assert len(ours.ep_info_buffer) > N_ENVS
