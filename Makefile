@@ -37,7 +37,7 @@ help:
 	@echo 'make dist                                                             build wheel and source distribution, twice, and compare'
 	@echo 'make docs                                                             build the pages of docs/ into build/docs'
 	@echo 'make release                                                          check, build and tag a release; nothing is uploaded'
-	@echo 'make bench-speed [ARGS=...]                                           measure speed against the peers, half an hour'
+	@echo 'make bench-speed [ARGS=...]                                           measure speed against the peers, some hours'
 	@echo 'make campaign [ARGS=...]                                              train for the table of results: 150 runs of 1M steps, many hours'
 	@echo 'make soak [ARGS=...]                                                  train for 10M steps, and see what grows'
 	@echo 'make kill-campaign [ARGS=...]                                         kill one training at random moments, and see what is lost'
