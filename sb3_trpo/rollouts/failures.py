@@ -277,6 +277,9 @@ def _hint(error: Exception) -> str:
     :return: a sentence, after a space; empty if it was raised elsewhere
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames:
+        # It was not raised yet, but made from what another process has given.
+        return ""
     code, shown = frames[-1].f_code, frames[-1].f_locals
     is_unpacked = "unpack" in str(error)
     if code is Monitor.step.__code__ and is_unpacked:
