@@ -38,7 +38,7 @@ def test_example_runs(example, tmp_path, monkeypatch):
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STEPS", "600")
+    monkeypatch.setenv("STEPS", "300")
     monkeypatch.setattr(sys, "argv", [str(example)])
     runpy.run_path(str(example), run_name="__main__")
 

@@ -36,6 +36,7 @@ def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_training_and_acting_need_no_network(tmp_path):
     result = run(HERE / "train_watched.py", folder=tmp_path)
     assert result.returncode == 0, result.stderr

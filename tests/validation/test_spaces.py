@@ -249,7 +249,9 @@ def compile_methods(policy):
         setattr(policy, name, th.compile(getattr(policy, name), backend="aot_eager"))
 
 
-@pytest.mark.parametrize("compile_policy", [compile_networks, compile_in_place, compile_methods])
+@pytest.mark.parametrize(
+    "compile_policy", [compile_networks, compile_in_place, pytest.param(compile_methods, marks=pytest.mark.slow)]
+)
 def test_compiled_policies(compile_policy):
     class CompiledPolicy(ActorCriticPolicy):
         def _build(self, lr_schedule):
