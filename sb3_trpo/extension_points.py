@@ -53,9 +53,11 @@ from sb3_trpo.validation.base_arguments import check_learn_arguments
 from sb3_trpo.validation.policies import check_policy_arguments
 from sb3_trpo.validation.spaces import SUPPORTED_SPACES, check_observation_encoding, check_spaces
 from sb3_trpo.validation.trials import check_by_trial, explain_features_dim
+from sb3_trpo.validation.values import UserError
 
 # What the rollout buffers give: named tuples of tensors with a row for each state.
 Samples: TypeAlias = RolloutBufferSamples | DictRolloutBufferSamples
+BufferClasses: TypeAlias = tuple[type[RolloutBuffer], type[RolloutBuffer]]
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="ExtensibleTRPO")
 
@@ -70,6 +72,8 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
 
     # The action spaces that the algorithm takes; a subclass may take fewer.
     supported_action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = SUPPORTED_SPACES
+    # The rollout buffers that it can use, or subclasses of them: of observations, and of dictionaries.
+    rollout_buffer_classes: ClassVar[BufferClasses] = (RolloutBuffer, DictRolloutBuffer)
     # What TensorBoard calls a run that ``learn`` is given no name for.
     log_name: ClassVar[str] = "TRPO"
 
@@ -202,10 +206,16 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
         Make the rollout buffer.
 
         :return: the buffer, empty
+        :raises UserError: if the class that the user has given keeps less than is needed
         """
+        known = self.rollout_buffer_classes
         if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer
+            self.rollout_buffer_class = known[isinstance(self.observation_space, spaces.Dict)]
+        if not issubclass(self.rollout_buffer_class, known):
+            raise UserError(
+                f"rollout_buffer_class is {self.rollout_buffer_class.__name__}, but must be a subclass of "
+                f"{' or '.join(f'{each.__module__}.{each.__name__}' for each in known)}."
+            )
         return self.rollout_buffer_class(
             self.n_steps,
             self.observation_space,

@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.extension_points import BufferClasses
 from sb3_trpo.rollouts.checks import count_states
 from sb3_trpo.rollouts.mask_guard import MaskGuard, check_masks, mask_sizes
 from sb3_trpo.saved_models.objects import allow_in_files
@@ -67,6 +68,7 @@ class MaskableTRPO(TRPO):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = MaskablePPO.policy_aliases
+    rollout_buffer_classes: ClassVar[BufferClasses] = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
     log_name: ClassVar[str] = "MaskableTRPO"
     supported_action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
         spaces.Discrete,
@@ -164,7 +166,7 @@ class MaskableTRPO(TRPO):
         return bool(collect(self, guard, callback, rollout_buffer, n_rollout_steps, self._use_masking))
 
     def _rollout_samples(self) -> MaskedSamples:  # type: ignore[override]
-        samples = whole_rollout(self.rollout_buffer, (MaskableRolloutBuffer, MaskableDictRolloutBuffer))
+        samples = whole_rollout(self.rollout_buffer, self.rollout_buffer_classes)
         masks = samples.action_masks.bool()
         # Without a masked choice the update is TRPO's own, bit for bit.
         masked: MaskedSamples = samples._replace(action_masks=None if masks.all() else masks)
@@ -205,17 +207,6 @@ class MaskableTRPO(TRPO):
                 "subclass of sb3_contrib's MaskableActorCriticPolicy."
             )
         return policy
-
-    def _make_rollout_buffer(self) -> RolloutBuffer:
-        if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = MaskableDictRolloutBuffer if is_dict else MaskableRolloutBuffer
-        if not issubclass(self.rollout_buffer_class, (MaskableRolloutBuffer, MaskableDictRolloutBuffer)):
-            raise UserError(
-                f"rollout_buffer_class is {self.rollout_buffer_class.__name__}, but must be a subclass of "
-                "sb3_contrib's MaskableRolloutBuffer or MaskableDictRolloutBuffer, which keep the masks."
-            )
-        return super()._make_rollout_buffer()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_use_masking"]

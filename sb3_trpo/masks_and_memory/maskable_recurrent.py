@@ -19,6 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.extension_points import BufferClasses
 from sb3_trpo.masks_and_memory.maskable import MaskableTRPO, mask_logits
 from sb3_trpo.masks_and_memory.recurrent import RecurrentTRPO
 from sb3_trpo.rollouts.mask_guard import METHOD, MaskGuard, mask_sizes
@@ -156,6 +157,7 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
         "CnnLstmPolicy": MaskableCnnLstmPolicy,
         "MultiInputLstmPolicy": MaskableMultiInputLstmPolicy,
     }
+    rollout_buffer_classes: ClassVar[BufferClasses] = RecurrentTRPO.rollout_buffer_classes
     log_name: ClassVar[str] = "MaskableRecurrentTRPO"
     # Of the last rollout, (n_steps, n_envs, number of choices); None if it was without.
     _rollout_masks: np.ndarray | None = None
@@ -203,9 +205,6 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
                 "'MultiInputLstmPolicy', or a subclass of one of these."
             )
         return policy
-
-    def _make_rollout_buffer(self) -> RolloutBuffer:
-        return RecurrentTRPO._make_rollout_buffer(self)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_rollout_masks"]

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
@@ -18,6 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.extension_points import BufferClasses
 from sb3_trpo.networks.plain_policy import extract_features
 from sb3_trpo.rollouts.checks import count_states
 from sb3_trpo.saved_models.objects import allow_in_files
@@ -62,6 +62,7 @@ class RecurrentTRPO(TRPO):
         "CnnLstmPolicy": CnnLstmPolicy,
         "MultiInputLstmPolicy": MultiInputLstmPolicy,
     }
+    rollout_buffer_classes: ClassVar[BufferClasses] = (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)
     log_name: ClassVar[str] = "RecurrentTRPO"
     # What the LSTMs remember, before the next step of the training environments.
     _last_lstm_states: RNNStates | None = None
@@ -249,14 +250,6 @@ class RecurrentTRPO(TRPO):
         return policy
 
     def _make_rollout_buffer(self) -> RolloutBuffer:
-        if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = RecurrentDictRolloutBuffer if is_dict else RecurrentRolloutBuffer
-        if not issubclass(self.rollout_buffer_class, (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)):
-            raise UserError(
-                f"rollout_buffer_class is {self.rollout_buffer_class.__name__}, but must be a subclass of "
-                "sb3_contrib's RecurrentRolloutBuffer or RecurrentDictRolloutBuffer, which keep the LSTMs' states."
-            )
         layers, _, hidden_units = self._recurrent_policy.lstm_hidden_state_shape
         shape = {"hidden_state_shape": (self.n_steps, layers, self.n_envs, hidden_units)}
         given, self.rollout_buffer_kwargs = self.rollout_buffer_kwargs, {**self.rollout_buffer_kwargs, **shape}
