@@ -131,6 +131,7 @@ class FastRollout:
         callback.on_rollout_start()
         to_env = _make_action_converter(algorithm.action_space, self.policy)
         scope, on_demand = self._scope(), self.on_demand
+        constants = self._constants()
         obs: Observations = algorithm._last_obs
         dones = np.zeros(self.n_envs, dtype=bool)
         for n_steps in range(buffer.buffer_size):
@@ -142,7 +143,9 @@ class FastRollout:
             algorithm.num_timesteps += self.n_envs
 
             on_demand.begin_step(n_steps, obs, self.actions[-1], infos)
+            # All of them at each step, whatever a callback has made of the dictionary.
             scope.show(
+                **constants,
                 obs_tensor=on_demand.obs_tensor,
                 values=on_demand.values,
                 log_probs=on_demand.log_probs,
@@ -170,7 +173,7 @@ class FastRollout:
             obs = algorithm._last_obs = new_obs  # type: ignore[assignment]
             algorithm._last_episode_starts = dones
 
-        self._finish(scope, obs, dones)
+        self._finish(scope, obs, dones, actions)
         return True
 
     @th.no_grad()
@@ -181,15 +184,19 @@ class FastRollout:
         """Return the dictionary in which callbacks find the local variables."""
         known = self.callback.locals
         scope = known if isinstance(known, ShownLocals) else ShownLocals()
-        callback = self.callback
-        scope.update(
-            self=self.algorithm,
-            env=self.guard.venv,
-            callback=callback.callbacks[0] if isinstance(callback, ShowingCallback) else callback,
-            rollout_buffer=self.buffer,
-            n_rollout_steps=self.buffer.buffer_size,
-        )
+        scope.update(self._constants())
         return scope
+
+    def _constants(self) -> dict[str, Any]:
+        """Return the local variables that stay as they are."""
+        callback = self.callback
+        return {
+            "self": self.algorithm,
+            "env": self.guard.venv,
+            "callback": callback.callbacks[0] if isinstance(callback, ShowingCallback) else callback,
+            "rollout_buffer": self.buffer,
+            "n_rollout_steps": self.buffer.buffer_size,
+        }
 
     @th.no_grad()
     def _act(self, obs: Observations) -> np.ndarray:
@@ -240,25 +247,26 @@ class FastRollout:
             if obs is not None:
                 self.truncations.append((step, int(i), copy.deepcopy(obs)))
 
-    def _finish(self, scope: ShownLocals, last_obs: Observations, dones: np.ndarray) -> None:
+    def _finish(self, scope: ShownLocals, last_obs: Observations, dones: np.ndarray, actions: np.ndarray) -> None:
         """
         Compute what was left out, returns and advantages, and show callbacks the end.
 
         :param scope: the local variables that callbacks see
         :param last_obs: the observations after the last step, (n_envs, ...)
         :param dones: whether the last step ended episodes, (n_envs,)
+        :param actions: the actions of the last step, (n_envs, ...)
         """
         # What a callback reads later belongs to this policy.
-        log_probs, obs_tensor = scope["log_probs"], scope["obs_tensor"]
+        log_probs, obs_tensor = self.on_demand.log_probs.read(), self.on_demand.obs_tensor.read()
         buffer, callback = self.buffer, self.callback
         self._fill_in(buffer.buffer_size)
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(last_obs, self.algorithm.device))
         compute_returns_and_advantage(buffer, values, dones)
-        actions = scope["actions"]
         if isinstance(self.algorithm.action_space, spaces.Discrete):
             actions = actions.reshape(-1, 1)
         scope.update(
+            **self._constants(),
             obs_tensor=obs_tensor,
             values=values,
             log_probs=log_probs,

@@ -365,6 +365,39 @@ def test_a_callback_may_give_other_environments(moment: str, path: str, recwarn:
     assert model.rollout_buffer.episode_starts.sum() == 0  # Pendulum's episodes are longer than two rollouts
 
 
+SPOILT = {
+    "clear": lambda shown: shown.clear(),
+    "set": lambda shown: shown.update(
+        dict.fromkeys(["actions", "new_obs", "rewards", "dones", "infos", "self", "env"])
+    ),
+    "pop": lambda shown: [shown.pop(name) for name in ("log_probs", "values", "obs_tensor")],
+}
+
+
+@paths
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_what_a_callback_makes_of_its_dictionary_is_its_own_business(spoil: Any, path: str) -> None:
+    """As with SB3's loop, which writes all of it anew at each step."""
+    seen: list[set[str]] = []
+
+    class Spoiler(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(set(self.locals))
+            spoil(self.locals)
+            return True
+
+        def _on_rollout_end(self) -> None:
+            seen.append(set(self.locals))
+
+    plain = model_in(make_vec_env("Pendulum-v1", 2, seed=0), **PATHS[path]).learn(2 * 2 * N_STEPS)
+    spoilt = model_in(make_vec_env("Pendulum-v1", 2, seed=0), **PATHS[path]).learn(2 * 2 * N_STEPS, Spoiler())
+    # Values that are read step by step differ by rounding from those of the whole rollout.
+    for name, tensor in state(plain).items():
+        th.testing.assert_close(state(spoilt)[name], tensor, rtol=1e-3, atol=1e-4)
+    names = {"self", "env", "callback", "rollout_buffer", "actions", "rewards", "values", "log_probs", "obs_tensor"}
+    assert all(names <= each for each in seen)
+
+
 class Slow(gym.Wrapper):
     def step(self, action: Any) -> Any:
         time.sleep(1.0)
