@@ -241,6 +241,12 @@ class ExtensibleTRPO(SafelySaved, RolloutCollector):
 
     def _setup_model(self) -> None:
         self.policy_kwargs = check_policy_arguments(self.policy_class, self.policy_kwargs)
+        if self.use_sde and not isinstance(self.action_space, spaces.Box):
+            # SB3 asks in the constructor alone, which a model that is loaded does not come by.
+            raise UserError(
+                f"use_sde is {self.use_sde}, but must be False for actions that are "
+                f"{type(self.action_space).__name__}: gSDE is noise of continuous actions."
+            )
         undo_portable(self)
         check_observation_encoding(self)
         self._setup_lr_schedule()

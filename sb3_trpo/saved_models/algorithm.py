@@ -19,7 +19,8 @@ from sb3_trpo.saved_models.origin import ModelPath, Origin, origin_of, read_data
 from sb3_trpo.saved_models.parameters import fit_parameters, read_parameters
 from sb3_trpo.saved_models.portable import make_portable
 from sb3_trpo.saved_models.untrusted import Attributes, given_in_place, read_untrusted
-from sb3_trpo.validation.values import UserError, check_choice, warn_user
+from sb3_trpo.validation.base_arguments import check_device
+from sb3_trpo.validation.values import UserError, check_choice, short, warn_user
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="SafelySaved")
 
@@ -87,6 +88,12 @@ class SafelySaved(OnPolicyAlgorithm):
         :raises RefusedModelError: (a UserError) if the file is not trusted and holds what it should not
         """
         check_choice("trusted", trusted, (True, False))
+        check_device(device)
+        if custom_objects is not None and not isinstance(custom_objects, dict):
+            raise UserError(
+                f"custom_objects is {short(custom_objects)}, but must be a dictionary of attributes by their names, or "
+                "None."
+            )
         given = {**(custom_objects or {}), **kwargs}
         in_place = custom_objects or {} if trusted else {**(custom_objects or {}), **given_in_place(given)}
         readable = _readable(cls, path, in_place, trusted)
@@ -161,4 +168,6 @@ def _readable(
 
 def _take_over(algorithm_class: type, data: dict[str, object], given: Attributes) -> Attributes:
     # A policy that the user gives may be of any kind.
+    if not isinstance(given.get("policy_class", object), type):
+        raise UserError(f"policy_class is {short(given['policy_class'])}, but must be a class")
     return take_over(algorithm_class, {**data, **{name: given[name] for name in ("policy_class",) if name in given}})

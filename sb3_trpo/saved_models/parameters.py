@@ -2,6 +2,7 @@
 Weights that go from one model into another: all are compared before the first is written.
 """
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch as th
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 
 from sb3_trpo.saved_models.origin import ModelPath
-from sb3_trpo.validation.values import UserError, warn_user
+from sb3_trpo.validation.values import UserError, short, warn_user
 
 Parameters = dict[str, Any]
 # Before SB3 1.7 the features extractor had the same name in actor and critic.
@@ -26,6 +27,11 @@ def read_parameters(source: ModelPath | Parameters, device: th.device | str) -> 
     """
     if isinstance(source, dict):
         return source
+    if not isinstance(source, (str, pathlib.Path)) and not hasattr(source, "read"):
+        raise UserError(
+            f"load_path_or_dict is {short(source)}, but must be the path of a saved model, or what get_parameters() "
+            "gives."
+        )
     _, parameters, _ = load_from_zip_file(source, load_data=False, device=device)
     return dict(parameters)
 
@@ -58,6 +64,8 @@ def fit_parameters(algorithm: object, names: list[str], parameters: Parameters, 
         )
     fitted: Parameters = {}
     for name, state in parameters.items():
+        if not isinstance(state, Mapping):
+            raise UserError(f"The parameters of {name!r} are {short(state)}, but must be a state dictionary.")
         target = recursive_getattr(algorithm, name)
         if isinstance(target, th.optim.Optimizer):
             fitted[name] = _fit_optimizer(name, target, state)
@@ -68,7 +76,15 @@ def fit_parameters(algorithm: object, names: list[str], parameters: Parameters, 
 
 def _fit_module(name: str, own: Mapping[str, Any], given: Mapping[str, Any], exact_match: bool) -> Mapping[str, Any]:
     given = {**given, **_renamed(own, given)}
-    wrong = [key for key in own.keys() & given.keys() if own[key].shape != th.as_tensor(given[key]).shape]
+    # A module may keep something else than tensors, too (get_extra_state).
+    tensors = sorted(key for key in own.keys() & given.keys() if isinstance(own[key], th.Tensor))
+    for key in tensors:
+        if not isinstance(given[key], th.Tensor):
+            raise MisfitError(
+                f"The parameters of {name!r} do not fit: {key!r} is {short(given[key])}, but must be a tensor. Nothing "
+                "was changed."
+            )
+    wrong = [key for key in tensors if own[key].shape != given[key].shape]
     if exact_match:
         wrong += own.keys() ^ given.keys()
     if wrong:

@@ -30,13 +30,7 @@ def check_base_arguments(
     :param rollout_buffer_kwargs: the argument of this name
     :raises UserError: if one is not allowed
     """
-    try:
-        if device != "auto":
-            th.device(device)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"device is {short(device)}, but must be 'auto', 'cpu', 'cuda', or another device of torch's."
-        ) from error
+    check_device(device)
     if tensorboard_log is not None and not isinstance(tensorboard_log, (str, os.PathLike)):
         raise UserError(f"tensorboard_log is {short(tensorboard_log)}, but must be the path of a folder, or None.")
     # What a buffer does counts, not what it inherits from.
@@ -48,6 +42,23 @@ def check_base_arguments(
         )
     if rollout_buffer_kwargs is not None:
         _check_buffer_arguments(rollout_buffer_class or RolloutBuffer, rollout_buffer_kwargs)
+
+
+def check_device(device: Any) -> None:
+    """
+    Check that torch has a device, and that it can hold numbers.
+
+    :param device: the argument of this name
+    :raises UserError: if it is none
+    """
+    try:
+        # Without a GPU, SB3 takes the CPU for "cuda".
+        if device != "auto" and th.device(device).type not in ("cpu", "cuda"):
+            th.zeros(1, device=device).cpu()
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"device is {short(device)}, but must be 'auto', 'cpu', 'cuda', or another device that torch finds here."
+        ) from error
 
 
 def _check_buffer_arguments(buffer_class: type, arguments: object) -> None:

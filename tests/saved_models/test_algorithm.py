@@ -30,6 +30,7 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
+from sb3_trpo.validation.values import UserError
 
 N_STEPS = 64
 BOX = ACTION_SPACES["Box"]
@@ -179,6 +180,64 @@ def test_parameters_go_from_one_model_to_another(trained, tmp_path):
     other.set_parameters(trained.get_parameters())
     assert_same(weights(trained), weights(other))
     assert {"policy", "policy.optimizer"} <= trained.get_parameters().keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"device": "mps"}, "device is 'mps', but must be"),
+        ({"device": "meta"}, "device is 'meta', but must be"),
+        ({"device": "no such"}, "device is 'no such', but must be"),
+        ({"custom_objects": "x"}, "custom_objects is 'x', but must be a dictionary"),
+        ({"custom_objects": [1]}, r"custom_objects is \[1\], but must be a dictionary"),
+        ({"custom_objects": {"policy_class": "MlpPolicy"}}, "policy_class is 'MlpPolicy', but must be a class"),
+        ({"custom_objects": {"use_sde": True}}, "use_sde is True, but must be False for actions that are Discrete"),
+        ({"use_sde": True}, "use_sde is True, but must be False"),
+    ],
+)
+def test_arguments_of_load_that_are_not_allowed_are_named(arguments, said, tmp_path):
+    TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, device="cpu").save(tmp_path / "model")
+    with pytest.raises(UserError, match=said):
+        TRPO.load(tmp_path / "model", **{"device": "cpu", **arguments})
+
+
+@pytest.mark.parametrize("device", ["mps", "meta"])
+def test_a_device_that_torch_does_not_find_is_named_when_the_model_is_made(device):
+    with pytest.raises(UserError, match=f"device is '{device}', but must be"):
+        TRPO("MlpPolicy", "CartPole-v1", device=device)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda own: None, "load_path_or_dict is None"),
+        (lambda own: {"policy": None}, "parameters of 'policy' are None, but must be a state dictionary"),
+        (
+            lambda own: {"policy": {k: v.numpy() for k, v in own["policy"].items()}},
+            "'action_net.bias' is .*be a tensor",
+        ),
+    ],
+)
+def test_parameters_that_are_none_are_named_and_nothing_is_changed(given, said):
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, device="cpu")
+    before = {name: tensor.clone() for name, tensor in weights(model).items()}
+    with pytest.raises(UserError, match=said):
+        model.set_parameters(given(model.get_parameters()), exact_match=False)
+    assert_same(before, weights(model))
+
+
+def test_a_module_may_keep_something_else_than_tensors():
+    class Extra(th.nn.Flatten):
+        def get_extra_state(self):
+            return {"note": "mine"}
+
+        def set_extra_state(self, state):
+            self.note = state["note"]
+
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, device="cpu")
+    model.policy.extra = Extra()
+    model.set_parameters(model.get_parameters())
+    assert model.policy.extra.note == "mine"
 
 
 def test_saved_file_holds_no_code(trained, tmp_path):
