@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -24,7 +25,7 @@ from torch import nn
 from sb3_trpo.saved_models.atomic import atomic_write
 from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.validation.install import how_to_install
-from sb3_trpo.validation.values import UserError, warn_user
+from sb3_trpo.validation.values import UserError, short, warn_user
 
 Observations: TypeAlias = th.Tensor | dict[str, th.Tensor]
 Arrays: TypeAlias = np.ndarray | dict[str, np.ndarray]
@@ -146,6 +147,7 @@ def export_onnx(
         raise ImportError(
             f"export_onnx needs onnx, onnxscript and onnxruntime ({error}): install them with {how_to_install('onnx')}."
         ) from error
+    _check_policy(model)
     normalization = normalization or model.get_vec_normalize_env()
     policy = DeployedPolicy(model, normalization)
     content = _to_onnx(policy)
@@ -288,7 +290,9 @@ def _make_normalizers(normalization: VecNormalize | None) -> dict[str, _Normaliz
     return {key: _Normalizer(value, normalization.clip_obs, normalization.epsilon) for key, value in statistics.items()}
 
 
-def _check_policy(model: OnPolicyAlgorithm) -> None:
+def _check_policy(model: object) -> None:
+    if not isinstance(model, BaseAlgorithm):
+        raise UserError(f"model is {short(model)}, but must be a model of TRPO, PPO or A2C, such as TRPO.load(path).")
     policy = model.policy
     if isinstance(policy, ActorCriticPolicy):
         parameters = list(inspect.signature(policy.get_distribution).parameters.values())

@@ -159,6 +159,15 @@ def test_ppo_can_be_deployed_too() -> None:
     np.testing.assert_allclose(given, model.predict(raw, deterministic=True)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("model", [None, 3, "model.zip", TRPO], ids=repr)
+@pytest.mark.parametrize("deploy", [DeployedPolicy, lambda model: export_onnx(model, "policy.onnx")])
+def test_what_is_no_model_is_named(model: Any, deploy: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^model is .*, but must be a model of TRPO, PPO or A2C"):
+        deploy(model)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_can_not_be_deployed_is_said() -> None:
     stacked = VecFrameStack(VecNormalize(make_vec_env("Pendulum-v1")), 2)
     with pytest.raises(UserError, match="has to reach the policy as it is"):
