@@ -19,7 +19,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch import nn
 
 from sb3_trpo.saved_models.atomic import atomic_write
@@ -62,6 +62,8 @@ class DeployedPolicy(nn.Module):
                 "normalization=VecNormalize.load(path, env). If not, load the model with its environments: env=..."
             )
         normalization = normalization or model.get_vec_normalize_env()
+        for env in (model.get_env(), normalization):
+            _check_wrappers(env, normalization)
         # Of what the environments give, before it is normalised.
         self.observation_space = _raw_space(model.observation_space, normalization)
         self.policy = _copy(model.policy).cpu().eval().requires_grad_(False)
@@ -279,6 +281,29 @@ def _raw_space(seen: spaces.Space[Any], normalization: VecNormalize | None) -> s
             "has to reach the policy as it is to be baked in."
         )
     return raw
+
+
+def _check_wrappers(env: VecEnv | None, normalization: VecNormalize | None) -> None:
+    """
+    Look for wrappers that change observations and can't be baked in.
+
+    :param env: the outermost environments; None if there are none
+    :param normalization: what is baked in
+    :raises UserError: if there is a second ``VecNormalize``
+    """
+    while isinstance(env, VecEnvWrapper):
+        kind = type(env)
+        if isinstance(env, VecNormalize) and env is not normalization and env.norm_obs:
+            raise UserError(
+                "The environments are in two VecNormalize, one in the other, but only one can be baked in: train with "
+                "one."
+            )
+        if not kind.__module__.startswith(("stable_baselines3.", "sb3_trpo.")):
+            warn_user(
+                f"The environments are in {kind.__name__}, which may change observations: what it does to them is not "
+                "baked in, and has to be done to what the deployed policy gets."
+            )
+        env = env.venv
 
 
 def _make_normalizers(normalization: VecNormalize | None) -> dict[str, _Normalizer]:

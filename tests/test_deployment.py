@@ -13,7 +13,7 @@ from gymnasium import spaces
 from small_models import ACTION_SPACES, OBSERVATION_SPACES, SpacesEnv, policy_for
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_trpo import TRPO, DeployedPolicy, export_onnx
 from sb3_trpo.validation.values import UserError
@@ -166,6 +166,31 @@ def test_what_is_no_model_is_named(model: Any, deploy: Any, tmp_path: Any, monke
     with pytest.raises(UserError, match=r"^model is .*, but must be a model of TRPO, PPO or A2C"):
         deploy(model)
     assert list(tmp_path.iterdir()) == []
+
+
+class Half(VecEnvWrapper):
+    """Halves observations."""
+
+    def reset(self) -> Any:
+        return self.venv.reset() * 0.5
+
+    def step_wait(self) -> Any:
+        obs, *rest = self.venv.step_wait()
+        return obs * 0.5, *rest
+
+
+def test_wrappers_that_are_not_baked_in_are_told() -> None:
+    twice = VecNormalize(VecNormalize(make_vec_env("Pendulum-v1")))
+    with pytest.raises(UserError, match="in two VecNormalize, one in the other"):
+        DeployedPolicy(TRPO("MlpPolicy", twice, device="cpu"))
+    for env in (Half(make_vec_env("Pendulum-v1")), Half(VecNormalize(make_vec_env("Pendulum-v1")))):
+        with pytest.warns(UserWarning, match="are in Half, which may change observations"):
+            DeployedPolicy(TRPO("MlpPolicy", env, device="cpu"))
+
+
+def test_wrappers_that_change_no_observation_are_told_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    DeployedPolicy(TRPO("MlpPolicy", VecNormalize(VecMonitor(make_vec_env("Pendulum-v1"))), device="cpu"))
+    assert [str(warning.message) for warning in recwarn if "baked in" in str(warning.message)] == []
 
 
 def test_what_can_not_be_deployed_is_said() -> None:
