@@ -34,7 +34,6 @@ from sb3_trpo import TRPO, __version__, diagnose
 from sb3_trpo.cli import COMMANDS, Command, main
 from sb3_trpo.rl_zoo.algorithms import ALGORITHMS
 from sb3_trpo.rl_zoo.report import EVAL_SEED_OFFSET, N_EVAL_EPISODES, ReportingExperimentManager, draw_learning_curve
-from sb3_trpo.validation.install import how_to_install
 
 TASK = "MountainCarContinuous-v0"
 HYPERPARAMETERS = ALGORITHMS["trpo"].hyperparameters
@@ -447,6 +446,7 @@ def test_what_is_not_installed_is_named(module, extra, statement):
         timeout=300,
     )
     assert result.returncode == 1
-    assert how_to_install(extra) in result.stderr.splitlines()[-1]
+    # From a folder or an index: that process may find another note of the package's origin.
+    assert re.search(rf"`pip install '.*\[{extra}\]", result.stderr.splitlines()[-1])
     if "main" in statement:
         assert "Traceback" not in result.stderr

@@ -48,6 +48,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 
+class SharedLstmError(UserError, AssertionError):
+    """An LSTM that is to be shared and the critic's own at once: sb3-contrib raises an AssertionError."""
+
+
 class RecurrentTRPO(TRPO):
     """
     Trust region policy optimization with an LSTM in the policy.
@@ -231,7 +235,7 @@ class RecurrentTRPO(TRPO):
             policy = super()._make_policy()
         except AssertionError as error:
             if self.policy_kwargs.get("shared_lstm"):
-                raise UserError(
+                raise SharedLstmError(
                     "policy_kwargs['shared_lstm'] is True, but must be False beside an LSTM of the critic's own: give "
                     f"'enable_critic_lstm': False, too ({error})"
                 ) from error

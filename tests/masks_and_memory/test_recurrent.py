@@ -357,6 +357,8 @@ def test_arguments_of_the_lstm_that_are_not_allowed_are_named(algorithm: Any, na
 def test_a_shared_lstm_beside_one_of_the_critics_is_named() -> None:
     with pytest.raises(UserError, match=r"^policy_kwargs\['shared_lstm'\] is True, .*'enable_critic_lstm': False, too"):
         make(policy_kwargs={**SMALL, "shared_lstm": True})
+    with pytest.raises(AssertionError):  # as with sb3-contrib
+        make(policy_kwargs={**SMALL, "shared_lstm": True})
 
 
 @pytest.mark.parametrize("lstm_kwargs", [None, {}, {"bias": 0}, {"dropout": 0}, {"bidirectional": False}])

@@ -5,6 +5,7 @@ trusted.
 
 import base64
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -76,6 +77,10 @@ def test_killed_runs_end_like_others(task, kills, others):
         assert killed(arguments(task, "killed", "--seed", "3", *others), n_steps)
     # The last one need not say the seed.
     main(arguments(task, "killed", *others))
+    # RL Zoo leaves the environments of evaluations to the end of its process, which does not come here.
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
 
     models = [TRPO.load(run / f"{task}.zip", device="cpu") for run in runs]
     assert models[0].num_timesteps == models[1].num_timesteps
