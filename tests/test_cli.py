@@ -396,7 +396,7 @@ def test_bad_input_gets_one_sentence(arguments, named):
 def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
     class Interrupted(Command):
         def run(self):
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
     monkeypatch.setitem(COMMANDS, "interrupted", Interrupted("is interrupted", ""))
     with pytest.raises(SystemExit) as end:
