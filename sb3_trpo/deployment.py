@@ -25,10 +25,10 @@ from torch import nn
 from sb3_trpo.saved_models.atomic import atomic_write
 from sb3_trpo.trust_region.shared_switches import skip_distribution_checks
 from sb3_trpo.validation.install import how_to_install
+from sb3_trpo.validation.trials import some_observations
 from sb3_trpo.validation.values import UserError, short, warn_user
 
 Observations: TypeAlias = th.Tensor | dict[str, th.Tensor]
-Arrays: TypeAlias = np.ndarray | dict[str, np.ndarray]
 
 # States on which a file is compared with the policy before it is kept.
 N_CHECKS = 16
@@ -163,7 +163,7 @@ def export_onnx(
 
 
 def _to_onnx(policy: DeployedPolicy) -> bytes:
-    example = _draw(policy.observation_space, 2)
+    example = some_observations(policy.observation_space, 2)
     batch = {0: th.export.Dim("batch")}
     if isinstance(example, dict):
         observations: Observations = {key: th.as_tensor(value) for key, value in example.items()}
@@ -206,7 +206,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 def _check_actions(
     session: Any, model: OnPolicyAlgorithm, space: spaces.Space[Any], normalization: VecNormalize | None
 ) -> None:
-    observations = _draw(space, N_CHECKS)
+    observations = some_observations(space, N_CHECKS)
     inputs = observations if isinstance(observations, dict) else {"observation": observations}
     (actions,) = session.run(None, inputs)
     seen: Any = observations if normalization is None else normalization.normalize_obs(observations)
@@ -216,22 +216,6 @@ def _check_actions(
         raise RuntimeError(
             f"ONNX Runtime's actions differ from those of predict by up to {largest:.2g}; no file was written."
         )
-
-
-def _draw(space: spaces.Space[Any], n: int) -> Arrays:
-    """
-    Draw observations, always the same ones.
-
-    :param space: the observation space, which stays as it is
-    :param n: the number of observations
-    :return: the observations, in one array, or in one for each key
-    """
-    copied = copy.deepcopy(space)
-    copied.seed(0)
-    samples = [copied.sample() for _ in range(n)]
-    if isinstance(space, spaces.Dict):
-        return {key: np.stack([sample[key] for sample in samples]) for key in space.spaces}
-    return np.stack(samples)
 
 
 def _copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:

@@ -97,8 +97,8 @@ def check_by_trial(policy: ActorCriticPolicy, evaluate: Evaluate) -> None:
             for extractor in users:
                 _compare_features(policy, extractor, obs)
     with th.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        for buffer, value in buffers:
+            buffer.copy_(value)
 
 
 def _is_known(module: th.nn.Module) -> bool:
@@ -142,7 +142,8 @@ def _check_repeatable(policy: ActorCriticPolicy, evaluate: Evaluate, obs: Any) -
             return
     first, second = answers
     # A GPU may sum in any order.
-    if not all(th.allclose(one, other, rtol=1e-3, atol=1e-5) for one, other in zip(first, second, strict=True)):
+    pairs = zip(first, second, strict=True)
+    if not all(th.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True) for one, other in pairs):
         warn_user(
             f"policy is {type(policy).__name__}, which gives other action distributions each time that it is asked "
             f"about the same observations, in evaluation mode, too (look at {_names_of_users(policy)}: random numbers, "
